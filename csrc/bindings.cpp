@@ -1,0 +1,81 @@
+// Python module dd2_fast._C: kernels take raw pointers, sizes and a stream, so one binary serves
+// every torch version. One register line an operator.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "dd2/conditional_score.h"
+#ifdef DD2_WITH_CUDA
+#include "cuda/launch.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+dd2::ConditionalScoreParams conditional_score_params(
+    std::uintptr_t out, std::uintptr_t x_t, std::uintptr_t t, std::uintptr_t direction,
+    std::uintptr_t logits, std::uintptr_t uncond, std::uintptr_t scale, std::uintptr_t codebook,
+    long long logits_stride, long long uncond_stride, long long rows, long long draws,
+    long long vocabulary, long long dim, long long top_k, float top_p, int logit_type) {
+  return {pointer<float>(out),          pointer<const float>(x_t),
+          pointer<const float>(t),      pointer<const float>(direction),
+          pointer<const void>(logits),  pointer<const void>(uncond),
+          pointer<const float>(scale),  pointer<const float>(codebook),
+          logits_stride,                uncond_stride,
+          rows,                         draws,
+          vocabulary,                   dim,
+          top_k,                        top_p,
+          static_cast<dd2::LogitType>(logit_type)};
+}
+
+py::tuple cuda_architectures() {
+#ifdef DD2_WITH_CUDA
+  return py::cast(std::string(DD2_CUDA_ARCHS)).attr("split")(",").cast<py::tuple>();
+#else
+  return py::tuple();
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of dd2_fast; use them through dd2_fast.ops.";
+  m.attr("cuda_architectures") = cuda_architectures();
+  py::dict info;
+  info["compiler"] = __VERSION__;
+  info["cpu_instruction_set"] = dd2::cpu::instruction_set();
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+#ifdef DD2_WITH_CUDA
+  info["nvcc"] = DD2_NVCC_VERSION;
+#endif
+  m.attr("build_info") = info;
+
+  using dd2::ConditionalScoreParams;
+  py::class_<ConditionalScoreParams>(m, "ConditionalScoreParams")
+      .def(py::init(&conditional_score_params), py::kw_only(), py::arg("out"), py::arg("x_t"),
+           py::arg("t"), py::arg("direction"), py::arg("logits"), py::arg("uncond"),
+           py::arg("scale"), py::arg("codebook"), py::arg("logits_stride"),
+           py::arg("uncond_stride"), py::arg("rows"), py::arg("draws"), py::arg("vocabulary"),
+           py::arg("dim"), py::arg("top_k"), py::arg("top_p"), py::arg("logit_type"));
+  m.def("cpu_conditional_score", &dd2::cpu::launch_conditional_score, py::arg("params"),
+        py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+#ifdef DD2_WITH_CUDA
+  m.def("cuda_conditional_score",
+        [](const ConditionalScoreParams& params, std::uintptr_t stream) {
+          dd2::cuda::launch_conditional_score(params, reinterpret_cast<void*>(stream));
+        },
+        py::arg("params"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+#endif
+}

@@ -1,0 +1,585 @@
+// The conditional score on CPUs: x0 = sum_j w_j c_j and its vector-Jacobian product.
+//
+// A chunk of rows is handled in two stages. First each row's guided logits go to scratch and its
+// top-k / top-p threshold is found there; a row that keeps few codes is compressed to their indices.
+// Then the posterior: compressed rows gather their codes, the others run a register block of
+// kQueries tokens against the whole codebook, so that a code loaded once serves them all.
+
+#include <cstdlib>
+#include <new>
+#include <memory>
+
+#include "dd2/conditional_score.h"
+#include "dispatch.h"
+#include "simd.h"
+#include "threshold.h"
+
+namespace dd2::cpu::DD2_ISA {
+namespace {
+
+constexpr int kQueries = 6;            // tokens in one register block
+constexpr int kTile = 2 * kLanes;      // codes in one register block
+constexpr float kDirectBelow = 0.02f;  // noise level below which |x - (1-t) c|^2 is not expanded
+
+using Params = ConditionalScoreParams;
+
+struct FreeDeleter {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+template <typename T>
+using Buffer = std::unique_ptr<T[], FreeDeleter>;
+
+template <typename T>
+Buffer<T> allocate(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
+  void* memory = std::aligned_alloc(64, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return Buffer<T>(static_cast<T*>(memory));
+}
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// The codebook in the layouts the two products read.
+struct Codebook {
+  int64_t padded_vocabulary;  // a multiple of kTile
+  int64_t padded_dim;         // a multiple of kLanes
+  bool has_nan;
+  Buffer<float> rows;    // [padded_vocabulary, padded_dim]
+  Buffer<float> packed;  // [padded_vocabulary / kTile, dim, kTile]
+  Buffer<float> norms;   // |c_j|^2 [padded_vocabulary]
+
+  explicit Codebook(const Params& p, bool wants_packed)
+      : padded_vocabulary(round_up(p.vocabulary, kTile)),
+        padded_dim(round_up(p.dim, kLanes)),
+        has_nan(false),
+        rows(allocate<float>(padded_vocabulary * padded_dim)),
+        packed(allocate<float>(wants_packed ? padded_vocabulary * p.dim : 0)),
+        norms(allocate<float>(padded_vocabulary)) {
+    std::memset(rows.get(), 0, padded_vocabulary * padded_dim * sizeof(float));
+    if (wants_packed) std::memset(packed.get(), 0, padded_vocabulary * p.dim * sizeof(float));
+    float check = 0.0f;
+    for (int64_t j = 0; j < padded_vocabulary; ++j) {
+      float norm = 0.0f;
+      for (int64_t c = 0; c < p.dim && j < p.vocabulary; ++c) {
+        const float value = p.codebook[j * p.dim + c];
+        rows[j * padded_dim + c] = value;
+        if (wants_packed) packed[(j / kTile * p.dim + c) * kTile + j % kTile] = value;
+        norm += value * value;
+      }
+      norms[j] = norm;
+      check += norm * 0.0f;
+    }
+    has_nan = check != 0.0f;
+  }
+};
+
+// One row of guided logits and what its filters left.
+struct Row {
+  float* guided;     // [padded_vocabulary], -inf outside the filters
+  float* values;     // [kept] of them, where compressed
+  int32_t* indices;  // [kept], likewise
+  int64_t kept;
+  bool compressed;
+  float largest;  // logit
+  bool invalid;   // a NaN or +inf logit, or no code left: the row's result is NaN
+};
+
+struct Scratch {
+  Buffer<float> guided;     // [kQueries, padded_vocabulary], and so the others
+  Buffer<float> values;     // of the kept codes, with room for a vector more
+  Buffer<int32_t> indices;  // likewise
+  Buffer<float> scores;
+  Buffer<float> along;  // u·c_j, for the Jacobian
+  Buffer<float> mass;   // of one row
+  Buffer<float> x_t;       // [kQueries, padded_dim], and so the others
+  Buffer<float> direction;
+  Buffer<float> mean;
+  Buffer<float> spread;
+
+  Scratch(const Params& p, int64_t padded, int64_t padded_dim)
+      : guided(allocate<float>(kQueries * padded)),
+        values(allocate<float>(kQueries * (padded + kLanes))),
+        indices(allocate<int32_t>(kQueries * (padded + kLanes))),
+        scores(allocate<float>(kQueries * padded)),
+        along(allocate<float>(p.direction != nullptr ? kQueries * padded : 0)),
+        mass(allocate<float>(padded)),
+        x_t(allocate<float>(kQueries * padded_dim)),
+        direction(allocate<float>(kQueries * padded_dim)),
+        mean(allocate<float>(kQueries * padded_dim)),
+        spread(allocate<float>(kQueries * padded_dim)) {}
+};
+
+// A token to denoise: a draw of a row.
+struct Query {
+  const Row* row;
+  const float* x_t;        // [dim]
+  const float* direction;  // [dim] or null
+  float* out;              // [dim]
+  float t;
+};
+
+// Running statistics of a row of guided logits.
+struct Accumulator {
+  Vec largest = broadcast(negative_infinity());
+  Vec sum{};
+  Vec square{};
+  IntVec finite{};
+  IntVec bad{};  // NaN or +inf
+
+  DD2_INLINE void add(Vec value) {
+    const IntVec is_finite = value > broadcast(negative_infinity());
+    const Vec finite_value = is_finite ? value : Vec{};
+    bad |= ~(value <= broadcast(kFloatMax));
+    finite -= is_finite;
+    sum += finite_value;
+    square += finite_value * finite_value;
+    largest = max(value, largest);
+  }
+};
+
+// Writes a row's guided logits, padded with -inf.
+template <typename T, bool kGuided>
+DD2_INLINE RowStatistics guide(const Params& p, int64_t row, float* guided, int64_t padded,
+                               bool* invalid) {
+  const T* cond = static_cast<const T*>(p.logits) + row * p.logits_stride;
+  const T* uncond = kGuided ? static_cast<const T*>(p.uncond) + row * p.uncond_stride : nullptr;
+  const Vec scale = broadcast(p.scale[row]);
+  Accumulator total;
+  int64_t j = 0;
+  for (; j + kLanes <= p.vocabulary; j += kLanes) {
+    Vec value = load(cond + j);
+    if (kGuided) {
+      value = guided_logit(value, load(uncond + j), scale, broadcast(negative_infinity()));
+    }
+    total.add(value);
+    store(guided + j, value);
+  }
+  if (j < p.vocabulary) {
+    const int left = static_cast<int>(p.vocabulary - j);
+    T last_cond[kLanes] = {}, last_uncond[kLanes] = {};
+    std::memcpy(last_cond, cond + j, left * sizeof(T));
+    if (kGuided) std::memcpy(last_uncond, uncond + j, left * sizeof(T));
+    Vec value = load(last_cond);
+    if (kGuided) {
+      value = guided_logit(value, load(last_uncond), scale, broadcast(negative_infinity()));
+    }
+    for (int lane = left; lane < kLanes; ++lane) value[lane] = negative_infinity();
+    total.add(value);
+    store(guided + j, value);
+    j += kLanes;
+  }
+  for (; j < padded; j += kLanes) store(guided + j, broadcast(negative_infinity()));
+  const int count = reduce_add(total.finite);
+  *invalid = count == 0 || any(total.bad);
+  const float mean = reduce_add(total.sum) / count;
+  const float variance = reduce_add(total.square) / count - mean * mean;
+  return {reduce_max(total.largest), mean, __builtin_sqrtf(variance > 0.0f ? variance : 0.0f)};
+}
+
+template <typename T>
+DD2_INLINE RowStatistics guide(const Params& p, int64_t row, float* guided, int64_t padded,
+                               bool* invalid) {
+  return p.uncond != nullptr ? guide<T, true>(p, row, guided, padded, invalid)
+                             : guide<T, false>(p, row, guided, padded, invalid);
+}
+
+// exp(value - largest) and its total.
+DD2_INLINE float exponentiate(const float* values, float* mass, int64_t padded, float largest) {
+  Vec total{};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Vec e = exp2_nonpositive((load(values + i) - largest) * kLog2E);
+    store(mass + i, e);
+    total += e;
+  }
+  return reduce_add(total);
+}
+
+// Moves the values that are at least `threshold`, and their indices, to the front of `kept_values`
+// and `kept_indices`; in place where `indices` is kept_indices, from 0, 1, ... where it is null.
+DD2_INLINE int64_t keep_at_least(const float* values, const int32_t* indices, int64_t padded,
+                                 float threshold, float* kept_values, int32_t* kept_indices) {
+  const Vec limit = broadcast(threshold);
+  IntVec index = lane_numbers();
+  int64_t kept = 0;
+  for (int64_t i = 0; i < padded; i += kLanes, index += kLanes) {
+    const Vec value = load(values + i);
+    if (indices != nullptr) std::memcpy(&index, indices + i, sizeof(index));
+    const IntVec keep = value >= limit;
+    compress(keep, index, kept_indices + kept);
+    kept += compress(keep, value, kept_values + kept);
+  }
+  store(kept_values + kept, broadcast(negative_infinity()));
+  return kept;
+}
+
+DD2_INLINE void prepare_row(const Params& p, int64_t row, Row& out, Scratch& scratch,
+                            int64_t padded, bool sparse_only) {
+  bool invalid = false;
+  RowStatistics stats;
+  switch (p.logit_type) {
+    case LogitType::kFloat32: stats = guide<float>(p, row, out.guided, padded, &invalid); break;
+    case LogitType::kBFloat16: stats = guide<BFloat16>(p, row, out.guided, padded, &invalid); break;
+    default: stats = guide<Float16>(p, row, out.guided, padded, &invalid); break;
+  }
+  out.invalid = invalid;
+  out.largest = stats.largest;
+  out.compressed = false;
+  out.kept = p.vocabulary;
+  if (invalid) return;
+  float threshold = negative_infinity();
+  if (p.top_k > 0 && p.top_k < p.vocabulary) {
+    threshold = kth_largest(out.guided, padded, p.vocabulary, p.top_k, stats);
+  }
+  // -inf is never kept, whatever the threshold.
+  const float lowest = threshold > -kFloatMax ? threshold : -kFloatMax;
+  const bool filtered = threshold > negative_infinity() || p.top_p < 1.0f;
+  if (filtered || sparse_only) {
+    out.kept = keep_at_least(out.guided, nullptr, padded, lowest, out.values, out.indices);
+  }
+  if (p.top_p < 1.0f) {
+    const int64_t kept_padded = round_up(out.kept, kLanes);
+    const float total = exponentiate(out.values, scratch.mass.get(), kept_padded, stats.largest);
+    threshold = nucleus_threshold(out.values, scratch.mass.get(), kept_padded, stats.largest,
+                                  p.top_p * total);
+    out.kept =
+        keep_at_least(out.values, out.indices, kept_padded, threshold, out.values, out.indices);
+  }
+  out.compressed = sparse_only || (filtered && out.kept * 4 < p.vocabulary);
+  if (!out.compressed && threshold > negative_infinity()) {
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec value = load(out.guided + j);
+      store(out.guided + j,
+            value >= broadcast(threshold) ? value : broadcast(negative_infinity()));
+    }
+  }
+}
+
+// Scores of the kept codes of one token, gathered; |x - (1-t) c|^2 is never expanded here.
+template <int kVectors>
+DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLevel level,
+                               int64_t dim, Scratch& scratch, float* along) {
+  const int64_t vectors = kVectors > 0 ? kVectors : codebook.padded_dim / kLanes;
+  float* scores = scratch.scores.get();
+  float* x_t = scratch.x_t.get();
+  float* direction = scratch.direction.get();
+  for (int64_t c = 0; c < codebook.padded_dim; ++c) {
+    x_t[c] = c < dim ? q.x_t[c] : 0.0f;
+    if (along != nullptr) direction[c] = c < dim ? q.direction[c] : 0.0f;
+  }
+  float largest = negative_infinity();
+  for (int64_t i = 0; i < q.row->kept; ++i) {
+    const int64_t j = q.row->indices[i];
+    const float* code = codebook.rows.get() + j * codebook.padded_dim;
+    Vec distance{}, projection{};
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Vec c = load(code + v * kLanes);
+      const Vec difference = load(x_t + v * kLanes) - c * level.signal;
+      distance += difference * difference;
+      if (along != nullptr) projection += load(direction + v * kLanes) * c;
+    }
+    const float score = level.two_t2 * (q.row->values[i] - q.row->largest) - reduce_add(distance);
+    scores[i] = score;
+    if (along != nullptr) along[i] = reduce_add(projection);
+    largest = score > largest ? score : largest;
+  }
+  return largest;
+}
+
+// Turns scores into unnormalised weights in place, sums them, and with `along` also
+// z_j = (c_j - c_ref)·u weighted, where c_ref is the code of the largest score.
+struct WeightSums {
+  float weight;
+  float along;
+};
+
+DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float largest,
+                            float exponent) {
+  float reference = 0.0f;
+  if (along != nullptr) {
+    int64_t best = 0;
+    while (best < count - 1 && scores[best] != largest) ++best;
+    reference = along[best];
+  }
+  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = count; i < padded; ++i) {
+    scores[i] = negative_infinity();
+    if (along != nullptr) along[i] = reference;
+  }
+  Vec weight{}, weighted{};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Vec w = exp2_nonpositive((load(scores + i) - largest) * exponent);
+    store(scores + i, w);
+    weight += w;
+    if (along != nullptr) {
+      const Vec z = w * (load(along + i) - reference);
+      store(along + i, z);
+      weighted += z;
+    }
+  }
+  return {reduce_add(weight), along != nullptr ? reduce_add(weighted) : 0.0f};
+}
+
+// out_c from the sums over codes: x0, or J u.
+DD2_INLINE void finish(const Query& q, NoiseLevel level, WeightSums sums, const float* mean,
+                       const float* spread, int64_t dim) {
+  const float inverse = 1.0f / sums.weight;
+  for (int64_t c = 0; c < dim; ++c) {
+    const float x0 = mean[c] * inverse;
+    q.out[c] = q.direction == nullptr
+                   ? x0
+                   : level.jacobian * (spread[c] * inverse - x0 * (sums.along * inverse));
+  }
+}
+
+DD2_INLINE bool fails(const Query& q, const Codebook& codebook, int64_t dim) {
+  float check = q.t * 0.0f;
+  for (int64_t c = 0; c < dim; ++c) {
+    check += q.x_t[c] * 0.0f + (q.direction != nullptr ? q.direction[c] * 0.0f : 0.0f);
+  }
+  if (check == 0.0f && !q.row->invalid && !codebook.has_nan) return false;
+  for (int64_t c = 0; c < dim; ++c) q.out[c] = quiet_nan();
+  return true;
+}
+
+// sum_i weights_i c_{index i} over a token's kept codes, on two chains of additions.
+template <int kVectors>
+DD2_INLINE void gathered_sum(const Query& q, const Codebook& codebook, const float* weights,
+                             float* out) {
+  constexpr int kStep = kVectors > 0 ? kVectors : 1;
+  const int32_t* indices = q.row->indices;
+  const int64_t stride = codebook.padded_dim;
+  for (int64_t first = 0; first < stride; first += kStep * kLanes) {
+    const float* codes = codebook.rows.get() + first;
+    Vec even[kStep] = {}, odd[kStep] = {};
+    int64_t i = 0;
+    for (; i + 2 <= q.row->kept; i += 2) {
+      for (int v = 0; v < kStep; ++v) {
+        even[v] += load(codes + indices[i] * stride + v * kLanes) * weights[i];
+        odd[v] += load(codes + indices[i + 1] * stride + v * kLanes) * weights[i + 1];
+      }
+    }
+    for (int v = 0; v < kStep; ++v) {
+      if (i < q.row->kept) even[v] += load(codes + indices[i] * stride + v * kLanes) * weights[i];
+      store(out + first + v * kLanes, even[v] + odd[v]);
+    }
+  }
+}
+
+template <int kVectors, bool kJacobian>
+DD2_INLINE void solve_sparse(const Params& p, const Codebook& codebook, const Query& q,
+                             Scratch& scratch) {
+  const NoiseLevel level(q.t);
+  float* scores = scratch.scores.get();
+  float* along = kJacobian ? scratch.along.get() : nullptr;
+  float* mean = scratch.mean.get();
+  float* spread = scratch.spread.get();
+  const float largest = sparse_scores<kVectors>(q, codebook, level, p.dim, scratch, along);
+  const WeightSums sums = weigh(scores, along, q.row->kept, largest, level.exponent);
+  gathered_sum<kVectors>(q, codebook, scores, mean);
+  if (kJacobian) gathered_sum<kVectors>(q, codebook, along, spread);
+  finish(q, level, sums, mean, spread, p.dim);
+}
+
+// Scores (and u·c_j) of kQueries tokens against one tile of codes.
+template <bool kDirect, bool kJacobian>
+DD2_INLINE void dense_tile(const Query* const (&q)[kQueries], const Codebook& codebook,
+                           const float* x_t, const NoiseLevel (&level)[kQueries],
+                           int64_t j, int64_t dim, float* scores, float* along, int64_t padded,
+                           Vec (&largest)[kQueries]) {
+  Vec sum[kQueries][2];
+  const Vec norm[2] = {load(codebook.norms.get() + j), load(codebook.norms.get() + j + kLanes)};
+  for (int i = 0; i < kQueries; ++i) {
+    for (int h = 0; h < 2; ++h) {
+      sum[i][h] = (load(q[i]->row->guided + j + h * kLanes) - q[i]->row->largest) * level[i].two_t2;
+      if (!kDirect) sum[i][h] -= norm[h] * (level[i].signal * level[i].signal);
+    }
+  }
+  const float* tile = codebook.packed.get() + j * dim;
+  for (int64_t c = 0; c < dim; ++c) {
+    const Vec code[2] = {load(tile + c * kTile), load(tile + c * kTile + kLanes)};
+    for (int i = 0; i < kQueries; ++i) {
+      for (int h = 0; h < 2; ++h) {
+        if (kDirect) {
+          const Vec difference = broadcast(x_t[i * codebook.padded_dim + c]) - code[h] * level[i].signal;
+          sum[i][h] -= difference * difference;
+        } else {
+          sum[i][h] += code[h] * x_t[i * codebook.padded_dim + c];
+        }
+      }
+    }
+  }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int h = 0; h < 2; ++h) {
+      store(scores + i * padded + j + h * kLanes, sum[i][h]);
+      largest[i] = max(sum[i][h], largest[i]);
+    }
+  }
+  if (kJacobian) {
+    Vec projection[kQueries][2] = {};
+    for (int64_t c = 0; c < dim; ++c) {
+      const Vec code[2] = {load(tile + c * kTile), load(tile + c * kTile + kLanes)};
+      for (int i = 0; i < kQueries; ++i) {
+        for (int h = 0; h < 2; ++h) projection[i][h] += code[h] * q[i]->direction[c];
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) {
+      for (int h = 0; h < 2; ++h) store(along + i * padded + j + h * kLanes, projection[i][h]);
+    }
+  }
+}
+
+// sum_j weights_j c_j for kQueries tokens, kVectors * kLanes dimensions at a time.
+template <int kVectors>
+DD2_INLINE void weighted_codes(const float* weights, const Codebook& codebook, int64_t first,
+                               float* out) {
+  const int64_t padded = codebook.padded_vocabulary;
+  Vec sum[kQueries][kVectors] = {};
+  const float* code = codebook.rows.get() + first;
+  for (int64_t j = 0; j < padded; ++j, code += codebook.padded_dim) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec c = load(code + v * kLanes);
+      for (int i = 0; i < kQueries; ++i) sum[i][v] += c * weights[i * padded + j];
+    }
+  }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kVectors; ++v) store(out + i * codebook.padded_dim + first + v * kLanes, sum[i][v]);
+  }
+}
+
+DD2_INLINE void weighted_codes(const float* weights, const Codebook& codebook, float* out) {
+  int64_t first = 0;
+  for (; first + 2 * kLanes <= codebook.padded_dim; first += 2 * kLanes) {
+    weighted_codes<2>(weights, codebook, first, out);
+  }
+  if (first < codebook.padded_dim) weighted_codes<1>(weights, codebook, first, out);
+}
+
+template <bool kDirect, bool kJacobian>
+DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
+                            const Query* const (&q)[kQueries], int count, Scratch& scratch) {
+  const int64_t padded = codebook.padded_vocabulary;
+  NoiseLevel level[kQueries] = {NoiseLevel(q[0]->t), NoiseLevel(q[1]->t), NoiseLevel(q[2]->t),
+                                NoiseLevel(q[3]->t), NoiseLevel(q[4]->t), NoiseLevel(q[5]->t)};
+  float* x_t = scratch.x_t.get();
+  for (int i = 0; i < kQueries; ++i) {
+    const float factor = kDirect ? 1.0f : 2.0f * level[i].signal;
+    for (int64_t c = 0; c < p.dim; ++c) x_t[i * codebook.padded_dim + c] = q[i]->x_t[c] * factor;
+  }
+  float* scores = scratch.scores.get();
+  float* along = kJacobian ? scratch.along.get() : nullptr;
+  Vec largest[kQueries];
+  for (int i = 0; i < kQueries; ++i) largest[i] = broadcast(negative_infinity());
+  for (int64_t j = 0; j < padded; j += kTile) {
+    dense_tile<kDirect, kJacobian>(q, codebook, x_t, level, j, p.dim, scores, along, padded,
+                                   largest);
+  }
+  WeightSums sums[kQueries];
+  for (int i = 0; i < kQueries; ++i) {
+    sums[i] = weigh(scores + i * padded, kJacobian ? along + i * padded : nullptr, padded,
+                    reduce_max(largest[i]), level[i].exponent);
+  }
+  float* mean = scratch.mean.get();
+  float* spread = scratch.spread.get();
+  weighted_codes(scores, codebook, mean);
+  if (kJacobian) weighted_codes(along, codebook, spread);
+  for (int i = 0; i < count; ++i) {
+    const int64_t offset = i * codebook.padded_dim;
+    finish(*q[i], level[i], sums[i], mean + offset, spread + offset, p.dim);
+  }
+}
+
+// Dense tokens waiting for a full register block, apart by how their distances are computed, so
+// that a token's result does not depend on its neighbours'.
+struct Waiting {
+  const Query* queries[kQueries];
+  int count = 0;
+};
+
+template <bool kDirect, bool kJacobian>
+DD2_INLINE void flush(const Params& p, const Codebook& codebook, Waiting& waiting,
+                      Scratch& scratch) {
+  if (waiting.count == 0) return;
+  for (int i = waiting.count; i < kQueries; ++i) waiting.queries[i] = waiting.queries[0];
+  solve_dense<kDirect, kJacobian>(p, codebook, waiting.queries, waiting.count, scratch);
+  waiting.count = 0;
+}
+
+template <bool kJacobian>
+DD2_INLINE void solve_queries(const Params& p, const Codebook& codebook, const Query* queries,
+                              int64_t count, Scratch& scratch) {
+  Waiting direct, expanded;
+  for (int64_t i = 0; i < count; ++i) {
+    const Query& q = queries[i];
+    if (fails(q, codebook, p.dim)) continue;
+    if (!q.row->compressed) {
+      Waiting& waiting = q.t < kDirectBelow ? direct : expanded;
+      waiting.queries[waiting.count++] = &q;
+      if (direct.count == kQueries) flush<true, kJacobian>(p, codebook, direct, scratch);
+      if (expanded.count == kQueries) flush<false, kJacobian>(p, codebook, expanded, scratch);
+    } else if (codebook.padded_dim == 2 * kLanes) {
+      solve_sparse<2, kJacobian>(p, codebook, q, scratch);
+    } else if (codebook.padded_dim == kLanes) {
+      solve_sparse<1, kJacobian>(p, codebook, q, scratch);
+    } else {
+      solve_sparse<0, kJacobian>(p, codebook, q, scratch);
+    }
+  }
+  flush<true, kJacobian>(p, codebook, direct, scratch);
+  flush<false, kJacobian>(p, codebook, expanded, scratch);
+}
+
+// Rows [first, last) of one chunk, at most kQueries of them.
+void solve_chunk(const Params& p, const Codebook& codebook, int64_t first, int64_t last,
+                            bool sparse_only, Scratch& scratch) {
+  Row rows[kQueries];
+  const int64_t padded = codebook.padded_vocabulary;
+  for (int64_t r = first; r < last; ++r) {
+    Row& row = rows[r - first];
+    row.guided = scratch.guided.get() + (r - first) * padded;
+    row.values = scratch.values.get() + (r - first) * (padded + kLanes);
+    row.indices = scratch.indices.get() + (r - first) * (padded + kLanes);
+    prepare_row(p, r, row, scratch, padded, sparse_only);
+  }
+  constexpr int kBatch = 8 * kQueries;
+  Query queries[kBatch];
+  int64_t count = 0;
+  for (int64_t n = first * p.draws; n < last * p.draws; ++n) {
+    queries[count++] = {&rows[n / p.draws - first], p.x_t + n * p.dim,
+                        p.direction == nullptr ? nullptr : p.direction + n * p.dim,
+                        p.out + n * p.dim, p.t[n]};
+    if (count == kBatch || n == last * p.draws - 1) {
+      if (p.direction != nullptr) {
+        solve_queries<true>(p, codebook, queries, count, scratch);
+      } else {
+        solve_queries<false>(p, codebook, queries, count, scratch);
+      }
+      count = 0;
+    }
+  }
+}
+
+}  // namespace
+
+void launch_conditional_score(const ConditionalScoreParams& p, int num_threads) {
+  if (p.rows <= 0 || p.draws <= 0) return;
+  // Few tokens, or few codes left by top-k: no row will run dense, so skip packing for it.
+  const bool sparse_only =
+      p.rows * p.draws < kQueries || (p.top_k > 0 && p.top_k * 4 < p.vocabulary);
+  const Codebook codebook(p, !sparse_only);
+  const int64_t rows_a_chunk =
+      p.draws >= kQueries ? 1 : (kQueries + p.draws - 1) / p.draws;
+  const int64_t chunks = (p.rows + rows_a_chunk - 1) / rows_a_chunk;
+#pragma omp parallel num_threads(num_threads)
+  {
+    Scratch scratch(p, codebook.padded_vocabulary, codebook.padded_dim);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < chunks; ++i) {
+      const int64_t first = i * rows_a_chunk, last = first + rows_a_chunk;
+      solve_chunk(p, codebook, first, last < p.rows ? last : p.rows, sparse_only, scratch);
+    }
+  }
+}
+
+}  // namespace dd2::cpu::DD2_ISA

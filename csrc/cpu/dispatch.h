@@ -1,0 +1,29 @@
+// Entry points of the CPU kernels. Each kernel source is compiled once for every instruction set in
+// DD2_FOR_EACH_ISA, into a namespace of that name; dispatch.cpp picks one at run time. (GCC's
+// target_clones would do this in one compilation, but it splits wide vectors into SSE halves before
+// it inlines helpers into a clone.)
+#pragma once
+
+#include "dd2/conditional_score.h"
+
+#if defined(__x86_64__)
+#define DD2_FOR_EACH_ISA(declare) declare(v2) declare(v3) declare(v4)
+#else
+#define DD2_FOR_EACH_ISA(declare) declare(generic)
+#endif
+
+namespace dd2::cpu {
+
+#define DD2_DECLARE(isa)                                                                   \
+  namespace isa {                                                                          \
+  void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);    \
+  }
+DD2_FOR_EACH_ISA(DD2_DECLARE)
+#undef DD2_DECLARE
+
+// The instruction set in use: "x86-64-v4", "x86-64-v3", "x86-64-v2" or "generic".
+const char* instruction_set();
+
+void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);
+
+}  // namespace dd2::cpu

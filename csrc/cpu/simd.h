@@ -1,0 +1,149 @@
+// One register of floats in GCC's vector extension, as wide as the target of this compilation:
+// the CPU kernels are compiled once for each instruction set (see dispatch.h).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#include <immintrin.h>
+#endif
+
+#include "dd2/posterior.cuh"
+
+#define DD2_INLINE inline __attribute__((always_inline))
+
+namespace dd2::cpu::DD2_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+
+DD2_INLINE Vec broadcast(float value) { return Vec{} + value; }
+
+DD2_INLINE Vec load(const float* source) {
+  Vec v;
+  std::memcpy(&v, source, sizeof(v));
+  return v;
+}
+
+DD2_INLINE void store(float* target, Vec v) { std::memcpy(target, &v, sizeof(v)); }
+
+DD2_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+DD2_INLINE UintVec load_bits(const void* source) {
+  HalfVec half;
+  std::memcpy(&half, source, sizeof(half));
+  return __builtin_convertvector(half, UintVec);
+}
+
+DD2_INLINE Vec load(const BFloat16* source) { return (Vec)(load_bits(source) << 16); }
+
+// Exponent and mantissa shifted into place and rescaled by 2^112, exact for subnormals too;
+// what lands at 2^16 or above was infinity or NaN.
+DD2_INLINE Vec load(const Float16* source) {
+  const UintVec bits = load_bits(source);
+  const Vec magnitude = (Vec)((bits & 0x7fffu) << 13) * broadcast(0x1p112f);
+  const UintVec special = (UintVec)(magnitude >= broadcast(65536.0f)) & 0x7f800000u;
+  return (Vec)((UintVec)magnitude | special | ((bits & 0x8000u) << 16));
+}
+
+// 2^x for x <= 0; 0 below 2^-126. Degree-5 minimax on [-1/2, 1/2], relative error 2e-7.
+DD2_INLINE Vec exp2_nonpositive(Vec x) {
+  x = max(x, broadcast(-127.0f));
+  const Vec shifted = x + broadcast(0x1.8p23f);
+  const Vec fraction = x - (shifted - broadcast(0x1.8p23f));
+  Vec p = broadcast(1.32546026725322e-3f);
+  p = p * fraction + 9.671999141573906e-3f;
+  p = p * fraction + 5.550779402256012e-2f;
+  p = p * fraction + 2.4022231996059418e-1f;
+  p = p * fraction + 6.931469440460205e-1f;
+  p = p * fraction + 1.0f;
+  const IntVec exponent = ((IntVec)shifted << 23) + (127 << 23);
+  return p * (Vec)exponent;
+}
+
+// Folds a vector of `n` lanes onto its first lane.
+template <typename T, int n, typename Combine>
+DD2_INLINE T fold(const T (&lanes)[n], const Combine& combine) {
+  if constexpr (n == 1) {
+    return lanes[0];
+  } else {
+    typedef T Half __attribute__((vector_size(n / 2 * sizeof(T))));
+    Half half[2];
+    std::memcpy(half, lanes, sizeof(half));
+    const Half folded = combine(half[0], half[1]);
+    T rest[n / 2];
+    std::memcpy(rest, &folded, sizeof(rest));
+    return fold<T, n / 2>(rest, combine);
+  }
+}
+
+template <typename T, typename V, typename Combine>
+DD2_INLINE T fold(V v, const Combine& combine) {
+  T lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof(v));
+  return fold<T, kLanes>(lanes, combine);
+}
+
+DD2_INLINE float reduce_add(Vec v) {
+  return fold<float>(v, [](auto a, auto b) { return a + b; });
+}
+
+DD2_INLINE float reduce_max(Vec v) {
+  return fold<float>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+DD2_INLINE int reduce_add(IntVec v) {
+  return fold<int32_t>(v, [](auto a, auto b) { return a + b; });
+}
+
+DD2_INLINE bool any(IntVec v) {
+  return fold<int32_t>(v, [](auto a, auto b) { return a | b; }) != 0;
+}
+
+DD2_INLINE IntVec lane_numbers() {
+  IntVec v;
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = lane;
+  return v;
+}
+
+// Writes the lanes of v where `keep` is set side by side and returns how many; may write, but never
+// counts, up to kLanes beyond them.
+template <typename T, typename V>
+DD2_INLINE int compress(IntVec keep, V v, T* out) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  const __mmask16 mask = _mm512_movepi32_mask((__m512i)keep);
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(mask, (__m512i)v));
+  return __builtin_popcount(mask);
+#else
+  T lanes[kLanes];
+  int32_t kept[kLanes];
+  std::memcpy(lanes, &v, sizeof(v));
+  std::memcpy(kept, &keep, sizeof(keep));
+  int count = 0;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    out[count] = lanes[lane];
+    count -= kept[lane];
+  }
+  return count;
+#endif
+}
+
+}  // namespace dd2::cpu::DD2_ISA

@@ -1,0 +1,80 @@
+// Block-wide collectives of the device kernels.
+#pragma once
+
+#ifndef DD2_HOST_SHIM
+#define DD2_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+#endif
+
+#define DD2_DEVICE __device__ __forceinline__
+
+namespace dd2 {
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+DD2_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
+DD2_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+template <typename T, typename Combine>
+DD2_DEVICE T warp_reduce(T value, Combine combine) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+// The combination of every thread's value, in a fixed order, for every thread.
+template <typename T, typename Combine>
+DD2_DEVICE T block_reduce(T value, Combine combine) {
+  __shared__ T partial[kWarps];
+  value = warp_reduce(value, combine);
+  __syncthreads();
+  if (lane_index() == 0) partial[warp_index()] = value;
+  __syncthreads();
+  T total = partial[0];
+  for (int w = 1; w < kWarps; ++w) total = combine(total, partial[w]);
+  return total;
+}
+
+struct Add {
+  template <typename T>
+  DD2_DEVICE T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct Max {
+  template <typename T>
+  DD2_DEVICE T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+template <typename T>
+DD2_DEVICE T block_sum(T value) {
+  return block_reduce(value, Add());
+}
+
+// Where this thread's flag stands among the set flags of the block, and how many there are.
+struct Position {
+  int index;
+  int total;
+};
+
+DD2_DEVICE Position block_position(bool flag) {
+  __shared__ int counts[kWarps];
+  const unsigned votes = __ballot_sync(kAllLanes, flag);
+  __syncthreads();
+  if (lane_index() == 0) counts[warp_index()] = __popc(votes);
+  __syncthreads();
+  Position p{__popc(votes & ((1u << lane_index()) - 1u)), 0};
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp_index()) p.index += counts[w];
+    p.total += counts[w];
+  }
+  return p;
+}
+
+}  // namespace dd2

@@ -1,0 +1,145 @@
+"""Argument checks of the public operators: each error names the argument, what was expected and
+what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        wanted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        got = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: expected dtype {wanted}, got {got}")
+
+
+def check_shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"{name}: expected shape {list(expected)} ({meaning}), got {list(value.shape)}"
+        )
+
+
+def check_same_device(like_name: str, like: Tensor, **tensors: Tensor | None) -> None:
+    for name, value in tensors.items():
+        if value is not None and value.device != like.device:
+            raise ValueError(
+                f"{name}: expected device {like.device} (that of {like_name}), got {value.device}"
+            )
+
+
+def check_constant(**tensors: Tensor | None) -> None:
+    for name, value in tensors.items():
+        if value is not None and value.requires_grad:
+            raise ValueError(
+                f"{name}: expected a constant (requires_grad=False); the operator has no gradient "
+                f"in {name}, pass {name}.detach()"
+            )
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_filters(top_k: int, top_p: float) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, int):
+        raise TypeError(f"top_k: expected an int, got {type(top_k).__name__}")
+    if top_k < 0:
+        raise ValueError(f"top_k: expected 0 (off) or a positive count, got {top_k}")
+    if isinstance(top_p, bool) or not isinstance(top_p, int | float):
+        raise TypeError(f"top_p: expected a float, got {type(top_p).__name__}")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p: expected a probability in (0, 1], got {top_p}")
+
+
+def check_teacher(
+    logits: Any, codebook: Any, uncond_logits: Any, guidance_scale: Any, top_k: int, top_p: float
+) -> None:
+    """The arguments that every operator over a teacher's logits ``[*, V]`` shares."""
+    check_tensor("logits", logits)
+    check_tensor("codebook", codebook)
+    check_filters(top_k, top_p)
+    if logits.ndim < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"logits: expected shape [*, V] with V >= 1, got {list(logits.shape)}")
+    vocabulary = logits.shape[-1]
+    if codebook.ndim != 2 or codebook.shape[0] != vocabulary or codebook.shape[1] < 1:
+        raise ValueError(
+            f"codebook: expected shape [V, C] with V = {vocabulary} (from logits) and C >= 1, "
+            f"got {list(codebook.shape)}"
+        )
+    if uncond_logits is not None:
+        check_tensor("uncond_logits", uncond_logits, (logits.dtype,))
+        check_shape("uncond_logits", uncond_logits, logits.shape, "that of logits")
+    elif not isinstance(guidance_scale, int | float) or guidance_scale != 1:
+        came = guidance_scale if isinstance(guidance_scale, int | float) else "a tensor"
+        raise ValueError(
+            f"guidance_scale: expected 1 where uncond_logits is not given, got {came}"
+        )
+    check_same_device("logits", logits, codebook=codebook, uncond_logits=uncond_logits)
+    check_constant(logits=logits, uncond_logits=uncond_logits, codebook=codebook)
+
+
+def check_tokens(name: str, tokens: Any, logits: Tensor, codebook: Tensor) -> list[int]:
+    """Checks tokens ``[*, C]`` or ``[*, M, C]``; returns their shape without C."""
+    check_tensor(name, tokens)
+    rows, dim = list(logits.shape[:-1]), codebook.shape[1]
+    lead = list(tokens.shape[:-1])
+    drawn = tokens.ndim == logits.ndim + 1
+    if tokens.ndim == 0 or tokens.shape[-1] != dim or lead[: -1 if drawn else None] != rows:
+        raise ValueError(
+            f"{name}: expected shape {[*rows, dim]} ([*, C]) or {[*rows, 'M', dim]} ([*, M, C]) "
+            f"for logits {list(logits.shape)} and codebook {list(codebook.shape)}, "
+            f"got {list(tokens.shape)}"
+        )
+    check_same_device("logits", logits, **{name: tokens})
+    return lead
+
+
+def check_noise_level(t: Any) -> None:
+    """A number must lie in (0, 1]; a tensor's values are not read, which would stall a GPU."""
+    if isinstance(t, Tensor):
+        check_constant(t=t)
+    elif isinstance(t, bool) or not isinstance(t, int | float):
+        raise TypeError(f"t: expected a number or a torch.Tensor, got {type(t).__name__}")
+    elif not 0 < t <= 1:
+        raise ValueError(f"t: expected a noise level in (0, 1], got {t}")
+
+
+def compute_dtype(*values: Any) -> torch.dtype:
+    """float64 where a tensor has it, else float32."""
+    doubles = (isinstance(v, Tensor) and v.dtype == torch.float64 for v in values)
+    return torch.float64 if any(doubles) else torch.float32
+
+
+def broadcast_rows(
+    name: str, value: Tensor | float, shape: Sequence[int], like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """``value`` as a tensor of ``shape`` on the device of ``like``, or an error that names it."""
+    if isinstance(value, Tensor):
+        check_tensor(name, value)
+        if value.ndim == 0:
+            value = value.to(like.device)
+        check_same_device("logits", like, **{name: value})
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
+    elif not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    else:
+        value = torch.full((), value, device=like.device, dtype=dtype)
+    try:
+        return value.to(dtype).expand(tuple(shape))
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a number or a shape that broadcasts to {list(shape)}, "
+            f"got {list(value.shape)}"
+        ) from None

@@ -1,0 +1,89 @@
+"""Public ``conditional_score``: validation, shapes and the three predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from . import schema as schema
+
+PREDICTIONS = ("score", "x0", "velocity")
+
+
+def conditional_score(
+    x_t: Tensor,
+    t: Tensor | float,
+    logits: Tensor,
+    codebook: Tensor,
+    *,
+    uncond_logits: Tensor | None = None,
+    guidance_scale: Tensor | float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prediction: str = "score",
+    backend: str | None = None,
+) -> Tensor:
+    """Closed-form score of a noisy token under a teacher's next-token distribution.
+
+    Under rectified flow, ``x_t = (1-t) x_0 + t eps``, a token whose clean value is code ``c_j``
+    with probability ``p_j`` has the posterior mean and, equivalently, velocity and score
+
+        x0       = sum_j w_j c_j,   w_j ∝ p_j exp(-|x_t - (1-t) c_j|^2 / (2 t^2))
+        velocity = (x_t - x0) / t
+        score    = -(x_t - (1-t) x0) / t^2
+
+    where ``p`` is the teacher's sampling distribution: classifier-free guidance
+    ``l = l_uncond + s (l_cond - l_uncond)``, then top-k (ties stay), then top-p (a token stays iff
+    the mass strictly above it is less than p). A code whose logit is -inf, in either of the two,
+    has probability zero; a row with no code left gives NaN, and so does a row with a NaN.
+
+    Args:
+        x_t: noisy tokens ``[*, C]``, or ``[*, M, C]`` for M draws that share a row of logits.
+        t: noise level in (0, 1], 1 is pure noise; broadcasts to ``[*]`` or ``[*, M]``.
+        logits: the teacher's logits ``[*, V]``; a constant.
+        codebook: code vectors ``[V, C]``; a constant.
+        uncond_logits: unconditional logits ``[*, V]``; a constant. None: no guidance.
+        guidance_scale: ``s``, a number or broadcastable to ``[*]``; 1 is none.
+        top_k: how many of the largest logits to keep; 0 keeps all.
+        top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
+        prediction: ``"score"``, ``"x0"`` or ``"velocity"``.
+        backend: ``"cuda"``, ``"cpu"``, ``"torch"``, or None for the fastest that can run.
+
+    Returns:
+        The prediction, of the shape of ``x_t``; float32, or float64 if an input is. ``x0`` is
+        finite and inside the codebook's convex hull for every t > 0. Differentiable in ``x_t``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, device or value.
+        RuntimeError: the named backend cannot run here; the message says why.
+
+    Source: Distilled Decoding 2 (arXiv 2510.21003), Eq. 1.
+    """
+    checks.check_teacher(logits, codebook, uncond_logits, guidance_scale, top_k, top_p)
+    lead = checks.check_tokens("x_t", x_t, logits, codebook)
+    checks.check_noise_level(t)
+    checks.check_choice("prediction", prediction, PREDICTIONS)
+    dtype = checks.compute_dtype(x_t, t, logits, codebook)
+    rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
+    t = checks.broadcast_rows("t", t, lead, logits, dtype)
+    scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
+    x_t = x_t.to(dtype)
+    count, draws = scale.numel(), lead[-1] if len(lead) > len(rows) else 1
+    x0 = torch.ops.dd2_fast.conditional_x0(
+        x_t.reshape(count, draws, codebook.shape[1]),
+        t.reshape(count, draws),
+        logits.reshape(count, vocabulary),
+        None if uncond_logits is None else uncond_logits.reshape(count, vocabulary),
+        scale.reshape(count),
+        codebook.to(dtype),
+        top_k,
+        float(top_p),
+        backend or "",
+    ).reshape(x_t.shape)
+    if prediction == "x0":
+        return x0
+    t = t[..., None]
+    if prediction == "velocity":
+        return (x_t - x0) / t
+    return ((1 - t) * x0 - x_t) / (t * t)

@@ -1,0 +1,70 @@
+"""``torch.library`` definition of the posterior mean: schema, fake, dispatch and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+
+_ARGUMENTS = (
+    "Tensor x_t, Tensor t, Tensor logits, Tensor? uncond_logits, Tensor guidance_scale, "
+    "Tensor codebook, int top_k, float top_p, str backend"
+)
+
+_library = torch.library.Library("dd2_fast", "FRAGMENT")
+_library.define(f"conditional_x0({_ARGUMENTS}) -> Tensor")
+_library.define(f"conditional_x0_vjp(Tensor grad, {_ARGUMENTS}) -> Tensor")
+
+
+def _forward(
+    x_t: Tensor,
+    t: Tensor,
+    logits: Tensor,
+    uncond_logits: Tensor | None,
+    guidance_scale: Tensor,
+    codebook: Tensor,
+    top_k: int,
+    top_p: float,
+    backend: str,
+) -> Tensor:
+    module = registry.resolve("conditional_score", backend, logits.device, x_t.dtype)
+    return module.conditional_x0(
+        x_t, t, logits, uncond_logits, guidance_scale, codebook, top_k, top_p
+    )
+
+
+def _vjp(grad: Tensor, x_t: Tensor, t: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    *arguments, backend = rest
+    module = registry.resolve("conditional_score", backend, logits.device, x_t.dtype)
+    return module.conditional_x0_vjp(grad, x_t, t, logits, *arguments)
+
+
+def _fake(x_t: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x_t, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors, ctx.settings = inputs[:6], inputs[6:]
+    ctx.has_uncond = tensors[3] is not None
+    ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    saved = list(ctx.saved_tensors)
+    if not ctx.has_uncond:
+        saved.insert(3, None)
+    gradient = torch.ops.dd2_fast.conditional_x0_vjp(grad.contiguous(), *saved, *ctx.settings)
+    return gradient, *[None] * 8
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("conditional_x0", _forward, _key)
+    _library.impl("conditional_x0_vjp", _vjp, _key)
+torch.library.register_fake("dd2_fast::conditional_x0", _fake, lib=_library)
+torch.library.register_fake("dd2_fast::conditional_x0_vjp", _fake, lib=_library)
+torch.library.register_autograd(
+    "dd2_fast::conditional_x0", _backward, setup_context=_setup_context, lib=_library
+)

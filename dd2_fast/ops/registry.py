@@ -1,0 +1,94 @@
+"""Which backends exist, which of them can run here, and the choice between them.
+
+A backend of operator ``op`` is the module ``dd2_fast/ops/<op>/<backend>.py`` (the ``torch`` backend
+is ``reference.py``); all of them define the same functions. A named backend that cannot run raises
+an error that says why; nothing falls back.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from . import extension
+
+BACKENDS = ("cuda", "cpu", "torch")
+_LOW_PRECISION = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _cpu_unavailable(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"runs on CPU tensors only, not on {device.type}"
+    return extension.load()[1]
+
+
+def _cuda_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"runs on CUDA tensors only, not on {device.type}"
+    module, reason = extension.load()
+    if module is None:
+        return reason
+    if not module.cuda_architectures:
+        return "the extension was built without CUDA (no nvcc found, or DD2_FAST_CUDA=0)"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"needs compute capability 8.0 or newer, the device has {major}.{minor}"
+    return None
+
+
+_UNAVAILABLE: dict[str, Callable[[torch.device], str | None]] = {
+    "cuda": _cuda_unavailable,
+    "cpu": _cpu_unavailable,
+    "torch": lambda device: None,
+}
+
+
+def available_backends(device: torch.device | str | None = None) -> dict[str, str | None]:
+    """Every backend with None where it can run on ``device``, else the reason why not.
+
+    Args:
+        device: the device tensors will be on; default CUDA where torch sees one, else the CPU.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    return {name: _UNAVAILABLE[name](device) for name in BACKENDS}
+
+
+@functools.cache
+def _reasons(device: torch.device) -> dict[str, str | None]:
+    return available_backends(device)
+
+
+def _unusable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if name != "torch" and dtype not in _LOW_PRECISION:
+        return f"computes in float32, not in {str(dtype).removeprefix('torch.')}"
+    return _reasons(device)[name]
+
+
+def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The module that runs ``op``; ``backend=""`` takes DD2_FAST_BACKEND or the first usable."""
+    backend = backend or os.environ.get("DD2_FAST_BACKEND", "")
+    if backend:
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
+            )
+        reason = _unusable(backend, device, dtype)
+        if reason is not None:
+            raise RuntimeError(f"backend {backend!r} cannot run {op}: {reason}")
+    else:
+        backend = next(name for name in BACKENDS if _unusable(name, device, dtype) is None)
+    return _module(op, "reference" if backend == "torch" else backend)
+
+
+@functools.cache
+def _module(op: str, stem: str) -> ModuleType:
+    return importlib.import_module(f"dd2_fast.ops.{op}.{stem}")
