@@ -1,0 +1,163 @@
+"""The CUDA kernel of the conditional score, run on the CPU by the shim, against the float64
+reference. Finds errors of logic, not races; those need compute-sanitizer on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from native.build import NATIVE_DIR, build_shared, compiler_command
+from ops.cases import Case, make_case, relative_error
+
+from dd2_fast.ops import conditional_score
+
+LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+POINTERS = ("out", "x_t", "t", "direction", "logits", "uncond", "scale", "codebook")
+SIZES = ("logits_stride", "uncond_stride", "rows", "draws", "vocabulary", "dim", "top_k")
+
+
+class Params(ctypes.Structure):
+    """``dd2::ConditionalScoreParams``."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_longlong) for name in SIZES),
+        ("top_p", ctypes.c_float),
+        ("logit_type", ctypes.c_int),
+    ]
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which(compiler_command()[0]) is None:
+        pytest.skip(f"no C++ compiler {compiler_command()[0]!r}")
+    folder: Path = tmp_path_factory.mktemp("conditional_score")
+    library = ctypes.CDLL(str(build_shared([NATIVE_DIR / "conditional_score_shim.cpp"], folder)))
+    library.conditional_score.restype = ctypes.c_char_p
+    return library
+
+
+def run(
+    kernel: ctypes.CDLL,
+    arguments: dict,
+    direction: torch.Tensor | None = None,
+    *,
+    staged: bool,
+    reverse_order: bool = False,
+) -> torch.Tensor:
+    """x0, or J direction, into an output poisoned with NaN."""
+    x_t, logits, codebook = (arguments[n] for n in ("x_t", "logits", "codebook"))
+    rows, vocabulary = logits.shape
+    uncond = arguments["uncond_logits"]
+    tensors = {
+        "out": torch.full_like(x_t, torch.nan),
+        "x_t": x_t.contiguous(),
+        "t": arguments["t"].contiguous(),
+        "direction": None if direction is None else direction.contiguous(),
+        "logits": logits,
+        "uncond": uncond,
+        "scale": torch.as_tensor(arguments["guidance_scale"]).expand(rows).contiguous().float(),
+        "codebook": codebook,
+    }
+    params = Params(
+        **{name: 0 if value is None else value.data_ptr() for name, value in tensors.items()},
+        logits_stride=logits.stride(0),
+        uncond_stride=0 if uncond is None else uncond.stride(0),
+        rows=rows,
+        draws=x_t.shape[1] if x_t.ndim == 3 else 1,
+        vocabulary=vocabulary,
+        dim=codebook.shape[1],
+        top_k=arguments["top_k"],
+        top_p=arguments["top_p"],
+        logit_type=LOGIT_TYPES[logits.dtype],
+    )
+    error = kernel.conditional_score(ctypes.byref(params), staged, reverse_order)
+    assert error is None, error.decode()
+    return tensors["out"]
+
+
+# (rows, vocabulary, dim, draws, guided, top_k, top_p), each with the regime it covers
+REGIMES = {
+    "one_code": (1, 1, 1, None, False, 0, 1.0),
+    "ragged": (3, 301, 5, None, True, 17, 0.9),
+    "vector_loads": (2, 512, 8, 2, True, 100, 1.0),
+    "no_filter": (2, 700, 32, None, True, 0, 1.0),
+    "top_p_only": (2, 1000, 8, None, False, 0, 0.8),
+    "two_dim_blocks": (2, 300, 40, 2, True, 60, 0.9),
+    "var": (2, 4096, 32, None, True, 900, 0.95),
+    "llamagen": (1, 16384, 8, None, True, 900, 1.0),
+}
+
+
+def exact(case: Case, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    arguments = case.arguments("float64")
+    x_t = arguments.pop("x_t").requires_grad_()
+    x0 = conditional_score(x_t, **arguments, prediction="x0")
+    return x0.detach(), torch.autograd.grad(x0, x_t, direction.double())[0]
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
+)
+@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+def test_matches_float64(kernel: ctypes.CDLL, regime: tuple, dtype: torch.dtype, staged: bool):
+    rows, vocabulary, dim, draws, guided, top_k, top_p = regime
+    case = make_case(rows, vocabulary, dim, draws, guided=guided, top_k=top_k, top_p=top_p,
+                     dtype=dtype)  # fmt: skip
+    arguments = case.arguments("torch", dtype)
+    direction = torch.randn(case.x_t.shape)
+    x0, gradient = exact(case, direction)
+    assert relative_error(run(kernel, arguments, staged=staged), x0) < 2e-5
+    computed = run(kernel, arguments, direction, staged=staged)
+    assert (computed.double() - gradient).norm() < 1e-4 * gradient.norm() + 1e-5
+
+
+def test_thread_order_changes_nothing(kernel: ctypes.CDLL) -> None:
+    """A missing barrier that one order of the threads hides, the reverse order may show."""
+    case = make_case(2, 600, 8, 2, top_k=90, top_p=0.9)
+    arguments = case.arguments("torch")
+    for staged in (True, False):
+        forward = run(kernel, arguments, staged=staged)
+        assert torch.equal(forward, run(kernel, arguments, staged=staged, reverse_order=True))
+
+
+@pytest.mark.parametrize("filters", [(7, 1.0), (0, 0.5), (250, 0.5), (0, 1e-6)])
+def test_ties_equal_the_reference(kernel: ctypes.CDLL, filters: tuple[int, float]) -> None:
+    case = make_case(4, 500, 4, guided=False, top_k=filters[0], top_p=filters[1], t=(0.5, 0.9))
+    arguments = case.arguments("torch")
+    arguments["logits"] = torch.tensor([0.0, -0.0, 1.5, -2.0, 3e4])[
+        torch.randint(5, (4, 500), generator=torch.Generator().manual_seed(0))
+    ]
+    arguments["logits"][2:].clamp_(max=0)
+    wanted = conditional_score(**arguments, prediction="x0")
+    for staged in (True, False):
+        torch.testing.assert_close(run(kernel, arguments, staged=staged), wanted, atol=1e-5, rtol=0)
+
+
+def test_invalid_rows_are_nan_alone(kernel: ctypes.CDLL) -> None:
+    case = make_case(7, 200, 6, 2, top_k=50)
+    arguments = case.arguments("torch")
+    arguments["logits"][0, 7] = torch.nan
+    arguments["logits"][1] = -torch.inf
+    arguments["logits"][2, 3] = torch.inf
+    arguments["x_t"][3, 1, 2] = torch.nan
+    arguments["t"][4, 0] = torch.nan
+    wanted = conditional_score(**arguments, prediction="x0")
+    for staged in (True, False):
+        x0 = run(kernel, arguments, staged=staged)
+        torch.testing.assert_close(x0, wanted, equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("t", [1e-3, 1e-8, 1e-25, 1e-45])
+def test_tiny_noise_is_the_nearest_code(kernel: ctypes.CDLL, t: float) -> None:
+    case = make_case(3, 300, 8, t=(t, t))
+    arguments = case.arguments("torch")
+    arguments["t"] = torch.full_like(arguments["t"], t)
+    nearest = torch.cdist(case.x_t / (1 - t), case.codebook).argmin(-1)
+    x0 = run(kernel, arguments, staged=False)
+    torch.testing.assert_close(x0, arguments["codebook"][nearest], atol=1e-5, rtol=0)
+    assert run(kernel, arguments, torch.randn(3, 8), staged=True).isfinite().all()

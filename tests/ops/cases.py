@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from dd2_fast.ops import available_backends
+
+
+def runnable_backends() -> list:
+    """Every backend, those that cannot run here marked as skipped with the reason."""
+    reasons = {name: available_backends("cpu")[name] for name in ("torch", "cpu")}
+    reasons["cuda"] = (
+        available_backends("cuda")["cuda"] if torch.cuda.is_available() else "no NVIDIA GPU"
+    )
+    return [
+        pytest.param(
+            name,
+            marks=[pytest.mark.skipif(reason is not None, reason=str(reason))]
+            + ([pytest.mark.gpu] if name == "cuda" else []),
+        )
+        for name, reason in reasons.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one call in float64 on the CPU; ``logits`` hold values exact in their dtype."""
+
+    x_t: Tensor
+    t: Tensor
+    logits: Tensor
+    uncond_logits: Tensor | None
+    guidance_scale: Tensor
+    codebook: Tensor
+    top_k: int
+    top_p: float
+
+    def arguments(self, backend: str, dtype: torch.dtype = torch.float32) -> dict:
+        device = "cuda" if backend == "cuda" else "cpu"
+        work = torch.float64 if backend == "float64" else torch.float32
+        logits = work if backend == "float64" else dtype
+        uncond = self.uncond_logits
+        return {
+            "x_t": self.x_t.to(device, work),
+            "t": self.t.to(device, work),
+            "logits": self.logits.to(device, logits),
+            "codebook": self.codebook.to(device, work),
+            "uncond_logits": None if uncond is None else uncond.to(device, logits),
+            "guidance_scale": 1.0 if uncond is None else self.guidance_scale.to(device, work),
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "backend": "torch" if backend == "float64" else backend,
+        }
+
+
+def make_case(
+    rows: int,
+    vocabulary: int,
+    dim: int,
+    draws: int | None = None,
+    *,
+    guided: bool = True,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    t: tuple[float, float] = (0.02, 1.0),
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    """Tokens noised from random codes, every value exact in float32 (logits in ``dtype``)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    lead = (rows,) if draws is None else (rows, draws)
+    codebook = normal(vocabulary, dim)
+    noise_level = torch.rand(lead, generator=generator) * (t[1] - t[0]) + t[0]
+    clean = codebook[torch.randint(vocabulary, lead, generator=generator)]
+    x_t = (1 - noise_level[..., None]) * clean + noise_level[..., None] * normal(*lead, dim)
+    cond = (2 * normal(rows, vocabulary)).to(dtype)
+    uncond = (cond + normal(rows, vocabulary)).to(dtype) if guided else None
+    scale = 1 + 2 * torch.rand(rows, generator=generator)
+    return Case(
+        x_t.double(),
+        noise_level.double(),
+        cond.double(),
+        None if uncond is None else uncond.double(),
+        scale.double(),
+        codebook.double(),
+        top_k,
+        top_p,
+    )
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    difference = (value.detach().double().cpu() - exact.detach()).norm()
+    return (difference / exact.detach().norm().clamp(min=1e-30)).item()

@@ -1,0 +1,121 @@
+"""Choice of backends, and the direction of imports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dd2_fast
+from dd2_fast.ops import available_backends, conditional_score, extension
+
+PACKAGE = Path(dd2_fast.__file__).parent
+ARGUMENTS = (torch.zeros(2, 3), 0.5, torch.zeros(2, 5), torch.randn(5, 3))
+# Each layer may import those to its right.
+LAYERS = ("cli", "training", "sampling", "metrics", "checkpoints", "models", "losses", "ops")
+
+
+def test_every_backend_has_a_reason_or_none() -> None:
+    reasons = available_backends("cpu")
+    assert reasons["torch"] is None
+    assert "not on cpu" in reasons["cuda"]
+    on_gpu = available_backends("cuda")
+    assert "not on cuda" in on_gpu["cpu"] and on_gpu["torch"] is None
+
+
+def test_named_backend_never_falls_back() -> None:
+    with pytest.raises(RuntimeError, match="'cuda' cannot run conditional_score.*CUDA tensors"):
+        conditional_score(*ARGUMENTS, backend="cuda")
+
+
+def test_environment_overrides_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DD2_FAST_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run"):
+        conditional_score(*ARGUMENTS)
+    conditional_score(*ARGUMENTS, backend="torch")
+    monkeypatch.setenv("DD2_FAST_BACKEND", "tpu")
+    with pytest.raises(ValueError, match="got 'tpu'"):
+        conditional_score(*ARGUMENTS)
+
+
+def test_without_extension_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import sys; sys.modules['dd2_fast._C'] = None\n"
+        "import torch, dd2_fast.ops as ops\n"
+        "assert 'dd2_fast._C' in ops.available_backends('cpu')['cpu']\n"
+        "x = ops.conditional_score(torch.zeros(2, 3), .5, torch.zeros(2, 5), torch.randn(5, 3))\n"
+        "assert x.isfinite().all()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(extension.load()[0] is None, reason="no compiled extension")
+@pytest.mark.parametrize("isa", ["v2", "v3", "v4"])
+def test_every_instruction_set_agrees_with_the_reference(isa: str) -> None:
+    code = (
+        "import torch; from dd2_fast.ops import conditional_score as f, extension\n"
+        "torch.manual_seed(0)\n"
+        "for top_k, top_p in ((0, 1.0), (60, 0.9), (0, 0.5)):\n"
+        "    a = (torch.randn(14, 2, 9), torch.rand(14, 2) * .9 + .1, torch.randn(14, 301).half(),\n"
+        "         torch.randn(301, 9))\n"
+        "    x, y = (f(*a, top_k=top_k, top_p=top_p, backend=b) for b in ('cpu', 'torch'))\n"
+        "    torch.testing.assert_close(x, y, atol=2e-4, rtol=2e-4)\n"
+        "print(extension.native().build_info['cpu_instruction_set'])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "DD2_FAST_CPU_ISA": isa},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    used = run.stdout.strip()
+    assert used.startswith("x86-64-v") and used <= f"x86-64-{isa}" or used == "generic"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of the dd2_fast modules that a file imports."""
+    package = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+            module = f"{base}.{node.module or ''}" if node.level else node.module or ""
+            names |= {f"{module.rstrip('.')}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.startswith("dd2_fast.")}
+
+
+def test_imports_point_one_way() -> None:
+    found = 0
+    for depth, layer in enumerate(LAYERS):
+        for path in (PACKAGE / layer).rglob("*.py"):
+            for name in imported_modules(path):
+                target = name.split(".")[1]
+                if target in LAYERS:
+                    found += 1
+                    assert LAYERS.index(target) >= depth, f"{path} imports {name}"
+    assert found > 20
+
+
+def test_backends_of_an_operator_do_not_import_each_other() -> None:
+    backends = ("cpu", "cuda", "triton", "cupy")
+    for folder in (PACKAGE / "ops").iterdir():
+        for path in (folder / f"{b}.py" for b in backends):
+            if path.exists():
+                others = {f"{folder.name}.{b}" for b in (*backends, "api") if b != path.stem}
+                imported = imported_modules(path)
+                assert not any(name.endswith(tuple(others)) for name in imported), path
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, dd2_fast; import dd2_fast.ops\n"
+        "heavy = {'triton', 'cupy', 'sklearn', 'scipy', 'dd2_fast._C'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
