@@ -103,7 +103,9 @@ def find_nvcc() -> Nvcc | None:
     candidates = [os.environ.get("CUDACXX"), "nvcc", *(f"{h}/bin/nvcc" for h in homes if h)]
     path = next((p for c in candidates if c and (p := shutil.which(c))), None)
     if path is None and wanted == "1":
-        sys.exit("DD2_FAST_CUDA=1: expected nvcc on PATH, in CUDACXX or under CUDA_HOME; none found")
+        sys.exit(
+            "DD2_FAST_CUDA=1: expected nvcc on PATH, in CUDACXX or under CUDA_HOME; none found"
+        )
     return Nvcc(path) if path else None
 
 
@@ -161,7 +163,9 @@ class BuildExtension(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         assert self.cxx is not None
         includes = [
-            *INCLUDES, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"
+            *INCLUDES,
+            f"-I{pybind11.get_include()}",
+            f"-I{sysconfig.get_paths()['include']}",
         ]
         openmp = ["-fopenmp"] if compiles(self.cxx, ["-fopenmp"]) else []
         ninja = NinjaFile()
@@ -174,12 +178,40 @@ class BuildExtension(build_ext):
             defines = ["-DDD2_WITH_CUDA", f"-DDD2_CUDA_ARCHS='\"{nvcc.names}\"'"]
             defines.append(f"-DDD2_NVCC_VERSION='\"{nvcc.version}\"'")
             link += nvcc.link_flags
-            ninja.rule("nvcc", [nvcc.path, *nvcc.flags, *INCLUDES, "-MD", "-MF", "$out.d", "-c",
-                                "$in", "-o", "$out"])
+            ninja.rule(
+                "nvcc",
+                [
+                    nvcc.path,
+                    *nvcc.flags,
+                    *INCLUDES,
+                    "-MD",
+                    "-MF",
+                    "$out.d",
+                    "-c",
+                    "$in",
+                    "-o",
+                    "$out",
+                ],
+            )
             for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
                 ninja.compile("nvcc", source)
-        ninja.rule("cxx", [self.cxx, *CXX_FLAGS, *openmp, *includes, "$flags", "-MD", "-MF",
-                           "$out.d", "-c", "$in", "-o", "$out"])
+        ninja.rule(
+            "cxx",
+            [
+                self.cxx,
+                *CXX_FLAGS,
+                *openmp,
+                *includes,
+                "$flags",
+                "-MD",
+                "-MF",
+                "$out.d",
+                "-c",
+                "$in",
+                "-o",
+                "$out",
+            ],
+        )
         ninja.rule("link", link, depfile=False)
         for name, flags in instruction_sets(self.cxx).items():
             for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):

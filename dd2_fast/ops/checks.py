@@ -82,9 +82,7 @@ def check_teacher(
         check_shape("uncond_logits", uncond_logits, logits.shape, "that of logits")
     elif not isinstance(guidance_scale, int | float) or guidance_scale != 1:
         came = guidance_scale if isinstance(guidance_scale, int | float) else "a tensor"
-        raise ValueError(
-            f"guidance_scale: expected 1 where uncond_logits is not given, got {came}"
-        )
+        raise ValueError(f"guidance_scale: expected 1 where uncond_logits is not given, got {came}")
     check_same_device("logits", logits, codebook=codebook, uncond_logits=uncond_logits)
     check_constant(logits=logits, uncond_logits=uncond_logits, codebook=codebook)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from native.build import NATIVE_DIR, build_shared, compiler_command
 
 

@@ -142,7 +142,7 @@ def test_predictions_are_one_quantity(backend: str) -> None:
 @pytest.mark.parametrize("distinct", [1, 2, 5])
 @pytest.mark.parametrize("filters", [(7, 1.0), (0, 0.5), (150, 0.5), (0, 1e-6)])
 def test_heavy_ties(backend: str, distinct: int, filters: tuple[int, float]) -> None:
-    """Equal logits share a fate: rows of a few distinct values, most of them zeros of either sign."""
+    """Equal logits share a fate: rows of a few distinct values, zeros of either sign among them."""
     generator = torch.Generator().manual_seed(distinct)
     levels = torch.tensor([0.0, -0.0, 1.5, -2.0, 3e4])[:distinct]
     logits = levels[torch.randint(distinct, (6, 700), generator=generator)]
@@ -196,7 +196,9 @@ def test_minus_infinity_removes_codes(backend: str, filters: dict) -> None:
     for name in ("logits", "uncond_logits"):
         arguments[name] = arguments[name][:, 80:]
     arguments["codebook"] = arguments["codebook"][80:]
-    torch.testing.assert_close(x0, conditional_score(**arguments, prediction="x0"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        x0, conditional_score(**arguments, prediction="x0"), atol=1e-5, rtol=0
+    )
 
 
 @BACKENDS

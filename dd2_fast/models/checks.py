@@ -1,0 +1,72 @@
+"""Argument checks that the models share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_labels(labels: Tensor, num_classes: int, batch: int | None = None) -> None:
+    """Raise unless ``labels`` is int64 ``[B]`` in ``[0, num_classes]`` (the last is the null)."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels: expected a torch.Tensor of int64, got {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels: expected dtype int64, got {_name(labels.dtype)}")
+    if labels.ndim != 1 or (batch is not None and labels.shape[0] != batch):
+        wanted = "[B]" if batch is None else f"[{batch}]"
+        raise ValueError(f"labels: expected shape {wanted}, got {list(labels.shape)}")
+    if torch.compiler.is_compiling() or labels.is_cuda or not labels.numel():
+        return
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high > num_classes:
+        raise ValueError(
+            f"labels: expected values in 0..{num_classes} ({num_classes} is the null class), "
+            f"got {low if low < 0 else high}"
+        )
+
+
+def check_embeddings(name: str, value: Tensor, num_tokens: int, dimension: int) -> None:
+    """Raise unless ``value`` is a float tensor ``[B, n, C]``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {_name(value.dtype)}")
+    if value.ndim != 3 or tuple(value.shape[1:]) != (num_tokens, dimension):
+        raise ValueError(
+            f"{name}: expected shape ['B', {num_tokens}, {dimension}] ([B, n, C]), "
+            f"got {list(value.shape)}"
+        )
+
+
+def check_tokens(tokens: Tensor, num_tokens: int, vocabulary: int) -> None:
+    """Raise unless ``tokens`` is int64 ``[B, n]`` in ``[0, V)``."""
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens: expected a torch.Tensor of int64, got {type(tokens).__name__}")
+    if tokens.dtype != torch.int64:
+        raise TypeError(f"tokens: expected dtype int64, got {_name(tokens.dtype)}")
+    if tokens.ndim != 2 or tokens.shape[1] != num_tokens:
+        raise ValueError(
+            f"tokens: expected shape ['B', {num_tokens}] ([B, n]), got {list(tokens.shape)}"
+        )
+    if torch.compiler.is_compiling() or tokens.is_cuda or not tokens.numel():
+        return
+    low, high = (int(v) for v in tokens.aminmax())
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"tokens: expected values in 0..{vocabulary - 1}, got {low if low < 0 else high}"
+        )
+
+
+def embed_tokens(
+    tokens_or_embeddings: Tensor, codebook: Tensor, num_tokens: int, name: str
+) -> Tensor:
+    """Embeddings ``[B, n, C]`` of int64 tokens ``[B, n]``; float embeddings pass through."""
+    if isinstance(tokens_or_embeddings, Tensor) and tokens_or_embeddings.is_floating_point():
+        check_embeddings(name, tokens_or_embeddings, num_tokens, codebook.shape[1])
+        return tokens_or_embeddings
+    check_tokens(tokens_or_embeddings, num_tokens, codebook.shape[0])
+    return codebook[tokens_or_embeddings]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,122 @@
+"""A teacher that is a table: the exact case, for proofs and tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_labels, embed_tokens
+from .sampling import Choose, categorical
+from .tokenizer import nearest
+
+
+class TableTeacher(nn.Module):
+    """The autoregressive factorisation of a joint probability table ``[V] * n``.
+
+    It has one class (label 0); the null class has the same distribution. Continuous embeddings
+    are read as their nearest codes. A prefix of probability zero is followed uniformly.
+
+    Args:
+        num_tokens: n. vocabulary: V. dimension: C.
+        joint: non-negative weights ``[V, ..., V]`` (n axes); None: uniform, to be loaded.
+        codebook: ``[V, C]``; None: zeros, to be loaded.
+    """
+
+    table: Tensor
+    codebook: Tensor
+    num_classes = 1
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        vocabulary: int,
+        dimension: int,
+        joint: Tensor | None = None,
+        codebook: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = dict(
+            num_tokens=num_tokens, vocabulary=vocabulary, dimension=dimension
+        )
+        self.num_tokens = num_tokens
+        self._cached: tuple[int, list[Tensor]] | None = None
+        shape = [vocabulary] * num_tokens
+        joint = torch.ones(shape) if joint is None else joint
+        if list(joint.shape) != shape:
+            raise ValueError(f"joint: expected shape {shape} ([V] * n), got {list(joint.shape)}")
+        if not bool((joint >= 0).all()) or not float(joint.sum()) > 0:
+            raise ValueError("joint: expected non-negative weights with a positive sum")
+        codebook = torch.zeros(vocabulary, dimension) if codebook is None else codebook
+        if list(codebook.shape) != [vocabulary, dimension]:
+            raise ValueError(
+                f"codebook: expected shape {[vocabulary, dimension]} ([V, C]), "
+                f"got {list(codebook.shape)}"
+            )
+        self.register_buffer("table", (joint.double() / joint.double().sum()).float())
+        self.register_buffer("codebook", codebook.detach().clone())
+
+    def joint(self) -> Tensor:
+        """The joint distribution ``[V] * n`` (float64, sums to one)."""
+        table = self.table.double()
+        return table / table.sum()
+
+    def _conditionals(self) -> list[Tensor]:
+        """Log-probabilities ``[V**i, V]`` of token ``i`` given the prefix's row-major index."""
+        if self._cached is not None and self._cached[0] == self.table._version:
+            return self._cached[1]
+        vocabulary = self.codebook.shape[0]
+        rows = []
+        for i in range(self.num_tokens):
+            weight = self.joint().reshape(vocabulary**i, vocabulary, -1).sum(-1)
+            total = weight.sum(-1, keepdim=True)
+            uniform = torch.full_like(weight, 1 / vocabulary)
+            rows.append(torch.where(total > 0, weight / total, uniform).log().float())
+        self._cached = (self.table._version, rows)
+        return rows
+
+    def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Log-probabilities ``[B, n, V]``; row ``i`` depends on tokens before ``i`` only."""
+        embeddings = embed_tokens(
+            tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
+        )
+        check_labels(labels, self.num_classes, embeddings.shape[0])
+        tokens = nearest(embeddings, self.codebook)
+        prefix = torch.zeros_like(tokens[:, 0])
+        rows = []
+        for i, log_probability in enumerate(self._conditionals()):
+            rows.append(log_probability[prefix])
+            prefix = prefix * self.codebook.shape[0] + tokens[:, i]
+        return torch.stack(rows, dim=1)
+
+    def guidance_scale(self, cfg: float) -> float:
+        """The scale ``s``, constant: ``s = cfg``."""
+        return float(cfg)
+
+    @torch.no_grad()
+    def generate(self, labels: Tensor, choose: Choose, *, guided: bool = False) -> Tensor:
+        """Tokens ``[B, n]`` that ``choose(i, logits, uncond_logits)`` picks one after the other."""
+        check_labels(labels, self.num_classes)
+        tokens = labels.new_empty(len(labels), self.num_tokens)
+        prefix = torch.zeros_like(labels)
+        for i, log_probability in enumerate(self._conditionals()):
+            row = log_probability[prefix]
+            tokens[:, i] = choose(i, row, row if guided else None)
+            prefix = prefix * self.codebook.shape[0] + tokens[:, i]
+        return tokens
+
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        cfg: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Tokens ``[B, n]``; both classes agree, so guidance changes nothing."""
+        check_labels(labels, self.num_classes)
+        choose = categorical(labels, self.num_tokens, cfg, top_k, top_p, seed)
+        return self.generate(labels, choose)

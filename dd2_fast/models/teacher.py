@@ -1,0 +1,118 @@
+"""A small class-conditional autoregressive teacher over the tokens of a codebook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_labels, embed_tokens
+from .sampling import Choose, categorical
+from .transformer import CausalTransformer
+
+
+class ARTeacher(nn.Module):
+    """``p(q_i | q_<i, y)`` by a causal transformer that reads code vectors.
+
+    Args:
+        num_tokens: n. vocabulary: V. dimension: C. num_classes: classes without the null class.
+        width, layers, heads: the transformer.
+        codebook: code vectors ``[V, C]``; None: zeros, to be loaded.
+    """
+
+    codebook: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        vocabulary: int,
+        dimension: int,
+        num_classes: int,
+        width: int = 64,
+        layers: int = 3,
+        heads: int = 4,
+        codebook: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        backbone = dict(
+            num_tokens=num_tokens,
+            dimension=dimension,
+            num_classes=num_classes,
+            width=width,
+            layers=layers,
+            heads=heads,
+        )
+        self.config: dict[str, Any] = {**backbone, "vocabulary": vocabulary}
+        self.num_tokens, self.num_classes = num_tokens, num_classes
+        codebook = torch.zeros(vocabulary, dimension) if codebook is None else codebook
+        if tuple(codebook.shape) != (vocabulary, dimension):
+            raise ValueError(
+                f"codebook: expected shape {[vocabulary, dimension]} ([V, C]), "
+                f"got {list(codebook.shape)}"
+            )
+        self.register_buffer("codebook", codebook.detach().clone())
+        self.backbone = CausalTransformer(**backbone)
+        self.classifier = nn.Linear(width, vocabulary)
+
+    def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Teacher-forced logits ``[B, n, V]``; row ``i`` depends on tokens before ``i`` only.
+
+        Args:
+            tokens_or_embeddings: int64 tokens ``[B, n]`` or float embeddings ``[B, n, C]``.
+            labels: int64 ``[B]``; ``num_classes`` is the null class.
+        """
+        embeddings = embed_tokens(
+            tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
+        )
+        check_labels(labels, self.num_classes, embeddings.shape[0])
+        return self.classifier(self.backbone(embeddings, labels))
+
+    def guidance_scale(self, cfg: float) -> float:
+        """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""
+        return float(cfg)
+
+    @torch.no_grad()
+    def generate(self, labels: Tensor, choose: Choose, *, guided: bool = False) -> Tensor:
+        """Tokens ``[B, n]`` that ``choose(i, logits, uncond_logits)`` picks one after the other.
+
+        Args:
+            labels: int64 ``[B]``.
+            choose: gets the position and logits ``[B, V]``; returns int64 tokens ``[B]``.
+            guided: whether ``uncond_logits`` are computed too (else None).
+        """
+        check_labels(labels, self.num_classes)
+        batch = labels.shape[0]
+        if guided:
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        cache = self.backbone.new_cache(len(labels))
+        tokens = labels.new_empty(batch, self.num_tokens)
+        previous = None
+        for i in range(self.num_tokens):
+            logits = self.classifier(self.backbone.step(previous, labels, cache, i))
+            tokens[:, i] = choose(i, logits[:batch], logits[batch:] if guided else None)
+            previous = self.codebook[tokens[:, i]]
+            previous = torch.cat([previous, previous]) if guided else previous
+        return tokens
+
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        cfg: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Tokens ``[B, n]`` drawn one after the other with a KV cache.
+
+        Args:
+            labels: int64 ``[B]``. cfg: guidance scale, 1 is none.
+            top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
+            seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label.
+        """
+        check_labels(labels, self.num_classes)
+        scale = self.guidance_scale(cfg)
+        choose = categorical(labels, self.num_tokens, scale, top_k, top_p, seed)
+        return self.generate(labels, choose, guided=scale != 1.0)

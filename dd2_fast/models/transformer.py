@@ -1,0 +1,101 @@
+"""The causal transformer that the small teacher, the generator and the guidance network share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KVCache:
+    """Keys and values ``[B, heads, n, width / heads]`` of one block, filled a token at a time."""
+
+    def __init__(self, batch: int, heads: int, length: int, size: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, heads, length, size)
+        self.values = like.new_empty(batch, heads, length, size)
+
+    def append(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Store one token's keys and values; everything up to and including ``position``."""
+        self.keys[:, :, position : position + 1] = keys
+        self.values[:, :, position : position + 1] = values
+        return self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
+
+
+class Block(nn.Module):
+    """Pre-LN block: ``h += Attention(LN(h)); h += MLP(LN(h))``, GELU, four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, h: Tensor, cache: KVCache | None = None, position: int = 0) -> Tensor:
+        batch, length, width = h.shape
+        qkv = self.qkv(self.attention_norm(h))
+        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if cache is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mixed = F.scaled_dot_product_attention(q, *cache.append(k, v, position))
+        h = h + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
+        return h + self.contract(F.gelu(self.expand(self.mlp_norm(h)), approximate="tanh"))
+
+
+class CausalTransformer(nn.Module):
+    """Features ``f_i`` that depend on the class and on ``e_1..e_{i-1}`` only.
+
+    The input is ``[class embedding, Linear(e_1), ..., Linear(e_{n-1})]`` plus learned positions;
+    class ``num_classes`` is the null class.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        dimension: int,
+        num_classes: int,
+        width: int,
+        layers: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width: expected a multiple of heads = {heads}, got {width}")
+        self.num_tokens, self.heads = num_tokens, heads
+        self.class_embedding = nn.Embedding(num_classes + 1, width)
+        self.input = nn.Linear(dimension, width)
+        self.positions = nn.Parameter(torch.empty(num_tokens, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.class_embedding.weight, std=0.3)
+        nn.init.normal_(self.positions, std=0.1)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Features ``[B, n, D]`` of ``embeddings [B, n, C]`` (the last token is not read)."""
+        start = self.class_embedding(labels)[:, None]
+        h = torch.cat([start, self.input(embeddings[:, :-1])], dim=1) + self.positions
+        for block in self.blocks:
+            h = block(h)
+        return self.norm(h)
+
+    def new_cache(self, batch: int) -> list[KVCache]:
+        """An empty cache for :meth:`step`, one entry a block."""
+        size = self.positions.shape[1] // self.heads
+        return [
+            KVCache(batch, self.heads, self.num_tokens, size, self.positions) for _ in self.blocks
+        ]
+
+    def step(
+        self, previous: Tensor | None, labels: Tensor, cache: list[KVCache], position: int
+    ) -> Tensor:
+        """Features ``[B, D]`` of one token after ``previous [B, C]`` (None for token 0)."""
+        token = self.class_embedding(labels) if previous is None else self.input(previous)
+        h = (token + self.positions[position])[:, None]
+        for block, entry in zip(self.blocks, cache, strict=True):
+            h = block(h, entry, position)
+        return self.norm(h)[:, 0]
