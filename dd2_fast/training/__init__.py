@@ -1,0 +1,1 @@
+"""Stages, loop and saved state of the DD2 recipe, and ready recipes over them."""

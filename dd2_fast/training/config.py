@@ -1,0 +1,162 @@
+"""Settings of each stage; a recipe's configuration is made of these and is saved whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..losses import TimeDistribution
+from ..losses.csd import OBJECTIVES
+
+_MAY_BE_ZERO = (
+    *("steps", "start", "warmup", "rate", "decay"),
+    *("noise", "dropout", "commitment", "auxiliary", "alpha", "power"),
+)
+
+
+class _Checked:
+    """Checks the signs of every number of a configuration, before any work."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            zero = name.endswith(_MAY_BE_ZERO) and name != "ode_steps"
+            if value < 0 or (value == 0 and not zero):
+                wanted = "zero or more" if zero else "a positive number"
+                raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(_Checked):
+    """Auto-encoder first, then k-means and an EMA codebook with straight-through gradients."""
+
+    vocabulary: int = 64
+    dimension: int = 8
+    width: int = 48
+    continuous_steps: int = 300
+    steps: int = 1200
+    batch: int = 128
+    rate: float = 2e-3
+    commitment: float = 0.25
+    codebook_decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.continuous_steps >= self.steps:
+            raise ValueError(
+                f"continuous_steps: expected fewer than steps = {self.steps}, "
+                f"got {self.continuous_steps}"
+            )
+
+
+@dataclass(frozen=True)
+class TeacherConfig(_Checked):
+    """The transformer and its training: AdamW, noise on what it reads, dropped labels."""
+
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    steps: int = 1000
+    batch: int = 128
+    rate: float = 2e-3
+    weight_decay: float = 0.05
+    label_dropout: float = 0.1
+    token_noise: float = 0.1
+    embedding_noise: float = 0.2
+
+
+@dataclass(frozen=True)
+class NetworkConfig(_Checked):
+    """Size of the flow head of the generator and the guidance network."""
+
+    head_width: int = 96
+    head_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class PairsConfig(_Checked):
+    """How many (noise, teacher sample) pairs the flow ODE makes, and in how many Heun steps."""
+
+    count: int = 40000
+    batch: int = 1000
+    ode_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Stage1Config(_Checked):
+    """GTS: the head alone, then everything."""
+
+    head_steps: int = 100
+    steps: int = 300
+    batch: int = 64
+    draws: int = 2
+    rate: float = 2e-3
+    time_low: float = 0.02
+
+
+@dataclass(frozen=True)
+class RegressionConfig(_Checked):
+    """DD1's regression of the pairs, the generator's start; 0 steps leaves it out."""
+
+    steps: int = 1000
+    batch: int = 64
+    rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class DistillConfig(_Checked):
+    """Stage 2: K guidance updates (FCS) with each generator update (CSD)."""
+
+    steps: int = 1800
+    guidance_start: int = 100
+    guidance_updates: int = 1
+    align_steps: int = 0
+    aligned_steps: int = 300
+    batch: int = 64
+    draws: int = 2
+    generator_rate: float = 7e-4
+    guidance_rate: float = 1.5e-3
+    guidance_floor: float = 0.4
+    warmup: int = 50
+    betas: tuple[float, float] = (0.0, 0.99)
+    objective: str = "dmd"
+    alpha: float = 1.0
+    weight_power: float = 0.75
+    generator_time_low: float = 0.1
+    generator_time_density: str = "uniform"
+    guidance_time_low: float = 0.02
+    ema_decay: float = 0.997
+    auxiliary: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
+            )
+        TimeDistribution(self.generator_time_low, 1.0, self.generator_time_density)
+        TimeDistribution(self.guidance_time_low)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """The teacher's sampling distribution that is distilled."""
+
+    cfg: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of a configuration of nested dataclasses or of their dicts."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat

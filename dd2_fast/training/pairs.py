@@ -1,0 +1,48 @@
+"""A pool of (noise, teacher sample) pairs: stage 1 learns from the samples, DD1 from the pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import TeacherScore, flow_pairs
+from .loop import Losses, Stage
+
+
+class PairPool(nn.Module):
+    """``noise [N, n, C]``, the ``tokens [N, n]`` that DD1's map gives it, and ``labels [N]``."""
+
+    noise: Tensor
+    tokens: Tensor
+    labels: Tensor
+
+    def __init__(self, count: int, num_tokens: int, dimension: int) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.zeros(count, num_tokens, dimension))
+        self.register_buffer("tokens", torch.zeros(count, num_tokens, dtype=torch.int32))
+        self.register_buffer("labels", torch.zeros(count, dtype=torch.int64))
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise``, int64 ``tokens`` and ``labels`` of ``size`` random pairs."""
+        chosen = torch.randint(len(self.labels), (size,), generator=rng).to(self.labels.device)
+        return self.noise[chosen], self.tokens[chosen].long(), self.labels[chosen]
+
+
+class PairsStage(Stage):
+    """Fills the pool by solving the flow ODE token by token."""
+
+    def __init__(self, pool: PairPool, score: TeacherScore, batch: int, ode_steps: int) -> None:
+        self.batch = min(batch, len(pool.labels))
+        super().__init__("pairs", -(-len(pool.labels) // self.batch))
+        self.pool, self.score, self.ode_steps = pool, score, ode_steps
+
+    @torch.no_grad()
+    def step(self, index: int, rng: torch.Generator) -> Losses:
+        pool = self.pool
+        part = slice(index * self.batch, (index + 1) * self.batch)
+        noise = torch.randn(pool.noise[part].shape, generator=rng).to(pool.noise)
+        labels = torch.randint(self.score.teacher.num_classes, noise.shape[:1], generator=rng)
+        labels = labels.to(pool.labels)
+        pool.noise[part], pool.labels[part] = noise, labels
+        pool.tokens[part] = flow_pairs(noise, labels, self.score, self.ode_steps).int()
+        return {}

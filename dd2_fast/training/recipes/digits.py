@@ -1,0 +1,200 @@
+"""The whole DD2 recipe on scikit-learn's handwritten digits, on a CPU, in minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...checkpoints import save
+from ...checkpoints.bundle import PARTS, SETTINGS, Bundle, is_bundle
+from ...checkpoints.files import check_writable, write_atomic
+from ...losses import TeacherScore
+from ...models import ARTeacher, DD2Generator, DD2Guidance, VQTokenizer
+from ..config import (
+    DistillConfig,
+    NetworkConfig,
+    PairsConfig,
+    RegressionConfig,
+    ScoreConfig,
+    Stage1Config,
+    TeacherConfig,
+    TokenizerConfig,
+    flatten,
+)
+from ..data import DigitsData, load_digits
+from ..loop import Losses, Stage, run_stages
+from ..pairs import PairPool, PairsStage
+from ..provenance import provenance
+from ..stages import GroundTruthScoreStage, RegressionStage
+from ..state import RunState, clear_finished
+from ..teacher_stage import TeacherStage
+from ..tokenizer_stage import TokenizerStage
+from .distillation import copy_weights, distillation_stages
+
+_CLASSES = 10
+_FEWEST_SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """Every setting of the digits recipe; ``overwrite`` alone does not change its result."""
+
+    seed: int = 0
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    classifier_epochs: int = 30
+    evaluation_samples: int = 5000
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.evaluation_samples < _FEWEST_SAMPLES:
+            raise ValueError(
+                f"evaluation_samples: expected at least {_FEWEST_SAMPLES}, "
+                f"got {self.evaluation_samples}"
+            )
+
+
+class _ClassifierStage(Stage):
+    """The classifier that judges images, in one step."""
+
+    def __init__(self, classifier: nn.Module, data: DigitsData, seed: int, epochs: int) -> None:
+        super().__init__("classifier", 1)
+        self.classifier, self.data = classifier, data
+        self.settings = {"seed": seed, "epochs": epochs}
+
+    def step(self, index: int, rng: torch.Generator) -> Losses:
+        from ...metrics.classifier import train_classifier
+
+        data = self.data
+        trained = train_classifier(data.train_images, data.train_labels, **self.settings)
+        self.classifier.load_state_dict(trained.state_dict())
+        return {}
+
+
+def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
+    """Train tokenizer, teacher and generator on the digits; the bundle folder ``out``.
+
+    A run that was interrupted continues from ``out/state.pt`` when it is called again.
+
+    Raises:
+        ValueError: ``config`` differs from the interrupted run's (the differing names are listed).
+        FileExistsError: ``out`` holds a finished bundle and ``config.overwrite`` is False.
+        OSError: ``out`` cannot be written. FloatingPointError: a loss is not finite.
+    """
+    out = Path(out)
+    check_writable(out)
+    clear_finished(out, is_bundle(out), (f"{part}.safetensors" for part in PARTS), config.overwrite)
+    data = load_digits()
+    models = build_models(config)
+    settings = flatten(config)
+    del settings["overwrite"]
+    state = RunState(out, models, settings, seed=config.seed)
+    state.resume(replace=config.overwrite)
+    run_stages(build_stages(config, models, data), state, progress=progress)
+    _write_bundle(out, config, models, state, data)
+    state.remove()
+    return out
+
+
+def build_models(config: DigitsConfig) -> dict[str, Any]:
+    """Every model of the run, freshly initialised from the seed."""
+    from ...metrics.classifier import DigitsClassifier
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        tokenizer = VQTokenizer(
+            vocabulary=config.tokenizer.vocabulary,
+            dimension=config.tokenizer.dimension,
+            width=config.tokenizer.width,
+        )
+        teacher = ARTeacher(
+            num_tokens=tokenizer.num_tokens,
+            vocabulary=config.tokenizer.vocabulary,
+            dimension=config.tokenizer.dimension,
+            num_classes=_CLASSES,
+            width=config.teacher.width,
+            layers=config.teacher.layers,
+            heads=config.teacher.heads,
+        )
+        guidance = DD2Guidance.from_teacher(teacher, **dataclasses.asdict(config.network))
+        return {
+            "tokenizer": tokenizer,
+            "classifier": DigitsClassifier(),
+            "teacher": teacher,
+            "pool": PairPool(config.pairs.count, tokenizer.num_tokens, config.tokenizer.dimension),
+            "guidance": guidance,
+            "stage1": DD2Generator.from_guidance(guidance),
+            "generator": DD2Generator.from_guidance(guidance),
+            "ema": DD2Generator.from_guidance(guidance),
+        }
+
+
+def build_stages(config: DigitsConfig, models: dict[str, Any], data: DigitsData) -> list[Stage]:
+    """The stages in order; each starts from what the ones before left in ``models``."""
+    teacher, guidance, generator = models["teacher"], models["guidance"], models["generator"]
+    pool, ema = models["pool"], models["ema"]
+    score = TeacherScore(teacher, **dataclasses.asdict(config.score))
+    distill = config.distill
+
+    def start_stage1() -> None:
+        guidance.backbone.load_state_dict(teacher.backbone.state_dict())
+
+    def start_generator() -> None:
+        copy_weights(guidance, models["stage1"], generator, ema)
+
+    stages: list[Stage] = [
+        TokenizerStage(models["tokenizer"], data.train_images, config.tokenizer),
+        _ClassifierStage(models["classifier"], data, config.seed, config.classifier_epochs),
+        TeacherStage(
+            teacher, models["tokenizer"], data.train_images, data.train_labels, config.teacher
+        ),
+        PairsStage(pool, score, config.pairs.batch, config.pairs.ode_steps),
+        GroundTruthScoreStage(guidance, score, pool, config.stage1, start_stage1),
+        RegressionStage(generator, score, pool, config.regression, start_generator),
+    ]
+    stages += distillation_stages(generator, guidance, ema, score, pool, distill)
+    return stages
+
+
+def _write_bundle(
+    out: Path, config: DigitsConfig, models: dict[str, Any], state: RunState, data: DigitsData
+) -> None:
+    """Every part, then ``run.json``, whose presence says that the bundle is whole."""
+    from ...metrics import evaluate
+
+    parts = {name: models["ema" if name == "generator" else name] for name in PARTS}
+    for model in parts.values():
+        model.eval().requires_grad_(False)
+    metrics = evaluate(
+        Bundle(**parts, settings={}),
+        data,
+        num_samples=config.evaluation_samples,
+        seed=config.seed,
+        sampling=dataclasses.asdict(config.score),
+    )
+    for name, model in parts.items():
+        save(out / f"{name}.safetensors", model, {"recipe": "digits", "seed": config.seed})
+    settings = dataclasses.asdict(config)
+    del settings["overwrite"]
+    report = {
+        "recipe": "digits",
+        "settings": settings,
+        "provenance": provenance(),
+        "losses": state.losses,
+        "seconds": state.seconds,
+        "metrics": metrics,
+    }
+    text = json.dumps(report, indent=2, sort_keys=True) + "\n"
+    write_atomic(out / SETTINGS, text.encode())

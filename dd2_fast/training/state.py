@@ -1,0 +1,173 @@
+"""The saved state of a run: every model, the current stage's optimisers, its step and random state.
+
+One file, written whole and renamed; a run continued from it gives what an uninterrupted run gives.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.bundle import SETTINGS
+from ..checkpoints.files import write_atomic
+
+STATE = "state.pt"
+_FORMAT = 1
+
+
+class RunState:
+    """Models, position and history of a run, kept in ``folder/state.pt``.
+
+    Args:
+        folder: the run's output folder.
+        modules: every model that any stage reads or trains, by name.
+        settings: flat settings; a state with others is refused.
+        seed: of the run; each stage draws from its own generator.
+        every: seconds between saves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        settings: Mapping[str, Any],
+        *,
+        seed: int,
+        every: float = 30.0,
+    ) -> None:
+        self.path = folder / STATE
+        self.modules, self.settings = dict(modules), dict(settings)
+        self.every = every
+        self.done: list[str] = []
+        self.stage: str | None = None
+        self.step = 0
+        self.means: dict[str, float] = {}
+        self.losses: dict[str, dict[str, float]] = {}
+        self.seconds: dict[str, float] = {}
+        self.rng = torch.Generator()
+        self.seed = seed
+        self._stage_state: dict[str, Any] = {}
+        self._saved_at = time.monotonic()
+
+    def begin(self, name: str, index: int) -> bool:
+        """Enter a stage; True when it starts at its first step, False when it continues."""
+        if self.stage == name:
+            return False
+        self.stage, self.step, self.means, self._stage_state = name, 0, {}, {}
+        self.seconds[name] = 0.0
+        self.rng.manual_seed(1_000_003 * (index + 1) + self.seed)
+        return True
+
+    def finish(self) -> None:
+        """Leave the current stage and keep the running means of its losses."""
+        if self.stage is None:
+            raise RuntimeError("finish: expected a stage in progress")
+        self.done.append(self.stage)
+        self.losses[self.stage] = dict(self.means)
+        self.stage, self._stage_state = None, {}
+
+    def stage_state(self) -> dict[str, Any]:
+        """What :meth:`save` stored for the stage in progress."""
+        return self._stage_state
+
+    def due(self) -> bool:
+        """Whether the last save is ``every`` seconds old."""
+        return time.monotonic() - self._saved_at >= self.every
+
+    def save(self, stage_state: Mapping[str, Any]) -> None:
+        """Write everything to the state file."""
+        state = {
+            "format": _FORMAT,
+            "settings": self.settings,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "done": self.done,
+            "stage": self.stage,
+            "step": self.step,
+            "means": self.means,
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "rng": self.rng.get_state(),
+            "stage_state": dict(stage_state),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.path, buffer.getvalue())
+        self._saved_at = time.monotonic()
+
+    def resume(self, *, replace: bool = False) -> bool:
+        """Load the state file if there is one; with ``replace``, ignore one that does not fit.
+
+        Raises:
+            ValueError: it is damaged, or belongs to a run with other settings.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            state = self._read()
+        except ValueError:
+            if replace:
+                return False
+            raise
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
+        self.means, self.losses = state["means"], state["losses"]
+        self.seconds = state["seconds"]
+        self.rng.set_state(state["rng"])
+        self._stage_state = state["stage_state"]
+        return True
+
+    def _read(self) -> dict[str, Any]:
+        """The saved state, of this format and with this run's settings."""
+        try:
+            state = torch.load(self.path, weights_only=True)
+            found = state["format"]
+        except Exception as error:
+            raise ValueError(
+                f"{self.path}: expected a saved training state, got a file that cannot be read "
+                f"({type(error).__name__}); delete it to start anew"
+            ) from error
+        if found != _FORMAT:
+            raise ValueError(f"{self.path}: expected state format {_FORMAT}, got {found}")
+        check_settings(self.path, state["settings"], self.settings)
+        return state
+
+    def remove(self) -> None:
+        """Delete the state file: the run is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names every setting in which a state and this run differ."""
+    different = [
+        f"{name} (saved {saved.get(name)!r}, now {wanted.get(name)!r})"
+        for name in sorted({*saved, *wanted})
+        if saved.get(name) != wanted.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"{path}: expected the settings of the run it continues; different: "
+            f"{', '.join(different)}; give the same settings, or overwrite to start anew"
+        )
+
+
+def clear_finished(folder: Path, finished: bool, names: Iterable[str], overwrite: bool) -> None:
+    """Refuse a finished run's folder, or with ``overwrite`` delete ``run.json`` and ``names``.
+
+    An interrupted run's state stays: the same command continues it.
+    """
+    if not finished:
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{folder}: expected an empty folder or an interrupted run, found a finished one; "
+            "choose another folder, or set overwrite"
+        )
+    for name in (SETTINGS, STATE, *names):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,326 @@
+"""The loop: resume, interruption, bad losses; stages on tables small enough to check."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dd2_fast import checkpoints
+from dd2_fast.training import loop
+from dd2_fast.training.config import (
+    DistillConfig,
+    PairsConfig,
+    RegressionConfig,
+    Stage1Config,
+    TeacherConfig,
+    TokenizerConfig,
+    flatten,
+)
+from dd2_fast.training.loop import Interrupted, Stage, run_stages
+from dd2_fast.training.recipes import digits, toy
+from dd2_fast.training.schedule import ramp, update_ema
+from dd2_fast.training.state import RunState
+
+TINY = digits.DigitsConfig(
+    tokenizer=TokenizerConfig(vocabulary=8, dimension=3, width=8, continuous_steps=4, steps=8),
+    teacher=TeacherConfig(width=16, layers=1, heads=2, steps=4, batch=16),
+    pairs=PairsConfig(count=40, batch=16, ode_steps=2),
+    stage1=Stage1Config(head_steps=2, steps=3, batch=8),
+    regression=RegressionConfig(steps=3, batch=8),
+    distill=DistillConfig(
+        steps=5,
+        guidance_start=2,
+        guidance_updates=2,
+        batch=8,
+        warmup=2,
+        align_steps=2,
+        aligned_steps=2,
+    ),
+    classifier_epochs=1,
+    evaluation_samples=500,
+)
+TINY_TOY = toy.ToyConfig(
+    network=toy.ToyNetworkConfig(width=16, layers=1, heads=2, head_width=8, head_blocks=1),
+    pairs=PairsConfig(count=64, batch=32, ode_steps=2),
+    stage1=Stage1Config(head_steps=2, steps=3, batch=8),
+    regression=RegressionConfig(steps=2, batch=8),
+    distill=DistillConfig(steps=6, guidance_start=2, guidance_updates=2, batch=8, objective="sid"),
+    evaluation_samples=500,
+)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, value in checkpoints.load(path).state_dict().items():
+            found[f"{path.stem}.{name}"] = value
+    return found
+
+
+def assert_same(a: Path, b: Path) -> None:
+    left, right = tensors(a), tensors(b)
+    assert left.keys() == right.keys() and left
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    first, second = (json.loads((folder / "run.json").read_text()) for folder in (a, b))
+    assert first["losses"] == second["losses"] and first["metrics"] == second["metrics"]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """SIGTERM to this process at the given call of any stage's step."""
+    count = 0
+    accumulate = loop._accumulate
+
+    def counting(*arguments):
+        nonlocal count
+        count += 1
+        if count == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accumulate(*arguments)
+
+    monkeypatch.setattr(loop, "_accumulate", counting)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    before = torch.random.get_rng_state()
+    folder = digits.run(TINY, tmp_path_factory.mktemp("digits") / "whole", progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def test_digits_writes_a_bundle_and_nothing_else(whole: Path):
+    bundle = checkpoints.load_bundle(whole)
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "classifier.safetensors",
+        "generator.safetensors",
+        "run.json",
+        "stage1.safetensors",
+        "teacher.safetensors",
+        "tokenizer.safetensors",
+    ]
+    assert bundle.settings["settings"]["distill"]["align_steps"] == 2
+    assert {"distill", "aligned", "stage1", "teacher"} <= bundle.settings["losses"].keys()
+    assert str(whole.parent) not in (whole / "run.json").read_text()
+    assert torch.equal(bundle.teacher.codebook, bundle.tokenizer.codebook)
+    images = bundle.tokenizer.decode(bundle.generator(torch.zeros(2, 16, 3), torch.tensor([0, 9])))
+    assert images.shape == (2, 3, 8, 8)
+
+
+# The calls of step: tokenizer 1-8, classifier 9, teacher 10-13, pairs 14-16, stage 1 17-21,
+# regression 22-24, guidance 25-26, distill 27-31, align 32-33, aligned 34-35.
+@pytest.mark.parametrize("call", [6, 11, 15, 20, 24, 29, 35])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+):
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, call)
+        with pytest.raises(Interrupted, match="stopped in"):
+            digits.run(TINY, tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    digits.run(TINY, tmp_path, progress=False)
+    assert_same(whole, tmp_path)
+
+
+def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            digits.run(TINY, tmp_path, progress=False)
+    other = dataclasses.replace(TINY, seed=1, teacher=dataclasses.replace(TINY.teacher, steps=9))
+    with pytest.raises(ValueError, match=r"seed \(saved 0, now 1\), teacher\.steps \(saved 4"):
+        digits.run(other, tmp_path, progress=False)
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(ValueError, match=r"state\.pt: expected a saved training state"):
+        digits.run(TINY, tmp_path, progress=False)
+
+
+def test_finished_folder_is_not_overwritten_silently(whole: Path, tmp_path: Path):
+    with pytest.raises(FileExistsError, match="found a finished one"):
+        digits.run(TINY, whole, progress=False)
+    toy.run(TINY_TOY, tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match="found a finished one"):
+        toy.run(TINY_TOY, tmp_path, progress=False)
+    toy.run(dataclasses.replace(TINY_TOY, overwrite=True), tmp_path, progress=False)
+
+
+def test_interrupted_overwriting_run_resumes_and_ignores_a_foreign_state(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    again = dataclasses.replace(TINY, overwrite=True)
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20)
+        with pytest.raises(Interrupted, match="stopped in stage1 at step 4"):
+            digits.run(again, tmp_path, progress=False)
+    monkeypatch.setattr(digits.TokenizerStage, "step", lambda *_: pytest.fail("started anew"))
+    digits.run(again, tmp_path, progress=False)
+    assert_same(whole, tmp_path)
+
+
+def test_unwritable_folder_fails_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(digits, "load_digits", lambda: pytest.fail("work was done"))
+    with pytest.raises(OSError, match="cannot write to the folder"):
+        digits.run(TINY, tmp_path / "file" / "out", progress=False)
+
+
+def test_killed_process_resumes_from_its_last_save(tmp_path: Path):
+    """SIGKILL in the middle: what the periodic save wrote is enough to end with the same run."""
+    script = textwrap.dedent(
+        """
+        import sys, torch
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[2])
+        torch.set_num_threads(1)
+        from dd2_fast.training import state
+        from dd2_fast.training.recipes import toy
+        from test_training import TINY_TOY
+        state.RunState.__init__.__kwdefaults__["every"] = 0.0
+        step = toy.RegressionStage.step
+        def slow(self, index, rng):
+            if index == 1 and sys.argv[3] == "hang":
+                print("here", flush=True)
+                import time
+                time.sleep(60)
+            return step(self, index, rng)
+        toy.RegressionStage.step = slow
+        toy.run(TINY_TOY, Path(sys.argv[1]), progress=False)
+        """
+    )
+    here = str(Path(__file__).parent)
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+
+    def command(folder: str, mode: str) -> list[str]:
+        return [sys.executable, "-c", script, str(tmp_path / folder), here, mode]
+
+    process = subprocess.Popen(command("cut", "hang"), stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == b"here\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "cut" / "run.json").exists()
+    subprocess.run(command("cut", "run"), check=True, env=environment)
+    subprocess.run(command("whole", "run"), check=True, env=environment)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+class Counter(Stage):
+    """A stage whose loss is given by a list."""
+
+    def __init__(self, values):
+        super().__init__("counter", len(values))
+        self.values = values
+
+    def step(self, index, rng):
+        return {"fine": 0.0, "bad": torch.tensor(self.values[index])}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_loss_stops_with_stage_step_and_term(tmp_path: Path, value: float):
+    state = RunState(tmp_path, {}, {}, seed=0)
+    with pytest.raises(FloatingPointError, match="stage counter, step 2: .*'bad'"):
+        run_stages([Counter([1.0, 2.0, value, 3.0])], state, progress=False)
+
+
+def test_state_is_saved_when_due(tmp_path: Path):
+    state = RunState(tmp_path, {"m": torch.nn.Linear(1, 1)}, {"a": 1}, seed=0, every=0.02)
+
+    class Slow(Counter):
+        def step(self, index, rng):
+            if index == 3:
+                saved = torch.load(tmp_path / "state.pt", weights_only=True)
+                assert saved["stage"] == "counter" and saved["step"] in (1, 2, 3)
+            time.sleep(0.03)
+            return super().step(index, rng)
+
+    run_stages([Slow([0.0] * 4)], state, progress=False)
+    assert state.done == ["counter"]
+
+
+def test_ema_follows_its_decay():
+    average, module = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    want = average.weight.detach().clone()
+    for iteration in range(30):
+        with torch.no_grad():
+            module.weight.add_(1.0)
+        rate = min(0.5, (iteration + 1) / (iteration + 10))
+        want = rate * want + (1 - rate) * module.weight.detach()
+        update_ema(average, module, iteration, 0.5)
+    torch.testing.assert_close(average.weight.detach(), want)
+
+
+def test_ramp():
+    assert ramp(0, 100, warmup=10) == 0.1 and ramp(30, 100, warmup=10) == 1.0
+    assert abs(ramp(75, 100, hold=0.5, floor=0.2) - 0.6) < 1e-12
+    assert abs(ramp(100, 100, floor=0.05) - 0.05) < 1e-12
+
+
+def test_flatten_names_every_setting():
+    flat = flatten(digits.DigitsConfig())
+    assert flat["distill.betas"] == list(digits.DigitsConfig().distill.betas)
+    assert flat["seed"] == 0 and "teacher.width" in flat
+    assert json.loads(json.dumps(flat)) == flat
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DistillConfig(objective="kl"), "objective: expected one of sid, dmd, got 'kl'"),
+        (lambda: DistillConfig(batch=0), "batch: expected a positive number, got 0"),
+        (lambda: DistillConfig(generator_rate=-1.0), "generator_rate: expected zero or more"),
+        (lambda: DistillConfig(guidance_time_low=2.0), "low, high: expected 0 < low"),
+        (lambda: TokenizerConfig(steps=5, continuous_steps=5), "continuous_steps: expected fewer"),
+        (lambda: PairsConfig(count=0), "count: expected a positive number"),
+        (lambda: digits.DigitsConfig(evaluation_samples=10), "evaluation_samples: expected at"),
+        (lambda: toy.ToyConfig(kind="triple"), "kind: expected one of pair, random"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_set_prediction_is_the_product_of_marginals():
+    joint = torch.tensor([[0.5, 0.0], [0.1, 0.4]], dtype=torch.float64)
+    want = torch.tensor([[0.3, 0.2], [0.3, 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(toy.set_prediction(joint), want)
+    assert abs(toy.total_variation(joint, want) - 0.4) < 1e-12
+
+
+def test_digits_split_is_fixed_and_stratified():
+    from dd2_fast.training.data import load_digits
+
+    data, again = load_digits(), load_digits()
+    assert data.train_images.shape == (1297, 3, 8, 8) and data.test_images.shape == (500, 3, 8, 8)
+    assert torch.equal(data.test_images, again.test_images)
+    assert data.train_images.dtype == torch.float32 and float(data.train_images.max()) == 1.0
+    assert float(data.train_images.min()) == 0.0
+    assert 48 <= int(data.test_labels.bincount().min()) <= int(data.test_labels.bincount().max())
+    assert int(data.test_labels.bincount().max()) <= 52
+
+
+@pytest.mark.slow
+def test_two_token_teacher_is_matched_in_one_step(tmp_path: Path):
+    """{(0,0),(1,1)}: total variation below 0.05 where set prediction has 0.5."""
+    config = toy.ToyConfig()
+    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, steps=200))
+    folder = toy.run(config, tmp_path, progress=False)
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    assert abs(metrics["set_prediction"] - 0.5) < 1e-6
+    assert metrics["one_step"] < 0.05
