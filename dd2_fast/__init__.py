@@ -1,3 +1,29 @@
-"""dd2_fast: one-step image autoregressive models by Distilled Decoding 2, fast."""
+"""dd2_fast: one-step image autoregressive models by Distilled Decoding 2, fast.
+
+    dd2_fast.sample("digits", labels=[3, 1, 4])     images of a bundled, saved or loaded model
+    dd2_fast.Sampler(model)                         the same, holding the model between calls
+    dd2_fast.checkpoints.load(source)               models from files
+    dd2_fast.ops.conditional_score(...)             the fused operators
+
+Submodules are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import checkpoints, losses, metrics, models, ops
+    from .sampling import Sampler, sample
 
 __version__ = "0.1.0"
+__all__ = ["Sampler", "__version__", "checkpoints", "losses", "metrics", "models", "ops", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("sample", "Sampler"):
+        return getattr(importlib.import_module(".sampling", __name__), name)
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

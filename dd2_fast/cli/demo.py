@@ -1,0 +1,181 @@
+"""`dd2-fast demo`: one step beside sixteen, in pictures, milliseconds and distances."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .picture import Panel, check_png, draw_panels
+from .table import NAMES, quality_table
+
+_CLASSES, _PER_CLASS, _SCALE = 10, 8, 6
+_RUNS = 15
+_BATCHES = (1, 10, 80)
+_SPEED_NOTE = """\
+one step saves the passes that wait for one another, not arithmetic: a CPU core, which a large batch
+fills, gains in the latency of small batches"""
+_NOTES = """\
+real, tokenized: held-out digits through the tokenizer, as good as any model of tokens can be
+teacher: the autoregressive model, one token after the other
+one step: the distilled generator, all tokens in one pass
+set prediction: tokens drawn independently, each from the teacher's own marginal
+stage 1, one step: the generator before score distillation
+accuracy: share that a classifier trained on real digits recognises; says little about variety
+FD: Fréchet distance of classifier features to held-out real digits; lower is better
+FD class: its mean inside each class, which sees lost variety; FD pixel: the same on pixels
+NLL: nats a token under the teacher; sees lost dependencies, and tokens between two codes"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "demo",
+        help="the bundled digits model: teacher and one step, side by side",
+        description="Draw the same labels with the teacher, token by token, and with the "
+        "distilled generator in one pass; write both as a picture and print speed and quality. "
+        "Needs scikit-learn for the real digits: pip install 'dd2-fast[demo]'.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo.png"), help="picture to write (default demo.png)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+    parser.add_argument(
+        "--samples", type=int, default=5000, help="images a row of the table (default 5000)"
+    )
+    parser.add_argument("--model", default="digits", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the picture and print the tables."""
+    if arguments.samples < 2 * _CLASSES:
+        raise ValueError(f"--samples: expected at least {2 * _CLASSES}, got {arguments.samples}")
+    check_png(arguments.out)
+    from ..checkpoints import load_bundle
+    from ..metrics import evaluate
+    from ..sampling import resolve_path
+    from ..training.data import load_digits
+
+    data = load_digits()
+    bundle = load_bundle(resolve_path(arguments.model))
+    with _one_thread():
+        times = _speed(bundle, arguments.seed)
+        print()
+        _write_picture(bundle, arguments.out, arguments.seed, times)
+        real = len(data.test_labels)
+        print(f"\nquality of {arguments.samples} images against {real} held-out real ones")
+        rows = evaluate(bundle, data, num_samples=arguments.samples, seed=arguments.seed)
+    print(quality_table(rows))
+    print(f"\n{_NOTES}")
+    return 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread.
+
+    The networks are so small that a second one gains little, and where another process holds its
+    core, it makes every operation wait.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _speed(bundle: Any, seed: int) -> dict[str, float]:
+    """Print steps, passes and milliseconds an image; return the latter for one image alone."""
+    labels = _labels()
+    draws = {"teacher": _teacher(bundle, seed), "one_step": _one_step(bundle, seed)}
+    measured = [_milliseconds(draws, labels[:batch]) for batch in _BATCHES]
+    times = {name: [values[name] for values in measured] for name in draws}
+    print(
+        f"speed: milliseconds an image with decoding, median of {_RUNS} runs on one thread, "
+        "both in turn"
+    )
+    batches = "".join(f"{f'batch {batch}':>10}" for batch in _BATCHES)
+    print(f"{'':<20}{'steps':>7}{'passes':>8}{batches}")
+    for name, count in (("teacher", bundle.teacher.num_tokens), ("one_step", 1)):
+        row = "".join(f"{value:>10.3f}" for value in times[name])
+        print(f"{NAMES[name]:<20}{count:>7}{count:>8}{row}")
+    pairs = zip(times["teacher"], times["one_step"], strict=True)
+    print(f"{'speed-up':<35}" + "".join(f"{f'{slow / fast:.1f}x':>10}" for slow, fast in pairs))
+    print(_SPEED_NOTE)
+    return {name: row[0] for name, row in times.items()}
+
+
+def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -> None:
+    from ..metrics import shuffle_within_class, teacher_sampling
+    from ..sampling.outputs import to_uint8
+
+    labels = _labels()
+    steps = bundle.teacher.num_tokens
+    pool = torch.arange(_CLASSES).repeat(100)
+    drawn = bundle.teacher.sample(pool, seed=seed, **teacher_sampling(bundle))
+    independent = shuffle_within_class(drawn, pool, seed=seed)[: len(labels)]
+    with torch.inference_mode():
+        grids = {
+            "teacher": _teacher(bundle, seed)(labels),
+            "one_step": _one_step(bundle, seed)(labels),
+            "set_prediction": bundle.tokenizer.decode(bundle.tokenizer.embed(independent)),
+        }
+    gain = times["teacher"] / times["one_step"]
+    captions = {
+        "teacher": ("Teacher", f"{steps} steps, {times['teacher']:.1f} ms for one image"),
+        "one_step": (
+            "Distilled, one step",
+            f"1 step, {times['one_step']:.1f} ms for one image, {gain:.1f}x faster",
+        ),
+        "set_prediction": ("Set prediction", "1 step, every token on its own"),
+    }
+    panels = [Panel(*captions[name], to_uint8(images)) for name, images in grids.items()]
+    draw_panels(panels, columns=_CLASSES, scale=_SCALE).save(out)
+    print(f"wrote {out}")
+
+
+def _labels() -> Tensor:
+    """Return the labels of a grid: one class a column."""
+    return torch.arange(_CLASSES).repeat(_PER_CLASS)
+
+
+def _teacher(bundle: Any, seed: int) -> Callable[[Tensor], Tensor]:
+    from ..metrics import teacher_sampling
+
+    options = teacher_sampling(bundle)
+
+    @torch.inference_mode()
+    def draw(labels: Tensor) -> Tensor:
+        tokens = bundle.teacher.sample(labels, seed=seed, **options)
+        return bundle.tokenizer.decode(bundle.tokenizer.embed(tokens))
+
+    return draw
+
+
+def _one_step(bundle: Any, seed: int) -> Callable[[Tensor], Tensor]:
+    from ..sampling import Sampler
+
+    sampler = Sampler(bundle)
+    return lambda labels: sampler(labels, seed=seed)
+
+
+def _milliseconds(draws: dict[str, Callable[[Tensor], Tensor]], labels: Tensor) -> dict[str, float]:
+    """Return the median milliseconds an image of each draw, in turn, after two to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in draws}
+    for _ in range(_RUNS + 2):
+        for name, draw in draws.items():
+            start = time.perf_counter()
+            draw(labels)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: 1e3 * statistics.median(values[2:]) / len(labels) for name, values in seconds.items()
+    }

@@ -1,0 +1,68 @@
+"""Grids of small images with captions, as one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PAPER, _INK, _GREY = (255, 255, 255), (24, 24, 27), (113, 113, 122)
+_MARGIN, _TITLE, _SUBTITLE = 24, 20, 15
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One grid: images uint8 [B, H, W, 3], row by row, under a title and a line below it."""
+
+    title: str
+    subtitle: str
+    images: np.ndarray
+
+
+def tile(images: np.ndarray, *, columns: int, scale: int, gap: int = 3) -> Any:
+    """Return a Pillow image of images [B, H, W, 3], each pixel enlarged scale times."""
+    from PIL import Image
+
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    height, width = height * scale, width * scale
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    canvas = Image.new("RGB", size, _PAPER)
+    for i, array in enumerate(images):
+        cell = Image.fromarray(array, "RGB").resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(cell, ((i % columns) * (width + gap), (i // columns) * (height + gap)))
+    return canvas
+
+
+def draw_panels(panels: list[Panel], *, columns: int, scale: int) -> Any:
+    """Return a Pillow image of the panels side by side."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    grids = [tile(panel.images, columns=columns, scale=scale) for panel in panels]
+    title, subtitle = ImageFont.load_default(_TITLE), ImageFont.load_default(_SUBTITLE)
+    top = _MARGIN + _TITLE + _SUBTITLE + 22
+    width = sum(grid.width for grid in grids) + (len(grids) + 1) * _MARGIN
+    canvas = Image.new("RGB", (width, top + max(g.height for g in grids) + _MARGIN), _PAPER)
+    pen, left = ImageDraw.Draw(canvas), _MARGIN
+    for panel, grid in zip(panels, grids, strict=True):
+        pen.text((left, _MARGIN - 6), panel.title, fill=_INK, font=title)
+        pen.text((left, _MARGIN + _TITLE + 2), panel.subtitle, fill=_GREY, font=subtitle)
+        canvas.paste(grid, (left, top))
+        left += grid.width + _MARGIN
+    return canvas
+
+
+def check_png(path: Path) -> None:
+    """Raise ValueError or OSError, before any work, unless a PNG can be written at path."""
+    from ..checkpoints.files import check_writable
+
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a name that ends in .png, got '{path}'")
+    if path.is_dir():
+        raise IsADirectoryError(f"--out: expected a file, and '{path}' is a folder")
+    check_writable(path.absolute().parent)
+    if path.exists():
+        with path.open("ab"):
+            pass

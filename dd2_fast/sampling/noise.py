@@ -1,0 +1,73 @@
+"""Counter-based random numbers: every image has its own, whatever the batch and the device."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NOISE_STREAM = 0
+TOKEN_STREAM = 1
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def philox(c0: Array, c1: Array, c2: Array, c3: Array, key: tuple[int, int]) -> tuple[Array, ...]:
+    """Return the four Philox4x32-10 words of a counter of four words under a key of two.
+
+    Words are 32-bit values in int64 arrays that broadcast, NumPy's or torch's; products wrap,
+    which keeps their low 64 bits exact. Source: Salmon et al., Parallel random numbers: as easy
+    as 1, 2, 3 (SC 2011).
+    """
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = p1 & _MASK, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def image_uniform(seed: int, indices: Tensor, count: int, *, stream: int) -> Tensor:
+    """Return float64 uniforms [B, count] in (0, 1), a function of (seed, index, stream, position).
+
+    indices [B] is int64. The values are multiples of 2^-32, offset by half of one. The counter is
+    (position / 4, index low, index high, stream), the key (seed low, seed high).
+    """
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    blocks = -(-count // 4)
+    low, high = (indices & _MASK)[:, None], ((indices >> 32) & _MASK)[:, None]
+    if indices.device.type == "cpu":
+        # A few hundred elements at a time: NumPy's cost of a call is a third of torch's.
+        counter = (
+            np.arange(blocks, dtype=np.int64)[None],
+            low.numpy(),
+            high.numpy(),
+            np.full((1, 1), stream),
+        )
+        words = torch.from_numpy(np.stack(philox(*counter, key), -1))
+    else:
+        block = torch.arange(blocks, device=indices.device)[None]
+        words = torch.stack(philox(block, low, high, torch.full_like(low, stream), key), -1)
+    return (words.flatten(1)[:, :count].double() + 0.5) * 2.0**-32
+
+
+def image_noise(seed: int, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return float32 standard normal noise [B, *shape] by Box-Muller, one draw an image index.
+
+    indices [B] is int64 and says which images of the job with this seed are wanted.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    u = image_uniform(seed, indices, count + count % 2, stream=NOISE_STREAM)
+    radius, angle = (-2.0 * u[:, 0::2].log()).sqrt(), 2.0 * torch.pi * u[:, 1::2]
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)
+    return pairs[:, :count].reshape(indices.shape[0], *shape).float()

@@ -1,0 +1,76 @@
+"""Help, versions, exit codes, and the report of `info`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dd2_fast
+from dd2_fast import ops
+from dd2_fast.cli import main
+
+COMMANDS = ("info", "demo", "sample", "train")
+
+
+def test_version_and_help(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dd2-fast {dd2_fast.__version__}\n"
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {command} " in text for command in COMMANDS)
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
+        assert f"usage: dd2-fast {command}" in capsys.readouterr().out
+
+
+def test_usage_errors_are_one_line(capsys) -> None:
+    for argv in (["nonesuch"], ["demo", "--samples", "x"], ["sample", "--out", "x"], ["train"]):
+        assert main(argv) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("dd2-fast: error: ") and captured.err.count("\n") == 1
+        assert "--help" in captured.err and not captured.out
+    assert main([]) == 2
+    assert "usage: dd2-fast" in capsys.readouterr().out
+
+
+def test_info_lists_every_backend_with_its_reason(capsys) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text and dd2_fast.__version__ in text and "digits" in text
+    for name, reason in ops.available_backends("cpu").items():
+        expected = "available" if reason is None else f"unavailable: {reason}"
+        assert f"  backend {name:<8}{expected}\n" in text
+    assert "compiled for" in text or "extension         unavailable: " in text
+
+
+def test_a_forced_backend_that_cannot_run_is_one_line(capsys, monkeypatch) -> None:
+    def refuse(arguments) -> int:
+        raise RuntimeError("backend 'cuda' cannot run conditional_score: no device")
+
+    monkeypatch.setattr("dd2_fast.cli.info.run", refuse)
+    assert main(["info"]) == 2
+    error = capsys.readouterr().err
+    assert error == "dd2-fast: error: backend 'cuda' cannot run conditional_score: no device\n"
+
+
+def test_a_bug_is_not_hidden(monkeypatch) -> None:
+    def fail(arguments) -> int:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("dd2_fast.cli.info.run", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        main(["info"])
+
+
+def test_runs_as_a_module() -> None:
+    root = Path(dd2_fast.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "dd2_fast", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"dd2_fast          {dd2_fast.__version__}\n")

@@ -1,0 +1,54 @@
+"""`dd2-fast sample` against the sampler itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dd2_fast.cli import main
+from dd2_fast.sampling import Sampler
+
+
+def test_a_folder_gets_one_file_an_image(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "images"
+    argv = ["sample", "--num", "12", "--seed", "4", "--start-index", "3", "--teacher-steps", "3"]
+    assert main([*argv, "--out", str(out), "--batch-size", "5", "--quiet"]) == 0
+    assert capsys.readouterr().out == f"wrote 12 images to {out}\n"
+    files = sorted(out.iterdir())
+    labels = [i % 10 for i in range(12)]
+    assert [f.name for f in files] == [f"{3 + i:06d}_{y}.png" for i, y in enumerate(labels)]
+    sampler = Sampler("digits", teacher_steps=3)
+    expected = sampler(labels, seed=4, start_index=3, output="np")
+    for file, image in zip(files, expected, strict=True):
+        difference = np.asarray(Image.open(file)).astype(int) - image
+        assert np.abs(difference).max() <= 1
+
+
+def test_one_picture_holds_all(tmp_path: Path) -> None:
+    out = tmp_path / "all.png"
+    argv = ["sample", "--labels", "0, 1,2", "--scale", "2", "--out", str(out), "--quiet"]
+    assert main(argv) == 0
+    assert Image.open(out).size == (3 * 16 + 2 * 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--labels", "0,x"], "argument --labels: expected integers separated by commas"),
+        (["--labels", "11"], "labels: expected values in 0..9, got 11"),
+        (["--num", "0"], "--num: expected at least 1, got 0"),
+        (["--num", "2", "--scale", "0"], "--scale: expected at least 1, got 0"),
+        (["--num", "2", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (["--num", "2", "--teacher-steps", "99"], "teacher_steps: expected 0 to 17"),
+        (["--num", "2", "--model", "x/y"], "model: no file or folder at 'x/y'"),
+        (["--num", "2", "--labels", "1"], "not allowed with argument"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, capsys, argv, message) -> None:
+    assert main(["sample", *argv, "--out", str(tmp_path / "a.png"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("dd2-fast: error: ") and error.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()
