@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# All checks that need an NVIDIA GPU, in one command, with nothing downloaded and in under 9 minutes:
+# build, GPU tests, compute-sanitizer, benchmarks. A part that fails is reported and the rest goes on.
+#
+#   bench/gpu_check.sh [--out DIR]     writes DIR/<gpu>-<date>.json (default bench/results)
+#
+# Needs python with torch, setuptools, pybind11, ninja, pytest, pytest-benchmark; nvcc.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+out=bench/results
+if [ "${1:-}" = "--out" ]; then
+  [ -n "${2:-}" ] || { echo "gpu_check.sh: --out needs a folder" >&2; exit 2; }
+  out=$2
+elif [ $# -gt 0 ]; then
+  echo "gpu_check.sh: expected [--out DIR], got: $*" >&2
+  exit 2
+fi
+mkdir -p "$out" && [ -w "$out" ] || { echo "gpu_check.sh: cannot write to $out" >&2; exit 2; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+
+# part NAME SECONDS COMMAND...: runs it under a time limit and records how it ended.
+part() {
+  local name=$1 limit=$2 start status
+  shift 2
+  start=$SECONDS
+  echo "== $name" >&2
+  timeout "$limit" "$@" >"$work/$name.log" 2>&1
+  status=$?
+  printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$work/parts.tsv"
+  [ $status -eq 0 ] || tail -n 25 "$work/$name.log" >&2
+}
+
+gpu_tests=(python -m pytest tests -m gpu -q -p no:cacheprovider --benchmark-disable)
+sanitized=("${gpu_tests[@]}" -k "ragged or top_k_small or ties or tiny_noise")
+part build 200 env DD2_FAST_CUDA=1 python setup.py -q build_ext --inplace
+part tests 100 "${gpu_tests[@]}"
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    part "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "${sanitized[@]}"
+  done
+else
+  printf 'sanitizer\tmissing\t0\n' >>"$work/parts.tsv"
+fi
+part bench 110 python -m pytest bench -q -p no:cacheprovider -k "cuda" --benchmark-only \
+  --benchmark-json="$work/bench.json"
+python bench/gpu_summary.py "$work" "$out"
