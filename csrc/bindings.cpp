@@ -20,20 +20,19 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-dd2::ConditionalScoreParams conditional_score_params(
-    std::uintptr_t out, std::uintptr_t x_t, std::uintptr_t t, std::uintptr_t direction,
-    std::uintptr_t logits, std::uintptr_t uncond, std::uintptr_t scale, std::uintptr_t codebook,
-    long long logits_stride, long long uncond_stride, long long rows, long long draws,
-    long long vocabulary, long long dim, long long top_k, float top_p, int logit_type) {
-  return {pointer<float>(out),          pointer<const float>(x_t),
-          pointer<const float>(t),      pointer<const float>(direction),
-          pointer<const void>(logits),  pointer<const void>(uncond),
-          pointer<const float>(scale),  pointer<const float>(codebook),
-          logits_stride,                uncond_stride,
-          rows,                         draws,
-          vocabulary,                   dim,
-          top_k,                        top_p,
+dd2::TeacherRows teacher_rows(std::uintptr_t logits, std::uintptr_t uncond, std::uintptr_t scale,
+                              long long logits_stride, long long uncond_stride, long long rows,
+                              long long vocabulary, long long top_k, float top_p, int logit_type) {
+  return {pointer<const void>(logits), pointer<const void>(uncond), pointer<const float>(scale),
+          logits_stride, uncond_stride, rows, vocabulary, top_k, top_p,
           static_cast<dd2::LogitType>(logit_type)};
+}
+
+dd2::ConditionalScoreParams conditional_score_params(
+    const dd2::TeacherRows& teacher, std::uintptr_t out, std::uintptr_t x_t, std::uintptr_t t,
+    std::uintptr_t direction, std::uintptr_t codebook, long long draws, long long dim) {
+  return {teacher, pointer<float>(out), pointer<const float>(x_t), pointer<const float>(t),
+          pointer<const float>(direction), pointer<const float>(codebook), draws, dim};
 }
 
 py::tuple cuda_architectures() {
@@ -63,12 +62,15 @@ PYBIND11_MODULE(_C, m) {
   m.attr("build_info") = info;
 
   using dd2::ConditionalScoreParams;
+  using dd2::TeacherRows;
+  py::class_<TeacherRows>(m, "TeacherRows")
+      .def(py::init(&teacher_rows), py::kw_only(), py::arg("logits"), py::arg("uncond"),
+           py::arg("scale"), py::arg("logits_stride"), py::arg("uncond_stride"), py::arg("rows"),
+           py::arg("vocabulary"), py::arg("top_k"), py::arg("top_p"), py::arg("logit_type"));
   py::class_<ConditionalScoreParams>(m, "ConditionalScoreParams")
-      .def(py::init(&conditional_score_params), py::kw_only(), py::arg("out"), py::arg("x_t"),
-           py::arg("t"), py::arg("direction"), py::arg("logits"), py::arg("uncond"),
-           py::arg("scale"), py::arg("codebook"), py::arg("logits_stride"),
-           py::arg("uncond_stride"), py::arg("rows"), py::arg("draws"), py::arg("vocabulary"),
-           py::arg("dim"), py::arg("top_k"), py::arg("top_p"), py::arg("logit_type"));
+      .def(py::init(&conditional_score_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
+           py::arg("x_t"), py::arg("t"), py::arg("direction"), py::arg("codebook"),
+           py::arg("draws"), py::arg("dim"));
   m.def("cpu_conditional_score", &dd2::cpu::launch_conditional_score, py::arg("params"),
         py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
 #ifdef DD2_WITH_CUDA

@@ -5,106 +5,35 @@
 // Then the posterior: compressed rows gather their codes, the others run a register block of
 // kQueries tokens against the whole codebook, so that a code loaded once serves them all.
 
-#include <cstdlib>
-#include <new>
-#include <memory>
-
 #include "dd2/conditional_score.h"
+
+#include "codebook.h"
 #include "dispatch.h"
+#include "row.h"
 #include "simd.h"
-#include "threshold.h"
 
 namespace dd2::cpu::DD2_ISA {
 namespace {
 
-constexpr int kQueries = 6;            // tokens in one register block
-constexpr int kTile = 2 * kLanes;      // codes in one register block
+// Tokens in one register block: two vectors each, beside the codes.
+constexpr int kQueries = kLanes == 16 ? 12 : 6;
 constexpr float kDirectBelow = 0.02f;  // noise level below which |x - (1-t) c|^2 is not expanded
 
 using Params = ConditionalScoreParams;
 
-struct FreeDeleter {
-  void operator()(void* pointer) const { std::free(pointer); }
-};
-template <typename T>
-using Buffer = std::unique_ptr<T[], FreeDeleter>;
-
-template <typename T>
-Buffer<T> allocate(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return Buffer<T>(static_cast<T*>(memory));
-}
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-// The codebook in the layouts the two products read.
-struct Codebook {
-  int64_t padded_vocabulary;  // a multiple of kTile
-  int64_t padded_dim;         // a multiple of kLanes
-  bool has_nan;
-  Buffer<float> rows;    // [padded_vocabulary, padded_dim]
-  Buffer<float> packed;  // [padded_vocabulary / kTile, dim, kTile]
-  Buffer<float> norms;   // |c_j|^2 [padded_vocabulary]
-
-  explicit Codebook(const Params& p, bool wants_packed)
-      : padded_vocabulary(round_up(p.vocabulary, kTile)),
-        padded_dim(round_up(p.dim, kLanes)),
-        has_nan(false),
-        rows(allocate<float>(padded_vocabulary * padded_dim)),
-        packed(allocate<float>(wants_packed ? padded_vocabulary * p.dim : 0)),
-        norms(allocate<float>(padded_vocabulary)) {
-    std::memset(rows.get(), 0, padded_vocabulary * padded_dim * sizeof(float));
-    if (wants_packed) std::memset(packed.get(), 0, padded_vocabulary * p.dim * sizeof(float));
-    float check = 0.0f;
-    for (int64_t j = 0; j < padded_vocabulary; ++j) {
-      float norm = 0.0f;
-      for (int64_t c = 0; c < p.dim && j < p.vocabulary; ++c) {
-        const float value = p.codebook[j * p.dim + c];
-        rows[j * padded_dim + c] = value;
-        if (wants_packed) packed[(j / kTile * p.dim + c) * kTile + j % kTile] = value;
-        norm += value * value;
-      }
-      norms[j] = norm;
-      check += norm * 0.0f;
-    }
-    has_nan = check != 0.0f;
-  }
-};
-
-// One row of guided logits and what its filters left.
-struct Row {
-  float* guided;     // [padded_vocabulary], -inf outside the filters
-  float* values;     // [kept] of them, where compressed
-  int32_t* indices;  // [kept], likewise
-  int64_t kept;
-  bool compressed;
-  float largest;  // logit
-  bool invalid;   // a NaN or +inf logit, or no code left: the row's result is NaN
-};
-
 struct Scratch {
-  Buffer<float> guided;     // [kQueries, padded_vocabulary], and so the others
-  Buffer<float> values;     // of the kept codes, with room for a vector more
-  Buffer<int32_t> indices;  // likewise
-  Buffer<float> scores;
-  Buffer<float> along;  // u·c_j, for the Jacobian
-  Buffer<float> mass;   // of one row
-  Buffer<float> x_t;       // [kQueries, padded_dim], and so the others
+  RowBuffers rows;      // of one chunk, kQueries of them
+  Buffer<float> scores;  // [kQueries, padded_vocabulary]
+  Buffer<float> along;   // u·c_j, likewise, for the Jacobian
+  Buffer<float> x_t;     // [kQueries, padded_dim], and so the others
   Buffer<float> direction;
   Buffer<float> mean;
   Buffer<float> spread;
 
-  Scratch(const Params& p, int64_t padded, int64_t padded_dim)
-      : guided(allocate<float>(kQueries * padded)),
-        values(allocate<float>(kQueries * (padded + kLanes))),
-        indices(allocate<int32_t>(kQueries * (padded + kLanes))),
+  Scratch(bool jacobian, int64_t padded, int64_t padded_dim)
+      : rows(kQueries, padded),
         scores(allocate<float>(kQueries * padded)),
-        along(allocate<float>(p.direction != nullptr ? kQueries * padded : 0)),
-        mass(allocate<float>(padded)),
+        along(allocate<float>(jacobian ? kQueries * padded : 0)),
         x_t(allocate<float>(kQueries * padded_dim)),
         direction(allocate<float>(kQueries * padded_dim)),
         mean(allocate<float>(kQueries * padded_dim)),
@@ -119,142 +48,6 @@ struct Query {
   float* out;              // [dim]
   float t;
 };
-
-// Running statistics of a row of guided logits.
-struct Accumulator {
-  Vec largest = broadcast(negative_infinity());
-  Vec sum{};
-  Vec square{};
-  IntVec finite{};
-  IntVec bad{};  // NaN or +inf
-
-  DD2_INLINE void add(Vec value) {
-    const IntVec is_finite = value > broadcast(negative_infinity());
-    const Vec finite_value = is_finite ? value : Vec{};
-    bad |= ~(value <= broadcast(kFloatMax));
-    finite -= is_finite;
-    sum += finite_value;
-    square += finite_value * finite_value;
-    largest = max(value, largest);
-  }
-};
-
-// Writes a row's guided logits, padded with -inf.
-template <typename T, bool kGuided>
-DD2_INLINE RowStatistics guide(const Params& p, int64_t row, float* guided, int64_t padded,
-                               bool* invalid) {
-  const T* cond = static_cast<const T*>(p.logits) + row * p.logits_stride;
-  const T* uncond = kGuided ? static_cast<const T*>(p.uncond) + row * p.uncond_stride : nullptr;
-  const Vec scale = broadcast(p.scale[row]);
-  Accumulator total;
-  int64_t j = 0;
-  for (; j + kLanes <= p.vocabulary; j += kLanes) {
-    Vec value = load(cond + j);
-    if (kGuided) {
-      value = guided_logit(value, load(uncond + j), scale, broadcast(negative_infinity()));
-    }
-    total.add(value);
-    store(guided + j, value);
-  }
-  if (j < p.vocabulary) {
-    const int left = static_cast<int>(p.vocabulary - j);
-    T last_cond[kLanes] = {}, last_uncond[kLanes] = {};
-    std::memcpy(last_cond, cond + j, left * sizeof(T));
-    if (kGuided) std::memcpy(last_uncond, uncond + j, left * sizeof(T));
-    Vec value = load(last_cond);
-    if (kGuided) {
-      value = guided_logit(value, load(last_uncond), scale, broadcast(negative_infinity()));
-    }
-    for (int lane = left; lane < kLanes; ++lane) value[lane] = negative_infinity();
-    total.add(value);
-    store(guided + j, value);
-    j += kLanes;
-  }
-  for (; j < padded; j += kLanes) store(guided + j, broadcast(negative_infinity()));
-  const int count = reduce_add(total.finite);
-  *invalid = count == 0 || any(total.bad);
-  const float mean = reduce_add(total.sum) / count;
-  const float variance = reduce_add(total.square) / count - mean * mean;
-  return {reduce_max(total.largest), mean, __builtin_sqrtf(variance > 0.0f ? variance : 0.0f)};
-}
-
-template <typename T>
-DD2_INLINE RowStatistics guide(const Params& p, int64_t row, float* guided, int64_t padded,
-                               bool* invalid) {
-  return p.uncond != nullptr ? guide<T, true>(p, row, guided, padded, invalid)
-                             : guide<T, false>(p, row, guided, padded, invalid);
-}
-
-// exp(value - largest) and its total.
-DD2_INLINE float exponentiate(const float* values, float* mass, int64_t padded, float largest) {
-  Vec total{};
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const Vec e = exp2_nonpositive((load(values + i) - largest) * kLog2E);
-    store(mass + i, e);
-    total += e;
-  }
-  return reduce_add(total);
-}
-
-// Moves the values that are at least `threshold`, and their indices, to the front of `kept_values`
-// and `kept_indices`; in place where `indices` is kept_indices, from 0, 1, ... where it is null.
-DD2_INLINE int64_t keep_at_least(const float* values, const int32_t* indices, int64_t padded,
-                                 float threshold, float* kept_values, int32_t* kept_indices) {
-  const Vec limit = broadcast(threshold);
-  IntVec index = lane_numbers();
-  int64_t kept = 0;
-  for (int64_t i = 0; i < padded; i += kLanes, index += kLanes) {
-    const Vec value = load(values + i);
-    if (indices != nullptr) std::memcpy(&index, indices + i, sizeof(index));
-    const IntVec keep = value >= limit;
-    compress(keep, index, kept_indices + kept);
-    kept += compress(keep, value, kept_values + kept);
-  }
-  store(kept_values + kept, broadcast(negative_infinity()));
-  return kept;
-}
-
-DD2_INLINE void prepare_row(const Params& p, int64_t row, Row& out, Scratch& scratch,
-                            int64_t padded, bool sparse_only) {
-  bool invalid = false;
-  RowStatistics stats;
-  switch (p.logit_type) {
-    case LogitType::kFloat32: stats = guide<float>(p, row, out.guided, padded, &invalid); break;
-    case LogitType::kBFloat16: stats = guide<BFloat16>(p, row, out.guided, padded, &invalid); break;
-    default: stats = guide<Float16>(p, row, out.guided, padded, &invalid); break;
-  }
-  out.invalid = invalid;
-  out.largest = stats.largest;
-  out.compressed = false;
-  out.kept = p.vocabulary;
-  if (invalid) return;
-  float threshold = negative_infinity();
-  if (p.top_k > 0 && p.top_k < p.vocabulary) {
-    threshold = kth_largest(out.guided, padded, p.vocabulary, p.top_k, stats);
-  }
-  // -inf is never kept, whatever the threshold.
-  const float lowest = threshold > -kFloatMax ? threshold : -kFloatMax;
-  const bool filtered = threshold > negative_infinity() || p.top_p < 1.0f;
-  if (filtered || sparse_only) {
-    out.kept = keep_at_least(out.guided, nullptr, padded, lowest, out.values, out.indices);
-  }
-  if (p.top_p < 1.0f) {
-    const int64_t kept_padded = round_up(out.kept, kLanes);
-    const float total = exponentiate(out.values, scratch.mass.get(), kept_padded, stats.largest);
-    threshold = nucleus_threshold(out.values, scratch.mass.get(), kept_padded, stats.largest,
-                                  p.top_p * total);
-    out.kept =
-        keep_at_least(out.values, out.indices, kept_padded, threshold, out.values, out.indices);
-  }
-  out.compressed = sparse_only || (filtered && out.kept * 4 < p.vocabulary);
-  if (!out.compressed && threshold > negative_infinity()) {
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec value = load(out.guided + j);
-      store(out.guided + j,
-            value >= broadcast(threshold) ? value : broadcast(negative_infinity()));
-    }
-  }
-}
 
 // Scores of the kept codes of one token, gathered; |x - (1-t) c|^2 is never expanded here.
 template <int kVectors>
@@ -271,7 +64,7 @@ DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLe
   float largest = negative_infinity();
   for (int64_t i = 0; i < q.row->kept; ++i) {
     const int64_t j = q.row->indices[i];
-    const float* code = codebook.rows.get() + j * codebook.padded_dim;
+    const float* code = codebook.rows + j * codebook.padded_dim;
     Vec distance{}, projection{};
     for (int64_t v = 0; v < vectors; ++v) {
       const Vec c = load(code + v * kLanes);
@@ -351,7 +144,7 @@ DD2_INLINE void gathered_sum(const Query& q, const Codebook& codebook, const flo
   const int32_t* indices = q.row->indices;
   const int64_t stride = codebook.padded_dim;
   for (int64_t first = 0; first < stride; first += kStep * kLanes) {
-    const float* codes = codebook.rows.get() + first;
+    const float* codes = codebook.rows + first;
     Vec even[kStep] = {}, odd[kStep] = {};
     int64_t i = 0;
     for (; i + 2 <= q.row->kept; i += 2) {
@@ -436,8 +229,8 @@ DD2_INLINE void weighted_codes(const float* weights, const Codebook& codebook, i
                                float* out) {
   const int64_t padded = codebook.padded_vocabulary;
   Vec sum[kQueries][kVectors] = {};
-  const float* code = codebook.rows.get() + first;
-  for (int64_t j = 0; j < padded; ++j, code += codebook.padded_dim) {
+  const float* code = codebook.rows + first;
+  for (int64_t j = 0; j < codebook.vocabulary; ++j, code += codebook.padded_dim) {
     for (int v = 0; v < kVectors; ++v) {
       const Vec c = load(code + v * kLanes);
       for (int i = 0; i < kQueries; ++i) sum[i][v] += c * weights[i * padded + j];
@@ -460,8 +253,8 @@ template <bool kDirect, bool kJacobian>
 DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
                             const Query* const (&q)[kQueries], int count, Scratch& scratch) {
   const int64_t padded = codebook.padded_vocabulary;
-  NoiseLevel level[kQueries] = {NoiseLevel(q[0]->t), NoiseLevel(q[1]->t), NoiseLevel(q[2]->t),
-                                NoiseLevel(q[3]->t), NoiseLevel(q[4]->t), NoiseLevel(q[5]->t)};
+  NoiseLevel level[kQueries];
+  for (int i = 0; i < kQueries; ++i) level[i] = NoiseLevel(q[i]->t);
   float* x_t = scratch.x_t.get();
   for (int i = 0; i < kQueries; ++i) {
     const float factor = kDirect ? 1.0f : 2.0f * level[i].signal;
@@ -534,13 +327,9 @@ DD2_INLINE void solve_queries(const Params& p, const Codebook& codebook, const Q
 void solve_chunk(const Params& p, const Codebook& codebook, int64_t first, int64_t last,
                             bool sparse_only, Scratch& scratch) {
   Row rows[kQueries];
-  const int64_t padded = codebook.padded_vocabulary;
   for (int64_t r = first; r < last; ++r) {
-    Row& row = rows[r - first];
-    row.guided = scratch.guided.get() + (r - first) * padded;
-    row.values = scratch.values.get() + (r - first) * (padded + kLanes);
-    row.indices = scratch.indices.get() + (r - first) * (padded + kLanes);
-    prepare_row(p, r, row, scratch, padded, sparse_only);
+    rows[r - first] = scratch.rows.row(r - first);
+    prepare_row(p.teacher, r, rows[r - first], scratch.rows, sparse_only);
   }
   constexpr int kBatch = 8 * kQueries;
   Query queries[kBatch];
@@ -563,21 +352,22 @@ void solve_chunk(const Params& p, const Codebook& codebook, int64_t first, int64
 }  // namespace
 
 void launch_conditional_score(const ConditionalScoreParams& p, int num_threads) {
-  if (p.rows <= 0 || p.draws <= 0) return;
+  const TeacherRows& teacher = p.teacher;
+  if (teacher.rows <= 0 || p.draws <= 0) return;
   // Few tokens, or few codes left by top-k: no row will run dense, so skip packing for it.
-  const bool sparse_only =
-      p.rows * p.draws < kQueries || (p.top_k > 0 && p.top_k * 4 < p.vocabulary);
-  const Codebook codebook(p, !sparse_only);
-  const int64_t rows_a_chunk =
-      p.draws >= kQueries ? 1 : (kQueries + p.draws - 1) / p.draws;
-  const int64_t chunks = (p.rows + rows_a_chunk - 1) / rows_a_chunk;
+  const bool sparse_only = teacher.rows * p.draws < kQueries ||
+                           (teacher.top_k > 0 && teacher.top_k * 4 < teacher.vocabulary);
+  const Codebook codebook(p.codebook, teacher.vocabulary, p.dim, !sparse_only, num_threads);
+  const int64_t rows_a_chunk = p.draws >= kQueries ? 1 : (kQueries + p.draws - 1) / p.draws;
+  const int64_t chunks = (teacher.rows + rows_a_chunk - 1) / rows_a_chunk;
 #pragma omp parallel num_threads(num_threads)
   {
-    Scratch scratch(p, codebook.padded_vocabulary, codebook.padded_dim);
+    Scratch scratch(p.direction != nullptr, codebook.padded_vocabulary, codebook.padded_dim);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t first = i * rows_a_chunk, last = first + rows_a_chunk;
-      solve_chunk(p, codebook, first, last < p.rows ? last : p.rows, sparse_only, scratch);
+      solve_chunk(p, codebook, first, last < teacher.rows ? last : teacher.rows, sparse_only,
+                  scratch);
     }
   }
 }

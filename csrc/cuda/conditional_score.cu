@@ -21,7 +21,7 @@ void launch(const ConditionalScoreParams& p, size_t shared, cudaStream_t stream)
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)),
         "shared memory");
-  const dim3 grid(static_cast<unsigned>(p.rows), static_cast<unsigned>((p.dim + kDim - 1) / kDim));
+  const dim3 grid(static_cast<unsigned>(p.teacher.rows), static_cast<unsigned>((p.dim + kDim - 1) / kDim));
   kernel<<<grid, kThreads, shared, stream>>>(p);
   check(cudaGetLastError(), "launch");
 }
@@ -38,8 +38,7 @@ void launch_staged_or_not(const ConditionalScoreParams& p, cudaStream_t stream) 
                               conditional_score_fwd_kernel<kType, kDim, kJacobian, true>),
         "kernel attributes");
   const size_t staged = conditional_score_shared_floats<kDim, true>(p) * sizeof(float);
-  const bool filtered = (p.top_k > 0 && p.top_k < p.vocabulary) || p.top_p < 1.0f;
-  if (filtered && staged + attributes.sharedSizeBytes <= static_cast<size_t>(limit)) {
+  if (p.teacher.filtered() && staged + attributes.sharedSizeBytes <= static_cast<size_t>(limit)) {
     launch<kType, kDim, kJacobian, true>(p, staged, stream);
   } else {
     const size_t shared = conditional_score_shared_floats<kDim, false>(p) * sizeof(float);
@@ -62,9 +61,9 @@ void launch_dim(const ConditionalScoreParams& p, cudaStream_t stream) {
 }  // namespace
 
 void launch_conditional_score(const ConditionalScoreParams& p, void* stream) {
-  if (p.rows <= 0 || p.draws <= 0) return;
+  if (p.teacher.rows <= 0 || p.draws <= 0) return;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (p.logit_type) {
+  switch (p.teacher.logit_type) {
     case LogitType::kFloat32: return launch_dim<LogitType::kFloat32>(p, cuda_stream);
     case LogitType::kBFloat16: return launch_dim<LogitType::kBFloat16>(p, cuda_stream);
     default: return launch_dim<LogitType::kFloat16>(p, cuda_stream);

@@ -10,7 +10,7 @@ std::string message;
 template <dd2::LogitType kType, int kDim, bool kJacobian, bool kStaged>
 void launch(const dd2::ConditionalScoreParams& p) {
   const size_t shared = dd2::conditional_score_shared_floats<kDim, kStaged>(p) * sizeof(float);
-  const dim3 grid(static_cast<unsigned>(p.rows), static_cast<unsigned>((p.dim + kDim - 1) / kDim));
+  const dim3 grid(static_cast<unsigned>(p.teacher.rows), static_cast<unsigned>((p.dim + kDim - 1) / kDim));
   dd2_shim::launch(dd2::conditional_score_fwd_kernel<kType, kDim, kJacobian, kStaged>, grid,
                    dim3(dd2::kThreads), shared, p);
 }
@@ -35,7 +35,7 @@ extern "C" const char* conditional_score(const dd2::ConditionalScoreParams* p, b
                                          bool reverse_order) {
   dd2_shim::reverse_order = reverse_order;
   try {
-    switch (p->logit_type) {
+    switch (p->teacher.logit_type) {
       case dd2::LogitType::kFloat32: launch<dd2::LogitType::kFloat32>(*p, staged); break;
       case dd2::LogitType::kBFloat16: launch<dd2::LogitType::kBFloat16>(*p, staged); break;
       default: launch<dd2::LogitType::kFloat16>(*p, staged); break;

@@ -15,18 +15,27 @@ from ops.cases import Case, make_case, relative_error
 from dd2_fast.ops import conditional_score
 
 LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-POINTERS = ("out", "x_t", "t", "direction", "logits", "uncond", "scale", "codebook")
-SIZES = ("logits_stride", "uncond_stride", "rows", "draws", "vocabulary", "dim", "top_k")
+
+
+class TeacherRows(ctypes.Structure):
+    """``dd2::TeacherRows``."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("logits", "uncond", "scale")),
+        *((name, ctypes.c_longlong) for name in ("logits_stride", "uncond_stride", "rows")),
+        *((name, ctypes.c_longlong) for name in ("vocabulary", "top_k")),
+        ("top_p", ctypes.c_float),
+        ("logit_type", ctypes.c_int),
+    ]
 
 
 class Params(ctypes.Structure):
     """``dd2::ConditionalScoreParams``."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_longlong) for name in SIZES),
-        ("top_p", ctypes.c_float),
-        ("logit_type", ctypes.c_int),
+        ("teacher", TeacherRows),
+        *((name, ctypes.c_void_p) for name in ("out", "x_t", "t", "direction", "codebook")),
+        *((name, ctypes.c_longlong) for name in ("draws", "dim")),
     ]
 
 
@@ -57,22 +66,26 @@ def run(
         "x_t": x_t.contiguous(),
         "t": arguments["t"].contiguous(),
         "direction": None if direction is None else direction.contiguous(),
-        "logits": logits,
-        "uncond": uncond,
-        "scale": torch.as_tensor(arguments["guidance_scale"]).expand(rows).contiguous().float(),
         "codebook": codebook,
     }
-    params = Params(
-        **{name: 0 if value is None else value.data_ptr() for name, value in tensors.items()},
+    scale = torch.as_tensor(arguments["guidance_scale"]).expand(rows).contiguous().float()
+    teacher = TeacherRows(
+        logits=logits.data_ptr(),
+        uncond=0 if uncond is None else uncond.data_ptr(),
+        scale=scale.data_ptr(),
         logits_stride=logits.stride(0),
         uncond_stride=0 if uncond is None else uncond.stride(0),
         rows=rows,
-        draws=x_t.shape[1] if x_t.ndim == 3 else 1,
         vocabulary=vocabulary,
-        dim=codebook.shape[1],
         top_k=arguments["top_k"],
         top_p=arguments["top_p"],
         logit_type=LOGIT_TYPES[logits.dtype],
+    )
+    params = Params(
+        teacher=teacher,
+        **{name: 0 if value is None else value.data_ptr() for name, value in tensors.items()},
+        draws=x_t.shape[1] if x_t.ndim == 3 else 1,
+        dim=codebook.shape[1],
     )
     error = kernel.conditional_score(ctypes.byref(params), staged, reverse_order)
     assert error is None, error.decode()

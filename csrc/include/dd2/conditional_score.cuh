@@ -8,58 +8,11 @@
 
 #include "dd2/block.cuh"
 #include "dd2/conditional_score.h"
+#include "dd2/guided_row.cuh"
 #include "dd2/posterior.cuh"
 #include "dd2/row_threshold.cuh"
 
 namespace dd2 {
-
-// Logits as stored, widened to float.
-template <LogitType kType>
-struct LogitReader {
-  DD2_DEVICE static float read(const void* logits, long long j) {
-    if constexpr (kType == LogitType::kFloat32) {
-      return static_cast<const float*>(logits)[j];
-    } else if constexpr (kType == LogitType::kBFloat16) {
-      const unsigned bits = static_cast<const unsigned short*>(logits)[j];
-      return __uint_as_float(bits << 16);
-    } else {
-      // Rescaled by 2^112, exact for subnormals; from 2^16 on it was infinity or NaN.
-      const unsigned bits = static_cast<const unsigned short*>(logits)[j];
-      const float magnitude = __uint_as_float((bits & 0x7fffu) << 13) * 5.192296858534828e33f;
-      const unsigned special = magnitude >= 65536.0f ? 0x7f800000u : 0u;
-      return __uint_as_float(__float_as_uint(magnitude) | special | ((bits & 0x8000u) << 16));
-    }
-  }
-};
-
-// A row's guided logit, computed from memory.
-template <LogitType kType>
-struct GuidedRow {
-  const void* cond;
-  const void* uncond;  // null for no guidance
-  float scale;
-
-  DD2_DEVICE GuidedRow(const ConditionalScoreParams& p, long long row)
-      : cond(offset(p.logits, row * p.logits_stride)),
-        uncond(p.uncond == nullptr ? nullptr : offset(p.uncond, row * p.uncond_stride)),
-        scale(p.scale[row]) {}
-
-  DD2_DEVICE static const void* offset(const void* base, long long elements) {
-    constexpr int kBytes = kType == LogitType::kFloat32 ? 4 : 2;
-    return static_cast<const char*>(base) + elements * kBytes;
-  }
-
-  DD2_DEVICE float operator()(long long j) const {
-    const float value = LogitReader<kType>::read(cond, j);
-    if (uncond == nullptr) return value;
-    return guided_logit(value, LogitReader<kType>::read(uncond, j), scale, negative_infinity());
-  }
-};
-
-struct StagedRow {
-  const float* guided;  // shared memory
-  DD2_DEVICE float operator()(long long j) const { return guided[j]; }
-};
 
 // Softmax sums over the codes seen so far, relative to the best of them:
 // w_j = exp2((s_j - best) exponent), z_j = (c_j - c_best)·u.
@@ -228,7 +181,7 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
 template <int kDim, bool kStaged>
 DD2_HD long long conditional_score_shared_floats(const ConditionalScoreParams& p) {
   const long long padded = (p.dim + kDim - 1) / kDim * kDim;
-  return 2 * padded + (kStaged ? p.vocabulary : 0);
+  return 2 * padded + (kStaged ? p.teacher.vocabulary : 0);
 }
 
 // grid (rows, ceil(dim / kDim)); kStaged: for filtered rows that fit in shared memory.
@@ -240,24 +193,25 @@ __global__ void __launch_bounds__(kThreads) conditional_score_fwd_kernel(
   __shared__ Candidates candidates;
   __shared__ Posterior<kDim, kJacobian> merged[kWarps];
   const long long row_index = blockIdx.x;
-  const GuidedRow<kType> row(p, row_index);
+  const GuidedRow<kType> row(p.teacher, row_index);
+  const long long vocabulary = p.teacher.vocabulary;
   if (kStaged) {
-    for (long long j = threadIdx.x; j < p.vocabulary; j += kThreads) staged[j] = row(j);
+    for (long long j = threadIdx.x; j < vocabulary; j += kThreads) staged[j] = row(j);
     __syncthreads();
   }
   RowSummary summary;
-  KeptCodes kept{nullptr, p.vocabulary, negative_infinity(), 0.0f};
-  const bool has_top_k = p.top_k > 0 && p.top_k < p.vocabulary;
+  KeptCodes kept{nullptr, vocabulary, negative_infinity(), 0.0f};
+  const bool has_top_k = p.teacher.top_k > 0 && p.teacher.top_k < vocabulary;
   const auto filter = [&](const auto& source) {
-    summary = summarize(source, p.vocabulary);
+    summary = summarize(source, vocabulary);
     if (summary.invalid) return;
     kept.largest = summary.stats.largest;
     if (has_top_k) {
       kept.threshold =
-          row_kth_largest(source, p.vocabulary, p.top_k, summary.stats, candidates);
+          row_kth_largest(source, vocabulary, p.teacher.top_k, summary.stats, candidates);
     }
-    if (p.top_p < 1.0f) {
-      kept.threshold = row_nucleus(source, p.vocabulary, kept.threshold, p.top_p,
+    if (p.teacher.top_p < 1.0f) {
+      kept.threshold = row_nucleus(source, vocabulary, kept.threshold, p.teacher.top_p,
                                    summary.stats.largest, candidates);
     }
   };
@@ -276,10 +230,10 @@ __global__ void __launch_bounds__(kThreads) conditional_score_fwd_kernel(
     // Indices overwrite logits that every thread has read: they never run ahead of the reads.
     int* indices = reinterpret_cast<int*>(staged);
     long long count = 0;
-    for (long long first = 0; first < p.vocabulary; first += kThreads) {
+    for (long long first = 0; first < vocabulary; first += kThreads) {
       const long long j = first + threadIdx.x;
       const bool keep =
-          j < p.vocabulary && staged[j] >= kept.threshold && staged[j] > negative_infinity();
+          j < vocabulary && staged[j] >= kept.threshold && staged[j] > negative_infinity();
       const Position position = block_position(keep);
       if (keep) indices[count + position.index] = static_cast<int>(j);
       count += position.total;

@@ -46,6 +46,7 @@ struct NoiseLevel {
   float exponent;  // log2(e) / (2 t^2): exp((s - max) / (2 t^2)) = exp2((s - max) exponent)
   float jacobian;  // (1-t) / t^2, kept finite
 
+  NoiseLevel() = default;
   DD2_HD explicit NoiseLevel(float t) {
     const float raw = 2.0f * t * t;
     signal = 1.0f - t;

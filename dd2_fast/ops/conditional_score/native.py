@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-
-_LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+from ..native import TeacherRows, address
 
 
 def run(
@@ -30,31 +25,20 @@ def run(
     top_p: float,
 ) -> Tensor:
     """``x0``, or ``J direction``, of the shape of ``x_t [R, M, C]``, by ``launch(params)``."""
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
     x_t, t, codebook = x_t.contiguous(), t.contiguous(), codebook.contiguous()
-    guidance_scale, logits = guidance_scale.contiguous(), _unit_stride(logits)
     direction = None if direction is None else direction.contiguous()
-    uncond_logits = None if uncond_logits is None else _unit_stride(uncond_logits)
     out = torch.empty_like(x_t)
-    rows, draws, dim = x_t.shape
     launch(
         extension.native().ConditionalScoreParams(
+            teacher=teacher.arguments,
             out=out.data_ptr(),
             x_t=x_t.data_ptr(),
             t=t.data_ptr(),
-            direction=0 if direction is None else direction.data_ptr(),
-            logits=logits.data_ptr(),
-            uncond=0 if uncond_logits is None else uncond_logits.data_ptr(),
-            scale=guidance_scale.data_ptr(),
+            direction=address(direction),
             codebook=codebook.data_ptr(),
-            logits_stride=logits.stride(0),
-            uncond_stride=0 if uncond_logits is None else uncond_logits.stride(0),
-            rows=rows,
-            draws=draws,
-            vocabulary=codebook.shape[0],
-            dim=dim,
-            top_k=top_k,
-            top_p=top_p,
-            logit_type=_LOGIT_TYPES[logits.dtype],
+            draws=x_t.shape[1],
+            dim=x_t.shape[2],
         )
     )
     return out

@@ -1,0 +1,29 @@
+// A teacher's next-token logits with the guidance and filters to apply: plain data, an argument of
+// every operator over them.
+#pragma once
+
+namespace dd2 {
+
+enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+struct TeacherRows {
+  const void* logits;  // [rows, vocabulary], rows logits_stride elements apart
+  const void* uncond;  // likewise with uncond_stride, or null for no guidance
+  const float* scale;  // [rows]
+  long long logits_stride;
+  long long uncond_stride;
+  long long rows;
+  long long vocabulary;
+  long long top_k;  // 0 is off
+  float top_p;      // 1 is off
+  LogitType logit_type;
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  __host__ __device__
+#endif
+  bool filtered() const {
+    return (top_k > 0 && top_k < vocabulary) || top_p < 1.0f;
+  }
+};
+
+}  // namespace dd2

@@ -1,0 +1,49 @@
+"""Tensors as arguments of the compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import extension
+
+_LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class TeacherRows:
+    """``dd2::TeacherRows`` over tensors, which it keeps alive."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        uncond_logits: Tensor | None,
+        guidance_scale: Tensor,
+        top_k: int,
+        top_p: float,
+    ) -> None:
+        logits = _unit_stride(logits)
+        uncond_logits = None if uncond_logits is None else _unit_stride(uncond_logits)
+        guidance_scale = guidance_scale.contiguous()
+        self._kept = (logits, uncond_logits, guidance_scale)
+        self.arguments: Any = extension.native().TeacherRows(
+            logits=logits.data_ptr(),
+            uncond=address(uncond_logits),
+            scale=guidance_scale.data_ptr(),
+            logits_stride=logits.stride(0),
+            uncond_stride=0 if uncond_logits is None else uncond_logits.stride(0),
+            rows=logits.shape[0],
+            vocabulary=logits.shape[1],
+            top_k=top_k,
+            top_p=top_p,
+            logit_type=_LOGIT_TYPES[logits.dtype],
+        )
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
