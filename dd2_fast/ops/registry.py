@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 
@@ -86,7 +87,19 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
             raise RuntimeError(f"backend {backend!r} cannot run {op}: {reason}")
     else:
         backend = next(name for name in BACKENDS if _unusable(name, device, dtype) is None)
+        if backend == "torch" and extension.load()[0] is None:
+            _warn_reference_only()
     return _module(op, "reference" if backend == "torch" else backend)
+
+
+@functools.cache
+def _warn_reference_only() -> None:
+    warnings.warn(
+        f"{extension.load()[1]}: operators run on the plain torch reference, slower; "
+        "install a C++ compiler and reinstall dd2_fast",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @functools.cache
