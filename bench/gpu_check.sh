@@ -32,7 +32,7 @@ part() {
   [ $status -eq 0 ] || tail -n 25 "$work/$name.log" >&2
 }
 
-gpu_tests=(python -m pytest tests -m gpu -q -p no:cacheprovider --benchmark-disable)
+gpu_tests=(python -m pytest tests/ops -m gpu -q -p no:cacheprovider --benchmark-disable)
 sanitized=("${gpu_tests[@]}" -k "ragged or top_k_small or ties or tiny_noise")
 part build 200 env DD2_FAST_CUDA=1 python setup.py -q build_ext --inplace
 part tests 100 "${gpu_tests[@]}"
