@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 
@@ -13,9 +14,19 @@ def load() -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module("dd2_fast._C"), None
     except ModuleNotFoundError:
-        return None, "the compiled extension dd2_fast._C was not built (no C++ compiler at install)"
+        return None, f"the compiled extension dd2_fast._C was not built ({_why_missing()})"
     except ImportError as error:
         return None, f"the compiled extension dd2_fast._C does not load: {error}"
+
+
+def _why_missing() -> str:
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "setup.py").exists():
+        return (
+            "dd2_fast is imported from a source checkout: leave that folder to use the installed "
+            "package, or build here with 'python setup.py build_ext --inplace'"
+        )
+    return "no C++ compiler at install"
 
 
 def native() -> ModuleType:

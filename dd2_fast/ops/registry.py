@@ -95,8 +95,7 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
 @functools.cache
 def _warn_reference_only() -> None:
     warnings.warn(
-        f"{extension.load()[1]}: operators run on the plain torch reference, slower; "
-        "install a C++ compiler and reinstall dd2_fast",
+        f"{extension.load()[1]}: operators run on the plain torch reference, slower",
         RuntimeWarning,
         stacklevel=2,
     )
