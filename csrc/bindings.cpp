@@ -7,6 +7,8 @@
 
 #include "cpu/dispatch.h"
 #include "dd2/conditional_score.h"
+#include "dd2/nearest_code.h"
+#include "dd2/sample_code.h"
 #ifdef DD2_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -34,6 +36,36 @@ dd2::ConditionalScoreParams conditional_score_params(
   return {teacher, pointer<float>(out), pointer<const float>(x_t), pointer<const float>(t),
           pointer<const float>(direction), pointer<const float>(codebook), draws, dim};
 }
+
+dd2::NearestCodeParams nearest_code_params(std::uintptr_t out, std::uintptr_t x,
+                                           std::uintptr_t codebook, long long rows,
+                                           long long vocabulary, long long dim) {
+  return {pointer<long long>(out), pointer<const float>(x), pointer<const float>(codebook), rows,
+          vocabulary, dim};
+}
+
+dd2::SampleCodeParams sample_code_params(const dd2::TeacherRows& teacher, std::uintptr_t out,
+                                         std::uintptr_t seed, float inverse_temperature) {
+  return {teacher, pointer<long long>(out), pointer<const long long>(seed), inverse_temperature};
+}
+
+// The operator as cpu_<name>(params, num_threads) and cuda_<name>(params, stream).
+template <typename Params>
+void register_cpu(py::module_& m, const char* name, void (*launch)(const Params&, int)) {
+  m.def(name, launch, py::arg("params"), py::arg("num_threads"),
+        py::call_guard<py::gil_scoped_release>());
+}
+
+#ifdef DD2_WITH_CUDA
+template <typename Params>
+void register_cuda(py::module_& m, const char* name, void (*launch)(const Params&, void*)) {
+  m.def(name,
+        [launch](const Params& params, std::uintptr_t stream) {
+          launch(params, reinterpret_cast<void*>(stream));
+        },
+        py::arg("params"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+}
+#endif
 
 py::tuple cuda_architectures() {
 #ifdef DD2_WITH_CUDA
@@ -71,13 +103,18 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&conditional_score_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
            py::arg("x_t"), py::arg("t"), py::arg("direction"), py::arg("codebook"),
            py::arg("draws"), py::arg("dim"));
-  m.def("cpu_conditional_score", &dd2::cpu::launch_conditional_score, py::arg("params"),
-        py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+  py::class_<dd2::NearestCodeParams>(m, "NearestCodeParams")
+      .def(py::init(&nearest_code_params), py::kw_only(), py::arg("out"), py::arg("x"),
+           py::arg("codebook"), py::arg("rows"), py::arg("vocabulary"), py::arg("dim"));
+  py::class_<dd2::SampleCodeParams>(m, "SampleCodeParams")
+      .def(py::init(&sample_code_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
+           py::arg("seed"), py::arg("inverse_temperature"));
+  register_cpu(m, "cpu_conditional_score", &dd2::cpu::launch_conditional_score);
+  register_cpu(m, "cpu_nearest_code", &dd2::cpu::launch_nearest_code);
+  register_cpu(m, "cpu_sample_code", &dd2::cpu::launch_sample_code);
 #ifdef DD2_WITH_CUDA
-  m.def("cuda_conditional_score",
-        [](const ConditionalScoreParams& params, std::uintptr_t stream) {
-          dd2::cuda::launch_conditional_score(params, reinterpret_cast<void*>(stream));
-        },
-        py::arg("params"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  register_cuda(m, "cuda_conditional_score", &dd2::cuda::launch_conditional_score);
+  register_cuda(m, "cuda_nearest_code", &dd2::cuda::launch_nearest_code);
+  register_cuda(m, "cuda_sample_code", &dd2::cuda::launch_sample_code);
 #endif
 }

@@ -10,19 +10,38 @@ namespace dd2::cpu::DD2_ISA {
 namespace {
 
 constexpr int kTile = 2 * kLanes;  // codes in one register block
+// Tokens in one register block: two vectors each, beside the codes.
+constexpr int kQueries = kLanes == 16 ? 12 : 6;
+
+// Transposes `count` codes into one tile, zeros behind them, and sums their squares: every lane in
+// the same order, so that equal codes have equal norms.
+DD2_INLINE void pack_tile(const float* codes, int64_t count, int64_t dim, float* tile,
+                          float* norms) {
+  for (int64_t j = 0; j < kTile; ++j) {
+    for (int64_t c = 0; c < dim; ++c) tile[c * kTile + j] = j < count ? codes[j * dim + c] : 0.0f;
+  }
+  Vec norm[2] = {};
+  for (int64_t c = 0; c < dim; ++c) {
+    for (int h = 0; h < 2; ++h) {
+      const Vec value = load(tile + c * kTile + h * kLanes);
+      norm[h] += value * value;
+    }
+  }
+  for (int h = 0; h < 2; ++h) store(norms + h * kLanes, norm[h]);
+}
 
 struct Codebook {
   int64_t vocabulary;
   int64_t padded_vocabulary;  // a multiple of kTile
   int64_t padded_dim;         // a multiple of kLanes
   bool has_nan;
-  const float* rows;         // [vocabulary, padded_dim]: the caller's where dim is padded_dim
+  const float* rows;         // [vocabulary, padded_dim], if wanted: the caller's where that is dim
   Buffer<float> own_rows;
   Buffer<float> packed;  // [padded_vocabulary / kTile, dim, kTile]
   Buffer<float> norms;   // |c_j|^2 [padded_vocabulary]
 
   Codebook(const float* codes, int64_t vocabulary_size, int64_t dim, bool wants_packed,
-           int num_threads)
+           int num_threads, bool wants_rows = true)
       : vocabulary(vocabulary_size),
         padded_vocabulary(round_up(vocabulary, kTile)),
         padded_dim(round_up(dim, kLanes)),
@@ -30,7 +49,7 @@ struct Codebook {
         rows(codes),
         packed(allocate<float>(wants_packed ? padded_vocabulary * dim : 0)),
         norms(allocate<float>(padded_vocabulary)) {
-    const bool copies = padded_dim != dim;
+    const bool copies = wants_rows && padded_dim != dim;
     if (copies) {
       own_rows = allocate<float>(vocabulary * padded_dim);
       rows = own_rows.get();
@@ -38,17 +57,21 @@ struct Codebook {
     float check = 0.0f;
 #pragma omp parallel for num_threads(num_threads) reduction(+ : check)
     for (int64_t first = 0; first < padded_vocabulary; first += kTile) {
-      float* tile = wants_packed ? packed.get() + first * dim : nullptr;
-      for (int64_t j = first; j < first + kTile; ++j) {
-        float norm = 0.0f;
-        for (int64_t c = 0; c < dim; ++c) {
-          const float value = j < vocabulary ? codes[j * dim + c] : 0.0f;
-          if (tile != nullptr) tile[c * kTile + j - first] = value;
-          norm += value * value;
+      const int64_t count = vocabulary - first < kTile ? vocabulary - first : kTile;
+      float* norm = norms.get() + first;
+      if (wants_packed) {
+        pack_tile(codes + first * dim, count, dim, packed.get() + first * dim, norm);
+      } else {
+        for (int64_t j = 0; j < kTile; ++j) {
+          norm[j] = 0.0f;
+          for (int64_t c = 0; j < count && c < dim; ++c) {
+            const float value = codes[(first + j) * dim + c];
+            norm[j] += value * value;
+          }
         }
-        norms[j] = norm;
-        check += norm * 0.0f;
-        if (!copies || j >= vocabulary) continue;
+      }
+      for (int64_t j = 0; j < kTile; ++j) check += norm[j] * 0.0f;
+      for (int64_t j = first; copies && j < first + count; ++j) {
         float* row = own_rows.get() + j * padded_dim;
         std::memcpy(row, codes + j * dim, dim * sizeof(float));
         std::memset(row + dim, 0, (padded_dim - dim) * sizeof(float));

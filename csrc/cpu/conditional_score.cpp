@@ -15,8 +15,6 @@
 namespace dd2::cpu::DD2_ISA {
 namespace {
 
-// Tokens in one register block: two vectors each, beside the codes.
-constexpr int kQueries = kLanes == 16 ? 12 : 6;
 constexpr float kDirectBelow = 0.02f;  // noise level below which |x - (1-t) c|^2 is not expanded
 
 using Params = ConditionalScoreParams;

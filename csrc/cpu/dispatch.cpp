@@ -51,4 +51,12 @@ void launch_conditional_score(const ConditionalScoreParams& params, int num_thre
   DD2_DISPATCH(launch_conditional_score, params, num_threads)
 }
 
+void launch_nearest_code(const NearestCodeParams& params, int num_threads) {
+  DD2_DISPATCH(launch_nearest_code, params, num_threads)
+}
+
+void launch_sample_code(const SampleCodeParams& params, int num_threads) {
+  DD2_DISPATCH(launch_sample_code, params, num_threads)
+}
+
 }  // namespace dd2::cpu

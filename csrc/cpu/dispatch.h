@@ -5,6 +5,8 @@
 #pragma once
 
 #include "dd2/conditional_score.h"
+#include "dd2/nearest_code.h"
+#include "dd2/sample_code.h"
 
 #if defined(__x86_64__)
 #define DD2_FOR_EACH_ISA(declare) declare(v2) declare(v3) declare(v4)
@@ -17,6 +19,8 @@ namespace dd2::cpu {
 #define DD2_DECLARE(isa)                                                                   \
   namespace isa {                                                                          \
   void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);    \
+  void launch_nearest_code(const NearestCodeParams& params, int num_threads);              \
+  void launch_sample_code(const SampleCodeParams& params, int num_threads);                \
   }
 DD2_FOR_EACH_ISA(DD2_DECLARE)
 #undef DD2_DECLARE
@@ -25,5 +29,7 @@ DD2_FOR_EACH_ISA(DD2_DECLARE)
 const char* instruction_set();
 
 void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);
+void launch_nearest_code(const NearestCodeParams& params, int num_threads);
+void launch_sample_code(const SampleCodeParams& params, int num_threads);
 
 }  // namespace dd2::cpu

@@ -62,10 +62,10 @@ struct Accumulator {
   }
 };
 
-// Writes a row's guided logits, padded with -inf.
+// Writes a row's guided logits times `factor`, padded with -inf.
 template <typename T, bool kGuided>
 DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided, int64_t padded,
-                               bool* invalid) {
+                               float factor, bool* invalid) {
   const T* cond = static_cast<const T*>(p.logits) + row * p.logits_stride;
   const T* uncond = kGuided ? static_cast<const T*>(p.uncond) + row * p.uncond_stride : nullptr;
   const Vec scale = broadcast(p.scale[row]);
@@ -76,6 +76,7 @@ DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided,
     if (kGuided) {
       value = guided_logit(value, load(uncond + j), scale, broadcast(negative_infinity()));
     }
+    value *= factor;
     total.add(value);
     store(guided + j, value);
   }
@@ -88,6 +89,7 @@ DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided,
     if (kGuided) {
       value = guided_logit(value, load(last_uncond), scale, broadcast(negative_infinity()));
     }
+    value *= factor;
     for (int lane = left; lane < kLanes; ++lane) value[lane] = negative_infinity();
     total.add(value);
     store(guided + j, value);
@@ -103,9 +105,9 @@ DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided,
 
 template <typename T>
 DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided, int64_t padded,
-                               bool* invalid) {
-  return p.uncond != nullptr ? guide<T, true>(p, row, guided, padded, invalid)
-                             : guide<T, false>(p, row, guided, padded, invalid);
+                               float factor, bool* invalid) {
+  return p.uncond != nullptr ? guide<T, true>(p, row, guided, padded, factor, invalid)
+                             : guide<T, false>(p, row, guided, padded, factor, invalid);
 }
 
 // exp(value - largest) and its total.
@@ -137,18 +139,18 @@ DD2_INLINE int64_t keep_at_least(const float* values, const int32_t* indices, in
   return kept;
 }
 
-// Fills `out` from row `row` of the teacher. A row that keeps fewer than a quarter of its codes, or
-// any row with `sparse_only`, is compressed to those.
+// Fills `out` from row `row` of the teacher, its guided logits times `factor`. A row that keeps fewer
+// than a quarter of its codes, or any row with `sparse_only`, is compressed to those.
 DD2_INLINE void prepare_row(const TeacherRows& p, int64_t row, Row& out, RowBuffers& buffers,
-                            bool sparse_only) {
+                            bool sparse_only, float factor = 1.0f) {
   const int64_t padded = buffers.padded;
   bool invalid = false;
-  RowStatistics stats;
-  switch (p.logit_type) {
-    case LogitType::kFloat32: stats = guide<float>(p, row, out.guided, padded, &invalid); break;
-    case LogitType::kBFloat16: stats = guide<BFloat16>(p, row, out.guided, padded, &invalid); break;
-    default: stats = guide<Float16>(p, row, out.guided, padded, &invalid); break;
-  }
+  const auto guide_as = [&](auto type) {
+    return guide<decltype(type)>(p, row, out.guided, padded, factor, &invalid);
+  };
+  const RowStatistics stats = p.logit_type == LogitType::kFloat32    ? guide_as(float())
+                              : p.logit_type == LogitType::kBFloat16 ? guide_as(BFloat16())
+                                                                     : guide_as(Float16());
   out.invalid = invalid;
   out.largest = stats.largest;
   out.compressed = false;

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.tokenizer import nearest
+from ..ops import nearest_code
 from .evaluation_mode import evaluation_mode, submodules
 from .frechet import frechet_distance, frechet_distance_per_class
 from .likelihood import negative_log_likelihood
@@ -119,7 +119,7 @@ class _Reference:
         parts = zip(noise.split(_BATCH), labels.split(_BATCH), strict=True)
         x = torch.cat([generator(part, label) for part, label in parts])
         images = torch.cat([self.bundle.tokenizer.decode(part) for part in x.split(_BATCH)])
-        return self._judge(images, nearest(x, codebook), labels)
+        return self._judge(images, nearest_code(x, codebook), labels)
 
     def _judge(self, images: Tensor, tokens: Tensor, labels: Tensor) -> dict[str, float]:
         features, predicted = self._describe(images)

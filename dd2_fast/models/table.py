@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import nearest_code
 from .checks import check_labels, embed_tokens
 from .sampling import Choose, categorical
-from .tokenizer import nearest
 
 
 class TableTeacher(nn.Module):
@@ -83,7 +83,7 @@ class TableTeacher(nn.Module):
             tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
         )
         check_labels(labels, self.num_classes, embeddings.shape[0])
-        tokens = nearest(embeddings, self.codebook)
+        tokens = nearest_code(embeddings, self.codebook)
         prefix = torch.zeros_like(tokens[:, 0])
         rows = []
         for i, log_probability in enumerate(self._conditionals()):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import nearest_code
 from .checks import check_embeddings, check_tokens
 
 
@@ -101,7 +102,7 @@ class VQTokenizer(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Tokens ``[B, n]`` (int64, row by row) of images ``[B, 3, H, W]`` in [0, 1]."""
         latents = self.latents(images)
-        return nearest(latents, self.raw_codebook())
+        return nearest_code(latents, self.raw_codebook())
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
@@ -113,10 +114,3 @@ class VQTokenizer(nn.Module):
         check_embeddings("embeddings", embeddings, self.num_tokens, self.codebook.shape[1])
         raw = torch.addcmul(self.shift, embeddings, self.scale)
         return self.reconstruct(raw).clamp(0, 1).expand(-1, 3, -1, -1)
-
-
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    """Index ``[*]`` of the code of ``[V, C]`` nearest to ``x [*, C]``; the first on ties."""
-    flat = x.reshape(-1, x.shape[-1])
-    distance = torch.addmm(0.5 * codebook.square().sum(-1), flat, codebook.T, alpha=-1)
-    return distance.argmin(-1).view(x.shape[:-1])

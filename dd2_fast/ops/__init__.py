@@ -1,6 +1,8 @@
 """Public operators. Shapes, units and formulas are in each function's docstring."""
 
 from .conditional_score import conditional_score
+from .nearest_code import nearest_code
 from .registry import available_backends
+from .sample_code import sample_code
 
-__all__ = ["available_backends", "conditional_score"]
+__all__ = ["available_backends", "conditional_score", "nearest_code", "sample_code"]

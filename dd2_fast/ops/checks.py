@@ -62,29 +62,59 @@ def check_filters(top_k: int, top_p: float) -> None:
         raise ValueError(f"top_p: expected a probability in (0, 1], got {top_p}")
 
 
-def check_teacher(
-    logits: Any, codebook: Any, uncond_logits: Any, guidance_scale: Any, top_k: int, top_p: float
+def check_logits(
+    logits: Any, uncond_logits: Any, guidance_scale: Any, top_k: int, top_p: float
 ) -> None:
     """The arguments that every operator over a teacher's logits ``[*, V]`` shares."""
     check_tensor("logits", logits)
-    check_tensor("codebook", codebook)
     check_filters(top_k, top_p)
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits: expected shape [*, V] with V >= 1, got {list(logits.shape)}")
-    vocabulary = logits.shape[-1]
-    if codebook.ndim != 2 or codebook.shape[0] != vocabulary or codebook.shape[1] < 1:
-        raise ValueError(
-            f"codebook: expected shape [V, C] with V = {vocabulary} (from logits) and C >= 1, "
-            f"got {list(codebook.shape)}"
-        )
     if uncond_logits is not None:
         check_tensor("uncond_logits", uncond_logits, (logits.dtype,))
         check_shape("uncond_logits", uncond_logits, logits.shape, "that of logits")
     elif not isinstance(guidance_scale, int | float) or guidance_scale != 1:
         came = guidance_scale if isinstance(guidance_scale, int | float) else "a tensor"
         raise ValueError(f"guidance_scale: expected 1 where uncond_logits is not given, got {came}")
-    check_same_device("logits", logits, codebook=codebook, uncond_logits=uncond_logits)
-    check_constant(logits=logits, uncond_logits=uncond_logits, codebook=codebook)
+    check_same_device("logits", logits, uncond_logits=uncond_logits)
+    check_constant(logits=logits, uncond_logits=uncond_logits)
+
+
+def check_teacher(
+    logits: Any, codebook: Any, uncond_logits: Any, guidance_scale: Any, top_k: int, top_p: float
+) -> None:
+    """:func:`check_logits`, and their codebook ``[V, C]``."""
+    check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
+    check_tensor("codebook", codebook)
+    vocabulary = logits.shape[-1]
+    if codebook.ndim != 2 or codebook.shape[0] != vocabulary or codebook.shape[1] < 1:
+        raise ValueError(
+            f"codebook: expected shape [V, C] with V = {vocabulary} (from logits) and C >= 1, "
+            f"got {list(codebook.shape)}"
+        )
+    check_same_device("logits", logits, codebook=codebook)
+    check_constant(codebook=codebook)
+
+
+def check_temperature(temperature: Any) -> None:
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
+    if not 1e-30 <= temperature <= 1e30:
+        raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature}")
+
+
+def seed_tensor(seed: Any, like: Tensor) -> Tensor:
+    """``seed`` as an int64 tensor ``[]`` on the device of ``like``, or an error."""
+    if isinstance(seed, Tensor):
+        check_tensor("seed", seed, (torch.int64,))
+        check_shape("seed", seed, (), "one number")
+        check_same_device("logits", like, seed=seed)
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int or a torch.Tensor, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
+    return torch.full((), seed, dtype=torch.int64, device=like.device)
 
 
 def check_tokens(name: str, tokens: Any, logits: Tensor, codebook: Tensor) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,23 @@ _LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def cpu_launcher(op: str) -> Callable[[Any], None]:
+    """``launch(params)`` of the C++ kernel of ``op`` on torch's number of threads."""
+    kernel = getattr(extension.native(), f"cpu_{op}")
+    return lambda params: kernel(params, torch.get_num_threads())
+
+
+def cuda_launcher(op: str, device: torch.device) -> Callable[[Any], None]:
+    """``launch(params)`` of the CUDA kernel of ``op`` on the current stream of ``device``."""
+    kernel = getattr(extension.native(), f"cuda_{op}")
+
+    def launch(params: Any) -> None:
+        with torch.cuda.device(device):
+            kernel(params, torch.cuda.current_stream().cuda_stream)
+
+    return launch
 
 
 class TeacherRows:

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..ops.philox import philox
 
 NOISE_STREAM = 0
 TOKEN_STREAM = 1
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-
-Array = TypeVar("Array", np.ndarray, Tensor)
-
-
-def philox(c0: Array, c1: Array, c2: Array, c3: Array, key: tuple[int, int]) -> tuple[Array, ...]:
-    """Return the four Philox4x32-10 words of a counter of four words under a key of two.
-
-    Words are 32-bit values in int64 arrays that broadcast, NumPy's or torch's; products wrap,
-    which keeps their low 64 bits exact. Source: Salmon et al., Parallel random numbers: as easy
-    as 1, 2, 3 (SC 2011).
-    """
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
-        c1, c3 = p1 & _MASK, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
 
 
 def image_uniform(seed: int, indices: Tensor, count: int, *, stream: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..metrics.evaluation_mode import evaluation_mode, submodules
-from ..models.tokenizer import nearest
+from ..ops import nearest_code
 from .noise import image_noise
 from .outputs import check_output, to_pil, to_uint8
 from .refine import refine
@@ -117,7 +117,7 @@ class Sampler:
             with nvtx.annotate("dd2_fast.refine"):
                 tokens = refine(
                     self.teacher,
-                    nearest(x, codebook),
+                    nearest_code(x, codebook),
                     labels,
                     indices,
                     count=self.teacher_steps - 1,
@@ -126,7 +126,7 @@ class Sampler:
                 )
                 x = self.tokenizer.embed(tokens)
         if output == "tokens":
-            return nearest(x, codebook)
+            return nearest_code(x, codebook)
         if output == "latent":
             return x.float()
         with nvtx.annotate("dd2_fast.decode"):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import VQTokenizer
-from ..models.tokenizer import nearest
+from ..ops import nearest_code
 from .config import TokenizerConfig
 from .loop import Losses, Stage
 from .schedule import adam, ramp, set_rate
@@ -35,7 +35,7 @@ class TokenizerStage(Stage):
         losses: dict[str, Tensor] = {}
         quantised = latents
         if index >= config.continuous_steps:
-            tokens = nearest(latents.detach(), tokenizer.codebook)
+            tokens = nearest_code(latents.detach(), tokenizer.codebook)
             codes = tokenizer.codebook[tokens]
             losses["commitment"] = F.mse_loss(latents, codes)
             quantised = latents + (codes - latents).detach()
@@ -59,11 +59,11 @@ class TokenizerStage(Stage):
         codebook = self.tokenizer.codebook
         codes = latents[torch.randperm(len(latents), generator=rng)[: len(codebook)]]
         for _ in range(_LLOYD_STEPS):
-            counts, sums = _clusters(latents, nearest(latents, codes), len(codes))
+            counts, sums = _clusters(latents, nearest_code(latents, codes), len(codes))
             codes = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes)
         codebook.copy_(codes)
         share = self.config.batch / len(self.images)
-        counts, sums = _clusters(latents, nearest(latents, codes), len(codes))
+        counts, sums = _clusters(latents, nearest_code(latents, codes), len(codes))
         self.buffers = {"counts": counts * share, "sums": sums * share}
 
     @torch.no_grad()

@@ -4,29 +4,13 @@ reference. Finds errors of logic, not races; those need compute-sanitizer on a G
 from __future__ import annotations
 
 import ctypes
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from native.build import NATIVE_DIR, build_shared, compiler_command
+from native.structs import TeacherRows, build_shim, fields, teacher_rows
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
-
-LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-class TeacherRows(ctypes.Structure):
-    """``dd2::TeacherRows``."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logits", "uncond", "scale")),
-        *((name, ctypes.c_longlong) for name in ("logits_stride", "uncond_stride", "rows")),
-        *((name, ctypes.c_longlong) for name in ("vocabulary", "top_k")),
-        ("top_p", ctypes.c_float),
-        ("logit_type", ctypes.c_int),
-    ]
 
 
 class Params(ctypes.Structure):
@@ -34,19 +18,14 @@ class Params(ctypes.Structure):
 
     _fields_ = [
         ("teacher", TeacherRows),
-        *((name, ctypes.c_void_p) for name in ("out", "x_t", "t", "direction", "codebook")),
-        *((name, ctypes.c_longlong) for name in ("draws", "dim")),
+        *fields("out x_t t direction codebook", ctypes.c_void_p),
+        *fields("draws dim", ctypes.c_longlong),
     ]
 
 
 @pytest.fixture(scope="session")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if shutil.which(compiler_command()[0]) is None:
-        pytest.skip(f"no C++ compiler {compiler_command()[0]!r}")
-    folder: Path = tmp_path_factory.mktemp("conditional_score")
-    library = ctypes.CDLL(str(build_shared([NATIVE_DIR / "conditional_score_shim.cpp"], folder)))
-    library.conditional_score.restype = ctypes.c_char_p
-    return library
+    return build_shim("conditional_score", tmp_path_factory.mktemp("conditional_score"))
 
 
 def run(
@@ -59,8 +38,6 @@ def run(
 ) -> torch.Tensor:
     """x0, or J direction, into an output poisoned with NaN."""
     x_t, logits, codebook = (arguments[n] for n in ("x_t", "logits", "codebook"))
-    rows, vocabulary = logits.shape
-    uncond = arguments["uncond_logits"]
     tensors = {
         "out": torch.full_like(x_t, torch.nan),
         "x_t": x_t.contiguous(),
@@ -68,18 +45,9 @@ def run(
         "direction": None if direction is None else direction.contiguous(),
         "codebook": codebook,
     }
-    scale = torch.as_tensor(arguments["guidance_scale"]).expand(rows).contiguous().float()
-    teacher = TeacherRows(
-        logits=logits.data_ptr(),
-        uncond=0 if uncond is None else uncond.data_ptr(),
-        scale=scale.data_ptr(),
-        logits_stride=logits.stride(0),
-        uncond_stride=0 if uncond is None else uncond.stride(0),
-        rows=rows,
-        vocabulary=vocabulary,
-        top_k=arguments["top_k"],
-        top_p=arguments["top_p"],
-        logit_type=LOGIT_TYPES[logits.dtype],
+    scale = torch.as_tensor(arguments["guidance_scale"]).expand(len(logits)).contiguous().float()
+    teacher = teacher_rows(
+        logits, arguments["uncond_logits"], scale, arguments["top_k"], arguments["top_p"]
     )
     params = Params(
         teacher=teacher,

@@ -8,9 +8,10 @@
 
 #include "dd2/block.cuh"
 #include "dd2/conditional_score.h"
+#include "dd2/filter_row.cuh"
 #include "dd2/guided_row.cuh"
+#include "dd2/load_code.cuh"
 #include "dd2/posterior.cuh"
-#include "dd2/row_threshold.cuh"
 
 namespace dd2 {
 
@@ -97,23 +98,6 @@ struct KeptCodes {
   float largest;  // logit
 };
 
-// A code's kDim values from dimension `first` on, zero beyond `dim`.
-template <int kDim>
-DD2_DEVICE void load_code(const float* code, long long first, long long dim, bool vectors,
-                          float (&out)[kDim]) {
-  if (vectors) {
-    for (int c = 0; c < kDim; c += 4) {
-      const float4 v = *reinterpret_cast<const float4*>(code + first + c);
-      out[c] = v.x;
-      out[c + 1] = v.y;
-      out[c + 2] = v.z;
-      out[c + 3] = v.w;
-    }
-    return;
-  }
-  for (int c = 0; c < kDim; ++c) out[c] = first + c < dim ? code[first + c] : 0.0f;
-}
-
 // One token: every thread folds its share of the codes, then warps and block are merged.
 // `x_shared` has room for x_t and u, padded to kDim beyond the last dimension.
 template <int kDim, bool kJacobian, typename Row>
@@ -122,8 +106,7 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
   const NoiseLevel level(p.t[token]);
   const long long first = static_cast<long long>(blockIdx.y) * kDim, last = first + kDim;
   const long long padded = static_cast<long long>(gridDim.y) * kDim;
-  const bool vectors =
-      p.dim % kDim == 0 && reinterpret_cast<unsigned long long>(p.codebook) % 16 == 0;
+  const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
   float* u_shared = x_shared + padded;
   __syncthreads();
   for (long long c = threadIdx.x; c < padded; c += kThreads) {
@@ -199,33 +182,15 @@ __global__ void __launch_bounds__(kThreads) conditional_score_fwd_kernel(
     for (long long j = threadIdx.x; j < vocabulary; j += kThreads) staged[j] = row(j);
     __syncthreads();
   }
-  RowSummary summary;
-  KeptCodes kept{nullptr, vocabulary, negative_infinity(), 0.0f};
-  const bool has_top_k = p.teacher.top_k > 0 && p.teacher.top_k < vocabulary;
-  const auto filter = [&](const auto& source) {
-    summary = summarize(source, vocabulary);
-    if (summary.invalid) return;
-    kept.largest = summary.stats.largest;
-    if (has_top_k) {
-      kept.threshold =
-          row_kth_largest(source, vocabulary, p.teacher.top_k, summary.stats, candidates);
-    }
-    if (p.teacher.top_p < 1.0f) {
-      kept.threshold = row_nucleus(source, vocabulary, kept.threshold, p.teacher.top_p,
-                                   summary.stats.largest, candidates);
-    }
-  };
-  if (kStaged) {
-    filter(StagedRow{staged});
-  } else {
-    filter(row);
-  }
-  if (summary.invalid) {
+  const RowFilter filter = kStaged ? filter_row(StagedRow{staged}, p.teacher, candidates)
+                                   : filter_row(row, p.teacher, candidates);
+  if (filter.invalid) {
     for (long long i = threadIdx.x; blockIdx.y == 0 && i < p.draws * p.dim; i += kThreads) {
       p.out[row_index * p.draws * p.dim + i] = quiet_nan();
     }
     return;
   }
+  KeptCodes kept{nullptr, vocabulary, filter.threshold, filter.largest};
   if (kStaged) {
     // Indices overwrite logits that every thread has read: they never run ahead of the reads.
     int* indices = reinterpret_cast<int*>(staged);

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import extension
+from ..native import cuda_launcher
 from . import native
-
-
-def _launch(device: torch.device) -> Any:
-    def launch(params: Any) -> None:
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream().cuda_stream
-            extension.native().cuda_conditional_score(params, stream)
-
-    return launch
 
 
 def conditional_x0(x_t: Tensor, *arguments: Any) -> Tensor:
     """Posterior mean; arguments as in :mod:`.reference`."""
-    return native.run(_launch(x_t.device), None, x_t, *arguments)
+    return native.run(cuda_launcher("conditional_score", x_t.device), None, x_t, *arguments)
 
 
 def conditional_x0_vjp(grad: Tensor, x_t: Tensor, *arguments: Any) -> Tensor:
     """``J grad``; arguments as in :mod:`.reference`."""
-    return native.run(_launch(x_t.device), grad, x_t, *arguments)
+    return native.run(cuda_launcher("conditional_score", x_t.device), grad, x_t, *arguments)

@@ -17,7 +17,7 @@ from ...checkpoints.bundle import SETTINGS
 from ...checkpoints.files import check_writable, write_atomic
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, TableTeacher
-from ...models.tokenizer import nearest
+from ...ops import nearest_code
 from ..config import DistillConfig, PairsConfig, RegressionConfig, Stage1Config, flatten
 from ..loop import Stage, run_stages
 from ..pairs import PairPool, PairsStage
@@ -113,7 +113,7 @@ def generator_joint(
     for start in range(0, samples, batch):
         size = min(batch, samples - start)
         noise = torch.randn(size, n, generator.dimension, generator=rng)
-        tokens = nearest(generator(noise, torch.zeros(size, dtype=torch.int64)), codebook)
+        tokens = nearest_code(generator(noise, torch.zeros(size, dtype=torch.int64)), codebook)
         index = torch.zeros(size, dtype=torch.int64)
         for i in range(n):
             index = index * vocabulary + tokens[:, i]

@@ -1,0 +1,39 @@
+// What every launcher asks of the CUDA runtime.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace dd2::cuda {
+
+inline void check(cudaError_t status, const char* op, const char* what) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string(op) + ": " + what + ": " + cudaGetErrorString(status));
+  }
+}
+
+// Whether `kernel` can have `shared` bytes of dynamic shared memory beside its static ones.
+template <typename Kernel>
+bool fits_shared(Kernel kernel, size_t shared, const char* op) {
+  int device = 0, limit = 0;
+  check(cudaGetDevice(&device), op, "current device");
+  check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), op,
+        "shared memory limit");
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), op, "kernel attributes");
+  return shared + attributes.sharedSizeBytes <= static_cast<size_t>(limit);
+}
+
+template <typename Kernel, typename Params>
+void launch(Kernel kernel, dim3 grid, int threads, size_t shared, cudaStream_t stream,
+            const Params& params, const char* op) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared)),
+        op, "shared memory");
+  kernel<<<grid, threads, shared, stream>>>(params);
+  check(cudaGetLastError(), op, "launch");
+}
+
+}  // namespace dd2::cuda

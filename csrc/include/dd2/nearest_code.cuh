@@ -1,0 +1,85 @@
+// The nearest code on NVIDIA GPUs: argmax_j x·c_j - |c_j|^2 / 2.
+//
+// A lane holds kTokens tokens in registers, the block's warps take every eighth code each, and the
+// winners meet in shared memory. A code's norm is summed beside its products, in one order for all
+// codes, so that equal codes tie exactly.
+#pragma once
+
+#include "dd2/load_code.cuh"
+#include "dd2/nearest_code.h"
+#include "dd2/posterior.cuh"
+
+namespace dd2 {
+
+constexpr int kTokens = 4;
+constexpr int kBlockTokens = kTokens * kWarp;
+
+template <int kDim>
+DD2_DEVICE void load_tokens(const NearestCodeParams& p, long long first_token, long long first,
+                            float (&x)[kTokens][kDim]) {
+  for (int i = 0; i < kTokens; ++i) {
+    long long token = first_token + i * kWarp + lane_index();
+    token = token < p.rows ? token : p.rows - 1;
+    for (int c = 0; c < kDim; ++c) {
+      x[i][c] = first + c < p.dim ? p.x[token * p.dim + first + c] : 0.0f;
+    }
+  }
+}
+
+// grid (ceil(rows / kBlockTokens)); kWide: dim is above kDim, tokens are reloaded kDim at a time.
+template <int kDim, bool kWide>
+__global__ void __launch_bounds__(kThreads) nearest_code_fwd_kernel(const NearestCodeParams p) {
+  __shared__ float scores[kWarps][kBlockTokens];
+  __shared__ int codes[kWarps][kBlockTokens];
+  const long long first_token = static_cast<long long>(blockIdx.x) * kBlockTokens;
+  const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
+  float x[kTokens][kDim], best[kTokens];
+  int best_code[kTokens];
+  for (int i = 0; i < kTokens; ++i) {
+    best[i] = negative_infinity();
+    best_code[i] = -1;
+  }
+  if (!kWide) load_tokens(p, first_token, 0, x);
+  for (long long j = warp_index(); j < p.vocabulary; j += kWarps) {
+    float product[kTokens] = {}, norm = 0.0f;
+    for (long long first = 0; first < (kWide ? p.dim : 1); first += kDim) {
+      float code[kDim];
+      load_code(p.codebook + j * p.dim, first, p.dim, vectors, code);
+      if (kWide) load_tokens(p, first_token, first, x);
+      for (int c = 0; c < kDim; ++c) {
+        norm = fused_multiply_add(code[c], code[c], norm);
+        for (int i = 0; i < kTokens; ++i) {
+          product[i] = fused_multiply_add(x[i][c], code[c], product[i]);
+        }
+      }
+    }
+    for (int i = 0; i < kTokens; ++i) {
+      const float score = fused_multiply_add(-0.5f, norm, product[i]);
+      if (score > best[i]) {
+        best[i] = score;
+        best_code[i] = static_cast<int>(j);
+      }
+    }
+  }
+  for (int i = 0; i < kTokens; ++i) {
+    scores[warp_index()][i * kWarp + lane_index()] = best[i];
+    codes[warp_index()][i * kWarp + lane_index()] = best_code[i];
+  }
+  __syncthreads();
+  const int t = static_cast<int>(threadIdx.x);
+  const long long token = first_token + t;
+  if (t >= kBlockTokens || token >= p.rows) return;
+  float score = negative_infinity(), check = 0.0f;
+  int code = -1;
+  for (int w = 0; w < kWarps; ++w) {
+    const bool first_of_equals = scores[w][t] == score && codes[w][t] < code;
+    if (scores[w][t] > score || first_of_equals) {
+      score = scores[w][t];
+      code = codes[w][t];
+    }
+  }
+  for (long long c = 0; c < p.dim; ++c) check += p.x[token * p.dim + c] * 0.0f;
+  p.out[token] = check == 0.0f ? code : -1;
+}
+
+}  // namespace dd2

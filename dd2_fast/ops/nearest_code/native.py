@@ -1,0 +1,28 @@
+"""Arguments of the compiled kernels from tensors; used by the ``cpu`` and ``cuda`` backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import extension
+
+
+def run(launch: Callable[[Any], None], x: Tensor, codebook: Tensor) -> Tensor:
+    """Indices ``[R]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
+    x, codebook = x.contiguous(), codebook.contiguous()
+    out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
+    launch(
+        extension.native().NearestCodeParams(
+            out=out.data_ptr(),
+            x=x.data_ptr(),
+            codebook=codebook.data_ptr(),
+            rows=x.shape[0],
+            vocabulary=codebook.shape[0],
+            dim=codebook.shape[1],
+        )
+    )
+    return out
