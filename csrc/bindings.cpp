@@ -31,10 +31,21 @@ dd2::TeacherRows teacher_rows(std::uintptr_t logits, std::uintptr_t uncond, std:
 }
 
 dd2::ConditionalScoreParams conditional_score_params(
-    const dd2::TeacherRows& teacher, std::uintptr_t out, std::uintptr_t x_t, std::uintptr_t t,
-    std::uintptr_t direction, std::uintptr_t codebook, long long draws, long long dim) {
-  return {teacher, pointer<float>(out), pointer<const float>(x_t), pointer<const float>(t),
-          pointer<const float>(direction), pointer<const float>(codebook), draws, dim};
+    const dd2::TeacherRows& teacher, std::uintptr_t out, std::uintptr_t jacobian,
+    std::uintptr_t x_t, std::uintptr_t t, std::uintptr_t direction, std::uintptr_t codebook,
+    long long draws, long long dim, const dd2::CsdLossParams& csd) {
+  return {teacher, pointer<float>(out), pointer<float>(jacobian), pointer<const float>(x_t),
+          pointer<const float>(t), pointer<const float>(direction), pointer<const float>(codebook),
+          draws, dim, csd};
+}
+
+dd2::CsdLossParams csd_loss_params(std::uintptr_t x, std::uintptr_t fake, std::uintptr_t weight,
+                                   std::uintptr_t loss, std::uintptr_t grad_x,
+                                   std::uintptr_t grad_fake, std::uintptr_t grad_x_t, float alpha,
+                                   bool dmd, bool sid_weight) {
+  return {pointer<const float>(x), pointer<const float>(fake), pointer<const float>(weight),
+          pointer<float>(loss), pointer<float>(grad_x), pointer<float>(grad_fake),
+          pointer<float>(grad_x_t), alpha, dmd, sid_weight};
 }
 
 dd2::NearestCodeParams nearest_code_params(std::uintptr_t out, std::uintptr_t x,
@@ -94,15 +105,21 @@ PYBIND11_MODULE(_C, m) {
   m.attr("build_info") = info;
 
   using dd2::ConditionalScoreParams;
+  using dd2::CsdLossParams;
   using dd2::TeacherRows;
   py::class_<TeacherRows>(m, "TeacherRows")
       .def(py::init(&teacher_rows), py::kw_only(), py::arg("logits"), py::arg("uncond"),
            py::arg("scale"), py::arg("logits_stride"), py::arg("uncond_stride"), py::arg("rows"),
            py::arg("vocabulary"), py::arg("top_k"), py::arg("top_p"), py::arg("logit_type"));
+  py::class_<CsdLossParams>(m, "CsdLossParams")
+      .def(py::init(&csd_loss_params), py::kw_only(), py::arg("x"), py::arg("fake"),
+           py::arg("weight"), py::arg("loss"), py::arg("grad_x"), py::arg("grad_fake"),
+           py::arg("grad_x_t"), py::arg("alpha"), py::arg("dmd"), py::arg("sid_weight"));
   py::class_<ConditionalScoreParams>(m, "ConditionalScoreParams")
       .def(py::init(&conditional_score_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
-           py::arg("x_t"), py::arg("t"), py::arg("direction"), py::arg("codebook"),
-           py::arg("draws"), py::arg("dim"));
+           py::arg("jacobian"), py::arg("x_t"), py::arg("t"), py::arg("direction"),
+           py::arg("codebook"), py::arg("draws"), py::arg("dim"),
+           py::arg("csd") = CsdLossParams{});
   py::class_<dd2::NearestCodeParams>(m, "NearestCodeParams")
       .def(py::init(&nearest_code_params), py::kw_only(), py::arg("out"), py::arg("x"),
            py::arg("codebook"), py::arg("rows"), py::arg("vocabulary"), py::arg("dim"));

@@ -1,4 +1,5 @@
-// The conditional score on CPUs: x0 = sum_j w_j c_j and its vector-Jacobian product.
+// The conditional score on CPUs: x0 = sum_j w_j c_j, its vector-Jacobian product, and what follows
+// from both at a token, the distillation loss.
 //
 // A chunk of rows is handled in two stages. First each row's guided logits go to scratch and its
 // top-k / top-p threshold is found there; a row that keeps few codes is compressed to their indices.
@@ -6,6 +7,8 @@
 // kQueries tokens against the whole codebook, so that a code loaded once serves them all.
 
 #include "dd2/conditional_score.h"
+
+#include "dd2/csd_loss.cuh"
 
 #include "codebook.h"
 #include "dispatch.h"
@@ -43,7 +46,7 @@ struct Query {
   const Row* row;
   const float* x_t;        // [dim]
   const float* direction;  // [dim] or null
-  float* out;              // [dim]
+  int64_t token;
   float t;
 };
 
@@ -112,48 +115,70 @@ DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float la
   return {reduce_add(weight), along != nullptr ? reduce_add(weighted) : 0.0f};
 }
 
-// out_c from the sums over codes: x0, or J u.
-DD2_INLINE void finish(const Query& q, NoiseLevel level, WeightSums sums, const float* mean,
-                       const float* spread, int64_t dim) {
-  const float inverse = 1.0f / sums.weight;
-  for (int64_t c = 0; c < dim; ++c) {
-    const float x0 = mean[c] * inverse;
-    q.out[c] = q.direction == nullptr
-                   ? x0
-                   : level.jacobian * (spread[c] * inverse - x0 * (sums.along * inverse));
-  }
+// Writes what is wanted of a token's x0 and J u.
+DD2_INLINE void emit(const Params& p, const Query& q, const float* x0, const float* along) {
+  const size_t bytes = p.dim * sizeof(float);
+  if (p.out != nullptr) std::memcpy(p.out + q.token * p.dim, x0, bytes);
+  if (p.jacobian != nullptr) std::memcpy(p.jacobian + q.token * p.dim, along, bytes);
+  if (p.csd.loss == nullptr) return;
+  const int64_t row = q.token / p.draws;
+  const CsdSums sums = csd_sums(p.csd, row, q.token, p.dim, x0, 0, 1);
+  csd_write(p.csd, row, q.token, p.dim, x0, q.direction != nullptr ? along : nullptr, sums, 0, 1);
 }
 
-DD2_INLINE bool fails(const Query& q, const Codebook& codebook, int64_t dim) {
+// Turns the sums over codes into x0 and J u in place.
+DD2_INLINE void finish(const Params& p, const Query& q, NoiseLevel level, WeightSums sums,
+                       float* mean, float* spread) {
+  const float inverse = 1.0f / sums.weight;
+  for (int64_t c = 0; c < p.dim; ++c) {
+    mean[c] *= inverse;
+    if (q.direction == nullptr) continue;
+    spread[c] = level.jacobian * (spread[c] * inverse - mean[c] * (sums.along * inverse));
+  }
+  emit(p, q, mean, spread);
+}
+
+// Whether a token's result is NaN, which is then written.
+DD2_INLINE bool fails(const Params& p, const Query& q, const Codebook& codebook,
+                      Scratch& scratch) {
   float check = q.t * 0.0f;
-  for (int64_t c = 0; c < dim; ++c) {
+  for (int64_t c = 0; c < p.dim; ++c) {
     check += q.x_t[c] * 0.0f + (q.direction != nullptr ? q.direction[c] * 0.0f : 0.0f);
   }
   if (check == 0.0f && !q.row->invalid && !codebook.has_nan) return false;
-  for (int64_t c = 0; c < dim; ++c) q.out[c] = quiet_nan();
+  float* nans = scratch.mean.get();
+  for (int64_t c = 0; c < p.dim; ++c) nans[c] = quiet_nan();
+  emit(p, q, nans, nans);
   return true;
 }
 
-// sum_i weights_i c_{index i} over a token's kept codes, on two chains of additions.
-template <int kVectors>
-DD2_INLINE void gathered_sum(const Query& q, const Codebook& codebook, const float* weights,
-                             float* out) {
+// sum_i weights_i c_{index i} over a token's kept codes, and with kJacobian the same of `along`
+// beside it, each on two chains of additions.
+template <int kVectors, bool kJacobian>
+DD2_INLINE void gathered_sums(const Query& q, const Codebook& codebook, const float* weights,
+                              const float* along, float* mean, float* spread) {
   constexpr int kStep = kVectors > 0 ? kVectors : 1;
   const int32_t* indices = q.row->indices;
   const int64_t stride = codebook.padded_dim;
   for (int64_t first = 0; first < stride; first += kStep * kLanes) {
     const float* codes = codebook.rows + first;
-    Vec even[kStep] = {}, odd[kStep] = {};
+    Vec sum[2][kStep] = {}, sum_along[2][kStep] = {};
+    const auto add = [&](int64_t i, int chain) __attribute__((always_inline)) {
+      for (int v = 0; v < kStep; ++v) {
+        const Vec code = load(codes + indices[i] * stride + v * kLanes);
+        sum[chain][v] += code * weights[i];
+        if (kJacobian) sum_along[chain][v] += code * along[i];
+      }
+    };
     int64_t i = 0;
     for (; i + 2 <= q.row->kept; i += 2) {
-      for (int v = 0; v < kStep; ++v) {
-        even[v] += load(codes + indices[i] * stride + v * kLanes) * weights[i];
-        odd[v] += load(codes + indices[i + 1] * stride + v * kLanes) * weights[i + 1];
-      }
+      add(i, 0);
+      add(i + 1, 1);
     }
+    if (i < q.row->kept) add(i, 0);
     for (int v = 0; v < kStep; ++v) {
-      if (i < q.row->kept) even[v] += load(codes + indices[i] * stride + v * kLanes) * weights[i];
-      store(out + first + v * kLanes, even[v] + odd[v]);
+      store(mean + first + v * kLanes, sum[0][v] + sum[1][v]);
+      if (kJacobian) store(spread + first + v * kLanes, sum_along[0][v] + sum_along[1][v]);
     }
   }
 }
@@ -168,9 +193,8 @@ DD2_INLINE void solve_sparse(const Params& p, const Codebook& codebook, const Qu
   float* spread = scratch.spread.get();
   const float largest = sparse_scores<kVectors>(q, codebook, level, p.dim, scratch, along);
   const WeightSums sums = weigh(scores, along, q.row->kept, largest, level.exponent);
-  gathered_sum<kVectors>(q, codebook, scores, mean);
-  if (kJacobian) gathered_sum<kVectors>(q, codebook, along, spread);
-  finish(q, level, sums, mean, spread, p.dim);
+  gathered_sums<kVectors, kJacobian>(q, codebook, scores, along, mean, spread);
+  finish(p, q, level, sums, mean, spread);
 }
 
 // Scores (and u·c_j) of kQueries tokens against one tile of codes.
@@ -277,7 +301,7 @@ DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
   if (kJacobian) weighted_codes(along, codebook, spread);
   for (int i = 0; i < count; ++i) {
     const int64_t offset = i * codebook.padded_dim;
-    finish(*q[i], level[i], sums[i], mean + offset, spread + offset, p.dim);
+    finish(p, *q[i], level[i], sums[i], mean + offset, spread + offset);
   }
 }
 
@@ -303,7 +327,7 @@ DD2_INLINE void solve_queries(const Params& p, const Codebook& codebook, const Q
   Waiting direct, expanded;
   for (int64_t i = 0; i < count; ++i) {
     const Query& q = queries[i];
-    if (fails(q, codebook, p.dim)) continue;
+    if (fails(p, q, codebook, scratch)) continue;
     if (!q.row->compressed) {
       Waiting& waiting = q.t < kDirectBelow ? direct : expanded;
       waiting.queries[waiting.count++] = &q;
@@ -334,8 +358,7 @@ void solve_chunk(const Params& p, const Codebook& codebook, int64_t first, int64
   int64_t count = 0;
   for (int64_t n = first * p.draws; n < last * p.draws; ++n) {
     queries[count++] = {&rows[n / p.draws - first], p.x_t + n * p.dim,
-                        p.direction == nullptr ? nullptr : p.direction + n * p.dim,
-                        p.out + n * p.dim, p.t[n]};
+                        p.direction == nullptr ? nullptr : p.direction + n * p.dim, n, p.t[n]};
     if (count == kBatch || n == last * p.draws - 1) {
       if (p.direction != nullptr) {
         solve_queries<true>(p, codebook, queries, count, scratch);

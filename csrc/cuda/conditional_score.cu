@@ -11,8 +11,7 @@ constexpr const char* kOp = "conditional_score";
 // Filtered rows that fit beside the kernel's static shared memory are staged.
 template <LogitType kType, int kDim, bool kJacobian>
 void launch_staged_or_not(const ConditionalScoreParams& p, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(p.teacher.rows),
-                  static_cast<unsigned>((p.dim + kDim - 1) / kDim));
+  const dim3 grid(static_cast<unsigned>(p.teacher.rows), conditional_score_blocks<kDim>(p));
   const auto staged_kernel = conditional_score_fwd_kernel<kType, kDim, kJacobian, true>;
   const size_t staged = conditional_score_shared_floats<kDim, true>(p) * sizeof(float);
   if (p.teacher.filtered() && fits_shared(staged_kernel, staged, kOp)) {

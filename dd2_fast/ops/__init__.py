@@ -1,8 +1,15 @@
 """Public operators. Shapes, units and formulas are in each function's docstring."""
 
 from .conditional_score import conditional_score
+from .csd_loss import csd_loss
 from .nearest_code import nearest_code
 from .registry import available_backends
 from .sample_code import sample_code
 
-__all__ = ["available_backends", "conditional_score", "nearest_code", "sample_code"]
+__all__ = [
+    "available_backends",
+    "conditional_score",
+    "csd_loss",
+    "nearest_code",
+    "sample_code",
+]

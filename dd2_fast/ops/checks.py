@@ -51,6 +51,18 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def _is_finite(value: float) -> bool:
+    """``math.isfinite``, which torch.compile cannot trace for a number it has made symbolic."""
+    return abs(value) < math.inf
+
+
+def check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not _is_finite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
 def check_filters(top_k: int, top_p: float) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, int):
         raise TypeError(f"top_k: expected an int, got {type(top_k).__name__}")
@@ -78,6 +90,8 @@ def check_logits(
         raise ValueError(f"guidance_scale: expected 1 where uncond_logits is not given, got {came}")
     check_same_device("logits", logits, uncond_logits=uncond_logits)
     check_constant(logits=logits, uncond_logits=uncond_logits)
+    if isinstance(guidance_scale, Tensor):
+        check_constant(guidance_scale=guidance_scale)
 
 
 def check_teacher(
@@ -160,7 +174,7 @@ def broadcast_rows(
         check_same_device("logits", like, **{name: value})
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
-    elif not math.isfinite(value):
+    elif not _is_finite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
     else:
         value = torch.full((), value, device=like.device, dtype=dtype)

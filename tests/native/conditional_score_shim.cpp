@@ -10,7 +10,7 @@ std::string message;
 template <dd2::LogitType kType, int kDim, bool kJacobian, bool kStaged>
 void launch(const dd2::ConditionalScoreParams& p) {
   const size_t shared = dd2::conditional_score_shared_floats<kDim, kStaged>(p) * sizeof(float);
-  const dim3 grid(static_cast<unsigned>(p.teacher.rows), static_cast<unsigned>((p.dim + kDim - 1) / kDim));
+  const dim3 grid(static_cast<unsigned>(p.teacher.rows), dd2::conditional_score_blocks<kDim>(p));
   dd2_shim::launch(dd2::conditional_score_fwd_kernel<kType, kDim, kJacobian, kStaged>, grid,
                    dim3(dd2::kThreads), shared, p);
 }

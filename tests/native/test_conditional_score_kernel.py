@@ -1,5 +1,6 @@
-"""The CUDA kernel of the conditional score, run on the CPU by the shim, against the float64
-reference. Finds errors of logic, not races; those need compute-sanitizer on a GPU."""
+"""The CUDA kernel of the conditional score and of its epilogue, the CSD loss, run on the CPU by the
+shim, against the float64 reference. Finds errors of logic, not races; those need compute-sanitizer
+on a GPU."""
 
 from __future__ import annotations
 
@@ -11,6 +12,19 @@ from native.structs import TeacherRows, build_shim, fields, teacher_rows
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
+from dd2_fast.ops.csd_loss import reference
+
+
+class CsdLoss(ctypes.Structure):
+    """``dd2::CsdLossParams``."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "fake", "weight")),
+        *((name, ctypes.c_void_p) for name in ("loss", "grad_x", "grad_fake", "grad_x_t")),
+        ("alpha", ctypes.c_float),
+        ("dmd", ctypes.c_bool),
+        ("sid_weight", ctypes.c_bool),
+    ]
 
 
 class Params(ctypes.Structure):
@@ -18,8 +32,9 @@ class Params(ctypes.Structure):
 
     _fields_ = [
         ("teacher", TeacherRows),
-        *fields("out x_t t direction codebook", ctypes.c_void_p),
+        *fields("out jacobian x_t t direction codebook", ctypes.c_void_p),
         *fields("draws dim", ctypes.c_longlong),
+        ("csd", CsdLoss),
     ]
 
 
@@ -32,14 +47,14 @@ def run(
     kernel: ctypes.CDLL,
     arguments: dict,
     direction: torch.Tensor | None = None,
+    csd: CsdLoss | None = None,
     *,
     staged: bool,
     reverse_order: bool = False,
 ) -> torch.Tensor:
-    """x0, or J direction, into an output poisoned with NaN."""
+    """x0, or J direction, into an output poisoned with NaN; with `csd` whatever that asks for."""
     x_t, logits, codebook = (arguments[n] for n in ("x_t", "logits", "codebook"))
     tensors = {
-        "out": torch.full_like(x_t, torch.nan),
         "x_t": x_t.contiguous(),
         "t": arguments["t"].contiguous(),
         "direction": None if direction is None else direction.contiguous(),
@@ -49,15 +64,19 @@ def run(
     teacher = teacher_rows(
         logits, arguments["uncond_logits"], scale, arguments["top_k"], arguments["top_p"]
     )
+    out = torch.full_like(x_t, torch.nan)
+    output = {} if csd else {"out" if direction is None else "jacobian": out.data_ptr()}
     params = Params(
         teacher=teacher,
         **{name: 0 if value is None else value.data_ptr() for name, value in tensors.items()},
         draws=x_t.shape[1] if x_t.ndim == 3 else 1,
         dim=codebook.shape[1],
+        csd=csd or CsdLoss(),
+        **output,
     )
     error = kernel.conditional_score(ctypes.byref(params), staged, reverse_order)
     assert error is None, error.decode()
-    return tensors["out"]
+    return out
 
 
 # (rows, vocabulary, dim, draws, guided, top_k, top_p), each with the regime it covers
@@ -142,3 +161,71 @@ def test_tiny_noise_is_the_nearest_code(kernel: ctypes.CDLL, t: float) -> None:
     x0 = run(kernel, arguments, staged=False)
     torch.testing.assert_close(x0, arguments["codebook"][nearest], atol=1e-5, rtol=0)
     assert run(kernel, arguments, torch.randn(3, 8), staged=True).isfinite().all()
+
+
+def run_loss(
+    kernel: ctypes.CDLL, arguments: dict, tokens: tuple, *settings: object, staged: bool
+) -> list[torch.Tensor]:
+    """The loss and its gradients, into outputs poisoned with NaN; arguments as the reference's."""
+    x, fake, weight = tokens
+    sid_weight, objective, alpha, wants_x_t = settings
+    sid = objective == "sid"
+    outputs = [torch.full(shape, torch.nan) for shape in (fake.shape[:-1], *[fake.shape] * 3)]
+    wanted = (True, True, sid, sid and wants_x_t)
+    addresses = [out.data_ptr() if w else 0 for out, w in zip(outputs, wanted, strict=True)]
+    weight_address = 0 if weight is None else weight.data_ptr()
+    csd = CsdLoss(
+        x.data_ptr(), fake.data_ptr(), weight_address, *addresses, alpha, not sid, sid_weight
+    )
+    draws = fake if fake.ndim == 3 else fake[:, None]
+    direction = (draws - x[:, None]).reshape(fake.shape) if alpha == 1 and wanted[3] else None
+    run(kernel, arguments, direction, csd, staged=staged)
+    return [out for out, w in zip(outputs, wanted, strict=True) if w]
+
+
+# (regime, sid_weight, objective, alpha, wants_x_t)
+LOSSES = {
+    "alpha_one": ("ragged", True, "sid", 1.0, True),
+    "alpha_two": ("ragged", False, "sid", 2.0, True),
+    "draws": ("vector_loads", True, "sid", 1.0, True),
+    "no_jacobian": ("vector_loads", False, "sid", 1.0, False),
+    "wide_codes": ("two_dim_blocks", True, "sid", 1.0, True),
+    "dmd": ("two_dim_blocks", True, "dmd", 1.0, False),
+    "given_weight": ("no_filter", False, "sid", 1.0, True),
+    "one_code": ("one_code", True, "sid", 1.0, True),
+}
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_matches_float64(kernel: ctypes.CDLL, name: str, staged: bool) -> None:
+    regime, *settings = LOSSES[name]
+    rows, vocabulary, dim, draws, guided, top_k, top_p = REGIMES[regime]
+    case = make_case(rows, vocabulary, dim, draws, guided=guided, top_k=top_k, top_p=top_p)
+    x, fake = torch.randn(rows, dim), torch.randn(case.x_t.shape)
+    weight = torch.rand(case.t.shape) if name == "given_weight" else None
+    count, scale = draws or 1, case.guidance_scale if guided else torch.ones(rows).double()
+    exact_loss = reference.csd_loss(
+        x.double(), fake.double().reshape(rows, count, dim),
+        None if weight is None else weight.double().reshape(rows, count), *settings,
+        case.x_t.reshape(rows, count, dim), case.t.reshape(rows, count), case.logits,
+        case.uncond_logits, scale, case.codebook, top_k, top_p,
+    )  # fmt: skip
+    arguments = case.arguments("torch")
+    computed = run_loss(kernel, arguments, (x, fake, weight), *settings, staged=staged)
+    exact_values = [value for value in exact_loss if value.numel()]
+    for value, wanted in zip(computed, exact_values, strict=True):
+        wanted = wanted.reshape(value.shape)
+        assert (value.double() - wanted).norm() < 1e-4 * wanted.norm() + 1e-5
+
+
+def test_loss_of_invalid_rows_is_nan_alone(kernel: ctypes.CDLL) -> None:
+    arguments = make_case(4, 200, 6, 2, top_k=50).arguments("torch")
+    x, fake = torch.randn(4, 6), torch.randn(4, 2, 6)
+    arguments["logits"][0, 7] = fake[1, 0, 2] = x[2, 3] = torch.nan
+    for staged in (True, False):
+        for value in run_loss(
+            kernel, arguments, (x, fake, None), True, "sid", 1.0, True, staged=staged
+        ):
+            bad = value.reshape(4, 2, -1).isnan().all(-1)
+            assert bad.tolist() == [[True] * 2, [True, False], [True] * 2, [False] * 2]

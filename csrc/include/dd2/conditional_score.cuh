@@ -3,12 +3,14 @@
 // A filtered row's guided logits are staged in shared memory once, its threshold found there and the
 // kept codes' indices compacted in place; every draw of the row then visits only those. An unfiltered
 // row streams its logits. Distances are direct differences, so small noise levels lose no digits.
-// A block accumulates kDim output dimensions; wider codes take one block for every kDim of them.
+// A block accumulates kDim output dimensions at a time; wider codes take one block for every kDim of
+// them, or, with the distillation loss, which needs them all, one block and a pass for every kDim.
 #pragma once
 
 #include "dd2/block.cuh"
 #include "dd2/conditional_score.h"
 #include "dd2/filter_row.cuh"
+#include "dd2/csd_loss.cuh"
 #include "dd2/guided_row.cuh"
 #include "dd2/load_code.cuh"
 #include "dd2/posterior.cuh"
@@ -98,22 +100,32 @@ struct KeptCodes {
   float largest;  // logit
 };
 
-// One token: every thread folds its share of the codes, then warps and block are merged.
-// `x_shared` has room for x_t and u, padded to kDim beyond the last dimension.
+template <int kDim>
+DD2_HD long long padded_dim(const ConditionalScoreParams& p) {
+  return (p.dim + kDim - 1) / kDim * kDim;
+}
+
+// A token's vectors in shared memory, each padded with zeros to a multiple of kDim.
+struct TokenVectors {
+  float* x_t;
+  float* direction;  // u
+  float* x0;
+  float* along;  // J u
+
+  DD2_DEVICE TokenVectors(float* shared, long long padded)
+      : x_t(shared), direction(shared + padded), x0(shared + 2 * padded),
+        along(shared + 3 * padded) {}
+};
+
+// Dimensions [first, first + kDim) of a token's x0 and J u, left in `shared`: every thread folds its
+// share of the codes, then warps and block are merged.
 template <int kDim, bool kJacobian, typename Row>
-DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, const KeptCodes& kept,
-                            long long token, Posterior<kDim, kJacobian>* merged, float* x_shared) {
+DD2_DEVICE void solve_dimensions(const ConditionalScoreParams& p, const Row& row,
+                                 const KeptCodes& kept, long long token, long long first,
+                                 Posterior<kDim, kJacobian>* merged, const TokenVectors& shared) {
   const NoiseLevel level(p.t[token]);
-  const long long first = static_cast<long long>(blockIdx.y) * kDim, last = first + kDim;
-  const long long padded = static_cast<long long>(gridDim.y) * kDim;
+  const long long last = first + kDim;
   const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
-  float* u_shared = x_shared + padded;
-  __syncthreads();
-  for (long long c = threadIdx.x; c < padded; c += kThreads) {
-    x_shared[c] = c < p.dim ? p.x_t[token * p.dim + c] : 0.0f;
-    if (kJacobian) u_shared[c] = c < p.dim ? p.direction[token * p.dim + c] : 0.0f;
-  }
-  __syncthreads();
   Posterior<kDim, kJacobian> sums;
   sums.clear();
   for (long long i = threadIdx.x; i < kept.count; i += kThreads) {
@@ -124,9 +136,9 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
     load_code(p.codebook + j * p.dim, first, p.dim, vectors, code);
     float distance = 0.0f, along = 0.0f;
     const auto include = [&](float value, long long c) {
-      const float difference = fused_multiply_add(-level.signal, value, x_shared[c]);
+      const float difference = fused_multiply_add(-level.signal, value, shared.x_t[c]);
       distance = fused_multiply_add(difference, difference, distance);
-      if (kJacobian) along = fused_multiply_add(value, u_shared[c], along);
+      if (kJacobian) along = fused_multiply_add(value, shared.direction[c], along);
     };
     for (int c = 0; c < kDim; ++c) include(code[c], first + c);
     for (long long c = 0; c < p.dim; ++c) {
@@ -146,33 +158,84 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
   __syncthreads();
   // A NaN or infinity in x_t, t or u must come out.
   float check = p.t[token] * 0.0f;
-  for (long long c = 0; c < padded; ++c) {
-    check += x_shared[c] * 0.0f + (kJacobian ? u_shared[c] * 0.0f : 0.0f);
+  for (long long c = 0; c < p.dim; ++c) {
+    check += shared.x_t[c] * 0.0f + (kJacobian ? shared.direction[c] * 0.0f : 0.0f);
   }
   const Posterior<kDim, kJacobian>& total = merged[0];
   const float inverse = 1.0f / total.weight + check;
   for (long long c = first + threadIdx.x; c < last && c < p.dim; c += kThreads) {
     const float x0 = total.mean[c - first] * inverse;
-    p.out[token * p.dim + c] =
-        kJacobian ? level.jacobian * (total.spread[kJacobian ? c - first : 0] * inverse -
-                                      x0 * (total.along * inverse))
-                  : x0;
+    shared.x0[c] = x0;
+    if (kJacobian) {
+      shared.along[c] = level.jacobian * (total.spread[kJacobian ? c - first : 0] * inverse -
+                                          x0 * (total.along * inverse));
+    }
   }
+  __syncthreads();
+}
+
+// Writes what is wanted of this block's dimensions of a token's x0 and J u.
+template <int kDim>
+DD2_DEVICE void emit_token(const ConditionalScoreParams& p, long long token,
+                           const TokenVectors& shared) {
+  const long long first = static_cast<long long>(blockIdx.y) * kDim;
+  const long long last = gridDim.y == 1 || first + kDim > p.dim ? p.dim : first + kDim;
+  for (long long c = first + threadIdx.x; c < last; c += kThreads) {
+    if (p.out != nullptr) p.out[token * p.dim + c] = shared.x0[c];
+    if (p.jacobian != nullptr) p.jacobian[token * p.dim + c] = shared.along[c];
+  }
+  if (p.csd.loss == nullptr || warp_index() != 0) return;
+  const long long row = token / p.draws;
+  CsdSums sums = csd_sums(p.csd, row, token, p.dim, shared.x0, lane_index(), kWarp);
+  sums.value = warp_reduce(sums.value, Add());
+  sums.distance = warp_reduce(sums.distance, Add());
+  csd_write(p.csd, row, token, p.dim, shared.x0, p.direction != nullptr ? shared.along : nullptr,
+            sums, lane_index(), kWarp);
+}
+
+// One token, in the dimensions that fall to this block.
+template <int kDim, bool kJacobian, typename Row>
+DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, const KeptCodes& kept,
+                            long long token, Posterior<kDim, kJacobian>* merged,
+                            const TokenVectors& shared) {
+  const long long padded = padded_dim<kDim>(p);
+  for (long long c = threadIdx.x; c < padded; c += kThreads) {
+    shared.x_t[c] = c < p.dim ? p.x_t[token * p.dim + c] : 0.0f;
+    if (kJacobian) shared.direction[c] = c < p.dim ? p.direction[token * p.dim + c] : 0.0f;
+  }
+  __syncthreads();
+  for (long long first = static_cast<long long>(blockIdx.y) * kDim; first < p.dim;
+       first += static_cast<long long>(gridDim.y) * kDim) {
+    solve_dimensions(p, row, kept, token, first, merged, shared);
+  }
+  emit_token<kDim>(p, token, shared);
 }
 
 // Floats of dynamic shared memory that a block needs.
 template <int kDim, bool kStaged>
 DD2_HD long long conditional_score_shared_floats(const ConditionalScoreParams& p) {
-  const long long padded = (p.dim + kDim - 1) / kDim * kDim;
-  return 2 * padded + (kStaged ? p.teacher.vocabulary : 0);
+  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);
 }
 
-// grid (rows, ceil(dim / kDim)); kStaged: for filtered rows that fit in shared memory.
+// Blocks a row of logits takes.
+template <int kDim>
+DD2_HD unsigned conditional_score_blocks(const ConditionalScoreParams& p) {
+  return p.csd.loss != nullptr ? 1u : static_cast<unsigned>(padded_dim<kDim>(p) / kDim);
+}
+
+// Blocks that the registers of a multiprocessor shall hold, the most without spills.
+template <int kDim, bool kJacobian, bool kStaged>
+constexpr int blocks_on_processor() {
+  return kDim <= 8 ? (kJacobian || kStaged ? 3 : 4) : (kJacobian ? 1 : 2);
+}
+
+// grid (rows, conditional_score_blocks); kStaged: for filtered rows that fit in shared memory.
 template <LogitType kType, int kDim, bool kJacobian, bool kStaged>
-__global__ void __launch_bounds__(kThreads) conditional_score_fwd_kernel(
-    const ConditionalScoreParams p) {
-  DD2_DYNAMIC_SHARED(float, x_shared);
-  float* staged = x_shared + conditional_score_shared_floats<kDim, false>(p);
+__global__ void __launch_bounds__(kThreads, (blocks_on_processor<kDim, kJacobian, kStaged>()))
+    conditional_score_fwd_kernel(const ConditionalScoreParams p) {
+  DD2_DYNAMIC_SHARED(float, dynamic);
+  const TokenVectors shared(dynamic, padded_dim<kDim>(p));
+  float* staged = dynamic + conditional_score_shared_floats<kDim, false>(p);
   __shared__ Candidates candidates;
   __shared__ Posterior<kDim, kJacobian> merged[kWarps];
   const long long row_index = blockIdx.x;
@@ -185,9 +248,11 @@ __global__ void __launch_bounds__(kThreads) conditional_score_fwd_kernel(
   const RowFilter filter = kStaged ? filter_row(StagedRow{staged}, p.teacher, candidates)
                                    : filter_row(row, p.teacher, candidates);
   if (filter.invalid) {
-    for (long long i = threadIdx.x; blockIdx.y == 0 && i < p.draws * p.dim; i += kThreads) {
-      p.out[row_index * p.draws * p.dim + i] = quiet_nan();
+    for (long long c = threadIdx.x; c < p.dim; c += kThreads) {
+      shared.x0[c] = shared.along[c] = quiet_nan();
     }
+    __syncthreads();
+    for (long long m = 0; m < p.draws; ++m) emit_token<kDim>(p, row_index * p.draws + m, shared);
     return;
   }
   KeptCodes kept{nullptr, vocabulary, filter.threshold, filter.largest};
@@ -207,7 +272,7 @@ __global__ void __launch_bounds__(kThreads) conditional_score_fwd_kernel(
     kept.count = count;
   }
   for (long long m = 0; m < p.draws; ++m) {
-    solve_token<kDim, kJacobian>(p, row, kept, row_index * p.draws + m, merged, x_shared);
+    solve_token<kDim, kJacobian>(p, row, kept, row_index * p.draws + m, merged, shared);
   }
 }
 

@@ -11,8 +11,10 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define DD2_HD __host__ __device__ __forceinline__
+#define DD2_NO_UNROLL _Pragma("unroll 1")  // of a short loop, which would cost registers
 #else
 #define DD2_HD inline __attribute__((always_inline))
+#define DD2_NO_UNROLL
 #endif
 
 namespace dd2 {

@@ -12,8 +12,9 @@ from .. import extension
 from ..native import TeacherRows, address
 
 
-def run(
+def call(
     launch: Callable[[Any], None],
+    outputs: dict[str, Any],
     direction: Tensor | None,
     x_t: Tensor,
     t: Tensor,
@@ -23,16 +24,17 @@ def run(
     codebook: Tensor,
     top_k: int,
     top_p: float,
-) -> Tensor:
-    """``x0``, or ``J direction``, of the shape of ``x_t [R, M, C]``, by ``launch(params)``."""
+) -> None:
+    """Fills what is in ``outputs`` by ``launch(params)``: the addresses ``out`` of x0 and
+    ``jacobian`` of ``J direction``, both of the shape of ``x_t [R, M, C]``, and the loss ``csd``.
+    """
     teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
     x_t, t, codebook = x_t.contiguous(), t.contiguous(), codebook.contiguous()
     direction = None if direction is None else direction.contiguous()
-    out = torch.empty_like(x_t)
     launch(
         extension.native().ConditionalScoreParams(
             teacher=teacher.arguments,
-            out=out.data_ptr(),
+            **{"out": 0, "jacobian": 0, **outputs},
             x_t=x_t.data_ptr(),
             t=t.data_ptr(),
             direction=address(direction),
@@ -41,4 +43,13 @@ def run(
             dim=x_t.shape[2],
         )
     )
+
+
+def run(
+    launch: Callable[[Any], None], direction: Tensor | None, x_t: Tensor, *arguments: Any
+) -> Tensor:
+    """``x0``, or ``J direction``, of the shape of ``x_t [R, M, C]``, by ``launch(params)``."""
+    out = torch.empty_like(x_t, memory_format=torch.contiguous_format)
+    name = "out" if direction is None else "jacobian"
+    call(launch, {name: out.data_ptr()}, direction, x_t, *arguments)
     return out

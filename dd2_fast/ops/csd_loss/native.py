@@ -1,0 +1,50 @@
+"""The CSD loss as the epilogue of the compiled conditional score; used by ``cpu`` and ``cuda``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..conditional_score.native import call
+from ..native import address
+
+
+def run(
+    launch: Callable[[Any], None],
+    x: Tensor,
+    fake_x0: Tensor,
+    weight: Tensor | None,
+    sid_weight: bool,
+    objective: str,
+    alpha: float,
+    wants_x_t: bool,
+    x_t: Tensor,
+    *posterior: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss and gradients as in :mod:`.reference`, from one ``launch(params)``."""
+    x, fake_x0 = x.contiguous(), fake_x0.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    sid = objective == "sid"
+    loss = x_t.new_empty(x_t.shape[:-1])
+    grad_x = torch.empty_like(fake_x0)
+    grad_fake = torch.empty_like(fake_x0) if sid else x_t.new_empty(0)
+    grad_x_t = torch.empty_like(fake_x0) if sid and wants_x_t else x_t.new_empty(0)
+    direction = fake_x0 - x[:, None] if grad_x_t.numel() and alpha == 1 else None
+    csd = extension.native().CsdLossParams(
+        x=x.data_ptr(),
+        fake=fake_x0.data_ptr(),
+        weight=address(weight),
+        loss=loss.data_ptr(),
+        grad_x=grad_x.data_ptr(),
+        grad_fake=grad_fake.data_ptr(),
+        grad_x_t=grad_x_t.data_ptr(),
+        alpha=alpha,
+        dmd=not sid,
+        sid_weight=sid_weight,
+    )
+    call(launch, {"csd": csd}, direction, x_t, *posterior)
+    return loss, grad_x, grad_fake, grad_x_t
