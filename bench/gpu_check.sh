@@ -34,15 +34,15 @@ part() {
 
 gpu_tests=(python -m pytest tests/ops -m gpu -q -p no:cacheprovider --benchmark-disable)
 sanitized=("${gpu_tests[@]}" -k "ragged or top_k_small or ties or tiny_noise")
-part build 200 env DD2_FAST_CUDA=1 python setup.py -q build_ext --inplace
-part tests 100 "${gpu_tests[@]}"
+part build 150 env DD2_FAST_CUDA=1 python setup.py -q build_ext --inplace
+part tests 80 "${gpu_tests[@]}"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    part "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "${sanitized[@]}"
+    part "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 "${sanitized[@]}"
   done
 else
   printf 'sanitizer\tmissing\t0\n' >>"$work/parts.tsv"
 fi
-part bench 110 python -m pytest bench -q -p no:cacheprovider -k "cuda" --benchmark-only \
+part bench 200 python -m pytest bench -q -p no:cacheprovider -k "cuda" --benchmark-only \
   --benchmark-json="$work/bench.json"
 python bench/gpu_summary.py "$work" "$out"
