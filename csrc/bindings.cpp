@@ -7,6 +7,7 @@
 
 #include "cpu/dispatch.h"
 #include "dd2/conditional_score.h"
+#include "dd2/flow_solve.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
 #ifdef DD2_WITH_CUDA
@@ -46,6 +47,14 @@ dd2::CsdLossParams csd_loss_params(std::uintptr_t x, std::uintptr_t fake, std::u
   return {pointer<const float>(x), pointer<const float>(fake), pointer<const float>(weight),
           pointer<float>(loss), pointer<float>(grad_x), pointer<float>(grad_fake),
           pointer<float>(grad_x_t), alpha, dmd, sid_weight};
+}
+
+dd2::FlowSolveParams flow_solve_params(const dd2::TeacherRows& teacher, std::uintptr_t out,
+                                       std::uintptr_t noise, std::uintptr_t codebook,
+                                       long long draws, long long dim, long long steps,
+                                       bool heun) {
+  return {teacher, pointer<long long>(out), pointer<const float>(noise),
+          pointer<const float>(codebook), draws, dim, steps, heun};
 }
 
 dd2::NearestCodeParams nearest_code_params(std::uintptr_t out, std::uintptr_t x,
@@ -120,6 +129,10 @@ PYBIND11_MODULE(_C, m) {
            py::arg("jacobian"), py::arg("x_t"), py::arg("t"), py::arg("direction"),
            py::arg("codebook"), py::arg("draws"), py::arg("dim"),
            py::arg("csd") = CsdLossParams{});
+  py::class_<dd2::FlowSolveParams>(m, "FlowSolveParams")
+      .def(py::init(&flow_solve_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
+           py::arg("noise"), py::arg("codebook"), py::arg("draws"), py::arg("dim"),
+           py::arg("steps"), py::arg("heun"));
   py::class_<dd2::NearestCodeParams>(m, "NearestCodeParams")
       .def(py::init(&nearest_code_params), py::kw_only(), py::arg("out"), py::arg("x"),
            py::arg("codebook"), py::arg("rows"), py::arg("vocabulary"), py::arg("dim"));
@@ -127,6 +140,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&sample_code_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
            py::arg("seed"), py::arg("inverse_temperature"));
   register_cpu(m, "cpu_conditional_score", &dd2::cpu::launch_conditional_score);
+  register_cpu(m, "cpu_flow_solve", &dd2::cpu::launch_flow_solve);
   register_cpu(m, "cpu_nearest_code", &dd2::cpu::launch_nearest_code);
   register_cpu(m, "cpu_sample_code", &dd2::cpu::launch_sample_code);
 #ifdef DD2_WITH_CUDA

@@ -51,6 +51,10 @@ void launch_conditional_score(const ConditionalScoreParams& params, int num_thre
   DD2_DISPATCH(launch_conditional_score, params, num_threads)
 }
 
+void launch_flow_solve(const FlowSolveParams& params, int num_threads) {
+  DD2_DISPATCH(launch_flow_solve, params, num_threads)
+}
+
 void launch_nearest_code(const NearestCodeParams& params, int num_threads) {
   DD2_DISPATCH(launch_nearest_code, params, num_threads)
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "dd2/conditional_score.h"
+#include "dd2/flow_solve.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
 
@@ -19,6 +20,7 @@ namespace dd2::cpu {
 #define DD2_DECLARE(isa)                                                                   \
   namespace isa {                                                                          \
   void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);    \
+  void launch_flow_solve(const FlowSolveParams& params, int num_threads);                  \
   void launch_nearest_code(const NearestCodeParams& params, int num_threads);              \
   void launch_sample_code(const SampleCodeParams& params, int num_threads);                \
   }
@@ -29,6 +31,7 @@ DD2_FOR_EACH_ISA(DD2_DECLARE)
 const char* instruction_set();
 
 void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);
+void launch_flow_solve(const FlowSolveParams& params, int num_threads);
 void launch_nearest_code(const NearestCodeParams& params, int num_threads);
 void launch_sample_code(const SampleCodeParams& params, int num_threads);
 

@@ -2,6 +2,7 @@
 
 from .conditional_score import conditional_score
 from .csd_loss import csd_loss
+from .flow_solve import flow_solve
 from .nearest_code import nearest_code
 from .registry import available_backends
 from .sample_code import sample_code
@@ -10,6 +11,7 @@ __all__ = [
     "available_backends",
     "conditional_score",
     "csd_loss",
+    "flow_solve",
     "nearest_code",
     "sample_code",
 ]

@@ -63,6 +63,13 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
+def check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 def check_filters(top_k: int, top_p: float) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, int):
         raise TypeError(f"top_k: expected an int, got {type(top_k).__name__}")

@@ -1,14 +1,15 @@
 """Which backends exist, which of them can run here, and the choice between them.
 
 A backend of operator ``op`` is the module ``dd2_fast/ops/<op>/<backend>.py`` (the ``torch`` backend
-is ``reference.py``); all of them define the same functions. A named backend that cannot run raises
-an error that says why; nothing falls back.
+is ``reference.py``); all of them define the same functions. A named backend that cannot run, or
+that the operator does not have, raises an error that says why; nothing falls back.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable
@@ -68,7 +69,9 @@ def _reasons(device: torch.device) -> dict[str, str | None]:
     return available_backends(device)
 
 
-def _unusable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unusable(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if not _exists(op, name):
+        return f"{op} has no {name!r} backend"
     if name != "torch" and dtype not in _LOW_PRECISION:
         return f"computes in float32, not in {str(dtype).removeprefix('torch.')}"
     return _reasons(device)[name]
@@ -82,14 +85,14 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
             raise ValueError(
                 f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
             )
-        reason = _unusable(backend, device, dtype)
+        reason = _unusable(op, backend, device, dtype)
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run {op}: {reason}")
     else:
-        backend = next(name for name in BACKENDS if _unusable(name, device, dtype) is None)
+        backend = next(name for name in BACKENDS if _unusable(op, name, device, dtype) is None)
         if backend == "torch" and extension.load()[0] is None:
             _warn_reference_only()
-    return _module(op, "reference" if backend == "torch" else backend)
+    return _module(op, backend)
 
 
 @functools.cache
@@ -101,6 +104,15 @@ def _warn_reference_only() -> None:
     )
 
 
+def _name(op: str, backend: str) -> str:
+    return f"dd2_fast.ops.{op}.{'reference' if backend == 'torch' else backend}"
+
+
 @functools.cache
-def _module(op: str, stem: str) -> ModuleType:
-    return importlib.import_module(f"dd2_fast.ops.{op}.{stem}")
+def _exists(op: str, backend: str) -> bool:
+    return importlib.util.find_spec(_name(op, backend)) is not None
+
+
+@functools.cache
+def _module(op: str, backend: str) -> ModuleType:
+    return importlib.import_module(_name(op, backend))

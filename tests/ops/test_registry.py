@@ -74,7 +74,7 @@ def test_without_extension_the_reference_runs_and_says_so(tmp_path: Path) -> Non
 def test_every_instruction_set_agrees_with_the_reference(isa: str, tmp_path: Path) -> None:
     code = (
         "import torch; from dd2_fast.ops import conditional_score as f, extension\n"
-        "from dd2_fast.ops import nearest_code, sample_code\n"
+        "from dd2_fast.ops import flow_solve, nearest_code, sample_code\n"
         "torch.manual_seed(0)\n"
         "for top_k, top_p in ((0, 1.0), (60, 0.9), (0, 0.5)):\n"
         "    t = torch.rand(14, 2) * .9 + .1\n"
@@ -86,6 +86,9 @@ def test_every_instruction_set_agrees_with_the_reference(isa: str, tmp_path: Pat
         "            for b in ('cpu', 'torch'))\n"
         "    assert torch.equal(x, y)\n"
         "    x, y = (nearest_code(a[0], a[3], backend=b) for b in ('cpu', 'torch'))\n"
+        "    assert torch.equal(x, y)\n"
+        "    x, y = (flow_solve(a[0], *a[2:], top_k=top_k, top_p=top_p, backend=b)\n"
+        "            for b in ('cpu', 'torch'))\n"
         "    assert torch.equal(x, y)\n"
         "print(extension.native().build_info['cpu_instruction_set'])\n"
     )

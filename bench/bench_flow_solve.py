@@ -1,0 +1,115 @@
+"""``flow_solve``: every backend that can run here against the loop in plain torch with the filters
+applied once, eager and under torch.compile, and against a loop over ``conditional_score``.
+
+pytest bench/bench_flow_solve.py --benchmark-only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dd2_fast.ops import available_backends, conditional_score, flow_solve
+
+STEPS = 20
+# (rows: one position of a batch, draws, vocabulary, C, top_k, top_p)
+SHAPES = {
+    "var": (32, 1, 4096, 32, 0, 1.0),
+    "var_filtered": (32, 1, 4096, 32, 900, 0.95),
+    "var_draws": (2, 32, 4096, 32, 900, 0.95),
+    "llamagen": (32, 1, 16384, 8, 0, 1.0),
+    "llamagen_filtered": (32, 1, 16384, 8, 900, 1.0),
+}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+VARIANTS = {
+    "cpu": ["eager", "compile", "loop", "cpu", "torch"],
+    "cuda": ["eager", "compile", "loop", "torch"],
+}
+
+
+def filtered(logits: Tensor, uncond: Tensor, scale: float, top_k: int, top_p: float) -> Tensor:
+    guided = uncond + scale * (logits - uncond)
+    if top_k:
+        guided = guided.masked_fill(guided < guided.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ordered, order = guided.sort(descending=True)
+        mass = ordered.softmax(-1)
+        dropped = mass.cumsum(-1) - mass >= top_p
+        guided = guided.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+    return guided
+
+
+def plain_mean(x: Tensor, t: Tensor, kept: Tensor, codebook: Tensor) -> Tensor:
+    signal = 1 - t
+    distance = (signal * codebook).square().sum(-1) - 2 * signal * (x @ codebook.T)
+    return (kept[:, None] - distance / (2 * t * t)).softmax(-1) @ codebook
+
+
+def solve(
+    mean: Callable[[Tensor, Tensor], Tensor], noise: Tensor, kept: Tensor, codebook: Tensor
+) -> Tensor:
+    """Heun's method over ``mean(x, t)`` and the nearest kept code."""
+    times = torch.arange(STEPS + 1, device=noise.device) / STEPS
+    x = noise
+    for i in range(STEPS, 1, -1):
+        t, s = times[i], times[i - 1]
+        velocity = (x - mean(x, t)) / t
+        ahead = x + (s - t) * velocity
+        x = x + (s - t) / 2 * (velocity + (ahead - mean(ahead, s)) / s)
+    end = mean(x, times[1])
+    distance = torch.cdist(end, codebook).masked_fill((kept == -torch.inf)[:, None], torch.inf)
+    return distance.argmin(-1)
+
+
+def make_variant(name: str, data: tuple[Any, ...]) -> Callable[[], Tensor]:
+    noise, logits, uncond, scale, codebook, top_k, top_p = data
+    options = {
+        "uncond_logits": uncond, "guidance_scale": scale, "top_k": top_k, "top_p": top_p,
+    }  # fmt: skip
+    if name not in ("eager", "compile", "loop"):
+        return lambda: flow_solve(noise, logits, codebook, steps=STEPS, **options, backend=name)
+    mean = torch.compile(plain_mean, dynamic=False) if name == "compile" else plain_mean
+
+    def run() -> Tensor:
+        kept = filtered(logits, uncond, scale, top_k, top_p)
+        if name == "loop":
+            return solve(
+                lambda x, t: conditional_score(x, t, logits, codebook, prediction="x0", **options),
+                noise, kept, codebook,
+            )  # fmt: skip
+        return solve(lambda x, t: mean(x, t, kept, codebook), noise, kept, codebook)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("device", "variant"), [(d, v) for d in DEVICES for v in VARIANTS[d]], ids=lambda v: v
+)
+@pytest.mark.parametrize("name", SHAPES)
+def bench_flow_solve(benchmark: Any, name: str, device: str, variant: str) -> None:
+    rows, draws, vocabulary, dim, top_k, top_p = SHAPES[name]
+    reason = available_backends(device).get(variant)
+    if reason is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    logits = torch.randn(rows, vocabulary, device=device)
+    uncond = logits * 2 + torch.randn(rows, vocabulary, device=device)
+    noise = torch.randn(rows, draws, dim, device=device)
+    codebook = torch.randn(vocabulary, dim, device=device)
+    data = (noise, logits * 2, uncond, 2.0, codebook, top_k, top_p)
+    function = make_variant(variant, data)
+    differing = (function() != make_variant("eager", data)()).sum().item()
+    assert differing <= 1 + noise.shape[:2].numel() // 32, f"{differing} codes differ: not timed"
+
+    def timed() -> None:
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.group = f"flow_solve {device} {name}"
+    benchmark.extra_info.update(variant=variant)
+    benchmark.pedantic(timed, warmup_rounds=1, rounds=5)
