@@ -84,7 +84,8 @@ class Nvcc:
         if self.ptx:
             codes.append(f"-gencode=arch=compute_{self.ptx},code=compute_{self.ptx}")
         host = "-Xcompiler=-fPIC,-fvisibility=hidden"
-        return ["-std=c++17", "-O3", "-lineinfo", "--threads=2", host, *codes]
+        fast = ["-O3", "-lineinfo", "--threads=2", "-Xfatbin=-compress-all"]
+        return ["-std=c++17", *fast, host, *codes]
 
     @property
     def link_flags(self) -> list[str]:
@@ -162,11 +163,9 @@ class BuildExtension(build_ext):
         build = Path(self.build_temp).resolve() / "ninja"
         build.mkdir(parents=True, exist_ok=True)
         assert self.cxx is not None
-        includes = [
-            *INCLUDES,
-            f"-I{pybind11.get_include()}",
-            f"-I{sysconfig.get_paths()['include']}",
-        ]
+        # For the bindings alone: the path changes with every isolated build, and what it is in
+        # compiles anew.
+        python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
         openmp = ["-fopenmp"] if compiles(self.cxx, ["-fopenmp"]) else []
         ninja = NinjaFile()
         nvcc = find_nvcc()
@@ -201,7 +200,7 @@ class BuildExtension(build_ext):
                 self.cxx,
                 *CXX_FLAGS,
                 *openmp,
-                *includes,
+                *INCLUDES,
                 "$flags",
                 "-MD",
                 "-MF",
@@ -219,7 +218,7 @@ class BuildExtension(build_ext):
                     wide = " ".join([*flags, f"-DDD2_ISA={name}"])
                     ninja.compile("cxx", source, f".{name}", wide)
         ninja.compile("cxx", ROOT / "csrc" / "cpu" / "dispatch.cpp")
-        ninja.compile("cxx", ROOT / "csrc" / "bindings.cpp", flags=" ".join(defines))
+        ninja.compile("cxx", ROOT / "csrc" / "bindings.cpp", flags=" ".join(python + defines))
         ninja.link(target)
         (build / "build.ninja").write_text("\n".join(ninja.lines))
         cuda = f"CUDA {nvcc.version} for {nvcc.names}" if nvcc else "no CUDA part"

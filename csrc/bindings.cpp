@@ -43,10 +43,10 @@ dd2::ConditionalScoreParams conditional_score_params(
 dd2::CsdLossParams csd_loss_params(std::uintptr_t x, std::uintptr_t fake, std::uintptr_t weight,
                                    std::uintptr_t loss, std::uintptr_t grad_x,
                                    std::uintptr_t grad_fake, std::uintptr_t grad_x_t, float alpha,
-                                   bool dmd, bool sid_weight) {
+                                   bool dmd, float weight_power) {
   return {pointer<const float>(x), pointer<const float>(fake), pointer<const float>(weight),
           pointer<float>(loss), pointer<float>(grad_x), pointer<float>(grad_fake),
-          pointer<float>(grad_x_t), alpha, dmd, sid_weight};
+          pointer<float>(grad_x_t), alpha, dmd, weight_power};
 }
 
 dd2::FlowSolveParams flow_solve_params(const dd2::TeacherRows& teacher, std::uintptr_t out,
@@ -65,8 +65,10 @@ dd2::NearestCodeParams nearest_code_params(std::uintptr_t out, std::uintptr_t x,
 }
 
 dd2::SampleCodeParams sample_code_params(const dd2::TeacherRows& teacher, std::uintptr_t out,
-                                         std::uintptr_t seed, float inverse_temperature) {
-  return {teacher, pointer<long long>(out), pointer<const long long>(seed), inverse_temperature};
+                                         std::uintptr_t seed, std::uintptr_t index,
+                                         float inverse_temperature) {
+  return {teacher, pointer<long long>(out), pointer<const long long>(seed),
+          pointer<const long long>(index), inverse_temperature};
 }
 
 // The operator as cpu_<name>(params, num_threads) and cuda_<name>(params, stream).
@@ -123,12 +125,15 @@ PYBIND11_MODULE(_C, m) {
   py::class_<CsdLossParams>(m, "CsdLossParams")
       .def(py::init(&csd_loss_params), py::kw_only(), py::arg("x"), py::arg("fake"),
            py::arg("weight"), py::arg("loss"), py::arg("grad_x"), py::arg("grad_fake"),
-           py::arg("grad_x_t"), py::arg("alpha"), py::arg("dmd"), py::arg("sid_weight"));
+           py::arg("grad_x_t"), py::arg("alpha"), py::arg("dmd"), py::arg("weight_power"));
   py::class_<ConditionalScoreParams>(m, "ConditionalScoreParams")
       .def(py::init(&conditional_score_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
            py::arg("jacobian"), py::arg("x_t"), py::arg("t"), py::arg("direction"),
            py::arg("codebook"), py::arg("draws"), py::arg("dim"),
-           py::arg("csd") = CsdLossParams{});
+           py::arg("csd") = CsdLossParams{})
+      .def("set_workspace", [](ConditionalScoreParams& params, std::uintptr_t address) {
+        params.workspace = pointer<void>(address);
+      });
   py::class_<dd2::FlowSolveParams>(m, "FlowSolveParams")
       .def(py::init(&flow_solve_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
            py::arg("noise"), py::arg("codebook"), py::arg("draws"), py::arg("dim"),
@@ -138,13 +143,16 @@ PYBIND11_MODULE(_C, m) {
            py::arg("codebook"), py::arg("rows"), py::arg("vocabulary"), py::arg("dim"));
   py::class_<dd2::SampleCodeParams>(m, "SampleCodeParams")
       .def(py::init(&sample_code_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
-           py::arg("seed"), py::arg("inverse_temperature"));
+           py::arg("seed"), py::arg("index"), py::arg("inverse_temperature"));
   register_cpu(m, "cpu_conditional_score", &dd2::cpu::launch_conditional_score);
   register_cpu(m, "cpu_flow_solve", &dd2::cpu::launch_flow_solve);
   register_cpu(m, "cpu_nearest_code", &dd2::cpu::launch_nearest_code);
   register_cpu(m, "cpu_sample_code", &dd2::cpu::launch_sample_code);
 #ifdef DD2_WITH_CUDA
   register_cuda(m, "cuda_conditional_score", &dd2::cuda::launch_conditional_score);
+  register_cuda(m, "cuda_flow_solve", &dd2::cuda::launch_flow_solve);
+  m.def("cuda_conditional_score_workspace", &dd2::cuda::conditional_score_workspace,
+        py::arg("params"), py::call_guard<py::gil_scoped_release>());
   register_cuda(m, "cuda_nearest_code", &dd2::cuda::launch_nearest_code);
   register_cuda(m, "cuda_sample_code", &dd2::cuda::launch_sample_code);
 #endif

@@ -3,6 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+try:
+    from hypothesis import HealthCheck, settings
+except ModuleNotFoundError:  # a machine for GPU tests alone
+    collect_ignore_glob = ["ops/test_*_properties.py"]
+else:
+    settings.register_profile("ci", derandomize=True, deadline=None)
+    settings.register_profile(
+        "explore", max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    settings.load_profile("ci")
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:

@@ -81,11 +81,16 @@ DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLe
   return largest;
 }
 
+// Weights, relative to the largest, that are left out where few are above it: all together they
+// are below a rounding error for every vocabulary up to 2^16.
+constexpr float kNegligible = 0x1p-40f;
+
 // Turns scores into unnormalised weights in place, sums them, and with `along` also
 // z_j = (c_j - c_ref)·u weighted, where c_ref is the code of the largest score.
 struct WeightSums {
   float weight;
   float along;
+  int64_t notable;  // weights above kNegligible
 };
 
 DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float largest,
@@ -102,17 +107,20 @@ DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float la
     if (along != nullptr) along[i] = reference;
   }
   Vec weight{}, weighted{};
+  IntVec notable{};
   for (int64_t i = 0; i < padded; i += kLanes) {
     const Vec w = exp2_nonpositive((load(scores + i) - largest) * exponent);
     store(scores + i, w);
     weight += w;
+    notable -= w >= broadcast(kNegligible);
     if (along != nullptr) {
       const Vec z = w * (load(along + i) - reference);
       store(along + i, z);
       weighted += z;
     }
   }
-  return {reduce_add(weight), along != nullptr ? reduce_add(weighted) : 0.0f};
+  return {reduce_add(weight), along != nullptr ? reduce_add(weighted) : 0.0f,
+          reduce_add(notable)};
 }
 
 // Writes what is wanted of a token's x0 and J u.
@@ -152,13 +160,13 @@ DD2_INLINE bool fails(const Params& p, const Query& q, const Codebook& codebook,
   return true;
 }
 
-// sum_i weights_i c_{index i} over a token's kept codes, and with kJacobian the same of `along`
+// sum_i weights_i c_{index i} over kept codes, and with kJacobian the same of `along`
 // beside it, each on two chains of additions.
 template <int kVectors, bool kJacobian>
-DD2_INLINE void gathered_sums(const Query& q, const Codebook& codebook, const float* weights,
-                              const float* along, float* mean, float* spread) {
+DD2_INLINE void gathered_sums(const int32_t* indices, int64_t kept, const Codebook& codebook,
+                              const float* weights, const float* along, float* mean,
+                              float* spread) {
   constexpr int kStep = kVectors > 0 ? kVectors : 1;
-  const int32_t* indices = q.row->indices;
   const int64_t stride = codebook.padded_dim;
   for (int64_t first = 0; first < stride; first += kStep * kLanes) {
     const float* codes = codebook.rows + first;
@@ -171,11 +179,11 @@ DD2_INLINE void gathered_sums(const Query& q, const Codebook& codebook, const fl
       }
     };
     int64_t i = 0;
-    for (; i + 2 <= q.row->kept; i += 2) {
+    for (; i + 2 <= kept; i += 2) {
       add(i, 0);
       add(i + 1, 1);
     }
-    if (i < q.row->kept) add(i, 0);
+    if (i < kept) add(i, 0);
     for (int v = 0; v < kStep; ++v) {
       store(mean + first + v * kLanes, sum[0][v] + sum[1][v]);
       if (kJacobian) store(spread + first + v * kLanes, sum_along[0][v] + sum_along[1][v]);
@@ -193,7 +201,8 @@ DD2_INLINE void solve_sparse(const Params& p, const Codebook& codebook, const Qu
   float* spread = scratch.spread.get();
   const float largest = sparse_scores<kVectors>(q, codebook, level, p.dim, scratch, along);
   const WeightSums sums = weigh(scores, along, q.row->kept, largest, level.exponent);
-  gathered_sums<kVectors, kJacobian>(q, codebook, scores, along, mean, spread);
+  gathered_sums<kVectors, kJacobian>(q.row->indices, q.row->kept, codebook, scores, along, mean,
+                                     spread);
   finish(p, q, level, sums, mean, spread);
 }
 
@@ -245,30 +254,68 @@ DD2_INLINE void dense_tile(const Query* const (&q)[kQueries], const Codebook& co
   }
 }
 
-// sum_j weights_j c_j for kQueries tokens, kVectors * kLanes dimensions at a time.
-template <int kVectors>
-DD2_INLINE void weighted_codes(const float* weights, const Codebook& codebook, int64_t first,
-                               float* out) {
-  const int64_t padded = codebook.padded_vocabulary;
-  Vec sum[kQueries][kVectors] = {};
+// sum_j weights_j c_j for kCount tokens, kVectors * kLanes dimensions at a time; weights and sums of
+// token i are at its `slots[i]`.
+template <int kCount, int kVectors>
+DD2_INLINE void weighted_codes(const float* weights, const int* slots, const Codebook& codebook,
+                               int64_t first, float* out) {
+  const float* of[kCount];
+  for (int i = 0; i < kCount; ++i) of[i] = weights + slots[i] * codebook.padded_vocabulary;
+  Vec sum[kCount][kVectors] = {};
   const float* code = codebook.rows + first;
   for (int64_t j = 0; j < codebook.vocabulary; ++j, code += codebook.padded_dim) {
     for (int v = 0; v < kVectors; ++v) {
       const Vec c = load(code + v * kLanes);
-      for (int i = 0; i < kQueries; ++i) sum[i][v] += c * weights[i * padded + j];
+      for (int i = 0; i < kCount; ++i) sum[i][v] += c * of[i][j];
     }
   }
-  for (int i = 0; i < kQueries; ++i) {
-    for (int v = 0; v < kVectors; ++v) store(out + i * codebook.padded_dim + first + v * kLanes, sum[i][v]);
+  for (int i = 0; i < kCount; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      store(out + slots[i] * codebook.padded_dim + first + v * kLanes, sum[i][v]);
+    }
   }
 }
 
-DD2_INLINE void weighted_codes(const float* weights, const Codebook& codebook, float* out) {
+template <int kCount>
+DD2_INLINE void weighted_codes(const float* weights, const int* slots, const Codebook& codebook,
+                               float* out) {
   int64_t first = 0;
   for (; first + 2 * kLanes <= codebook.padded_dim; first += 2 * kLanes) {
-    weighted_codes<2>(weights, codebook, first, out);
+    weighted_codes<kCount, 2>(weights, slots, codebook, first, out);
   }
-  if (first < codebook.padded_dim) weighted_codes<1>(weights, codebook, first, out);
+  if (first < codebook.padded_dim) {
+    weighted_codes<kCount, 1>(weights, slots, codebook, first, out);
+  }
+}
+
+// The same for the `count` tokens of `slots`, which has room for kQueries.
+DD2_INLINE void weighted_codes(const float* weights, int* slots, int count,
+                               const Codebook& codebook, float* out) {
+  constexpr int kThird = kQueries / 3;
+  for (int i = count; i < kQueries; ++i) slots[i] = slots[0];
+  if (count > 2 * kThird) {
+    weighted_codes<kQueries>(weights, slots, codebook, out);
+  } else if (count > kThird) {
+    weighted_codes<2 * kThird>(weights, slots, codebook, out);
+  } else if (count > 0) {
+    weighted_codes<kThird>(weights, slots, codebook, out);
+  }
+}
+
+// sum_j weights_j c_j for a token with few notable weights; moves those to the front.
+template <bool kJacobian>
+DD2_INLINE void notable_codes(const Row& row, const Codebook& codebook, float* weights,
+                              float* along, float* mean, float* spread) {
+  const int64_t kept = keep_at_least(weights, nullptr, codebook.padded_vocabulary, kNegligible,
+                                     row.values, row.indices);
+  for (int64_t i = 0; kJacobian && i < kept; ++i) along[i] = along[row.indices[i]];
+  if (codebook.padded_dim == 2 * kLanes) {
+    gathered_sums<2, kJacobian>(row.indices, kept, codebook, row.values, along, mean, spread);
+  } else if (codebook.padded_dim == kLanes) {
+    gathered_sums<1, kJacobian>(row.indices, kept, codebook, row.values, along, mean, spread);
+  } else {
+    gathered_sums<0, kJacobian>(row.indices, kept, codebook, row.values, along, mean, spread);
+  }
 }
 
 template <bool kDirect, bool kJacobian>
@@ -297,8 +344,20 @@ DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
   }
   float* mean = scratch.mean.get();
   float* spread = scratch.spread.get();
-  weighted_codes(scores, codebook, mean);
-  if (kJacobian) weighted_codes(along, codebook, spread);
+  int broad[kQueries];
+  int broad_count = 0;
+  for (int i = 0; i < count; ++i) {
+    if (sums[i].notable * 8 > codebook.vocabulary) {
+      broad[broad_count++] = i;
+    } else {
+      const int64_t offset = i * codebook.padded_dim;
+      notable_codes<kJacobian>(*q[i]->row, codebook, scores + i * padded,
+                               kJacobian ? along + i * padded : nullptr, mean + offset,
+                               spread + offset);
+    }
+  }
+  weighted_codes(scores, broad, broad_count, codebook, mean);
+  if (kJacobian) weighted_codes(along, broad, broad_count, codebook, spread);
   for (int i = 0; i < count; ++i) {
     const int64_t offset = i * codebook.padded_dim;
     finish(p, *q[i], level[i], sums[i], mean + offset, spread + offset);
@@ -375,9 +434,9 @@ void solve_chunk(const Params& p, const Codebook& codebook, int64_t first, int64
 void launch_conditional_score(const ConditionalScoreParams& p, int num_threads) {
   const TeacherRows& teacher = p.teacher;
   if (teacher.rows <= 0 || p.draws <= 0) return;
-  // Few tokens, or few codes left by top-k: no row will run dense, so skip packing for it.
-  const bool sparse_only = teacher.rows * p.draws < kQueries ||
-                           (teacher.top_k > 0 && teacher.top_k * 4 < teacher.vocabulary);
+  // Few codes left by top-k: no row will run dense, so skip packing for it. (Not for few tokens too:
+  // a row alone must get the bits that it gets in a batch.)
+  const bool sparse_only = teacher.top_k > 0 && teacher.top_k * 4 < teacher.vocabulary;
   const Codebook codebook(p.codebook, teacher.vocabulary, p.dim, !sparse_only, num_threads);
   const int64_t rows_a_chunk = p.draws >= kQueries ? 1 : (kQueries + p.draws - 1) / p.draws;
   const int64_t chunks = (teacher.rows + rows_a_chunk - 1) / rows_a_chunk;

@@ -43,33 +43,43 @@ struct RowBuffers {
   }
 };
 
-// Running statistics of a row of guided logits.
+// Running statistics of a row of guided logits; mean and deviation only where a filter asks.
+template <bool kMoments>
 struct Accumulator {
   Vec largest = broadcast(negative_infinity());
+  Vec check{};  // NaN once a value was NaN or +inf
   Vec sum{};
   Vec square{};
   IntVec finite{};
-  IntVec bad{};  // NaN or +inf
 
   DD2_INLINE void add(Vec value) {
+    largest = max(value, largest);
+    check += max(broadcast(-kFloatMax), value) * 0.0f;
+    if (!kMoments) return;
     const IntVec is_finite = value > broadcast(negative_infinity());
     const Vec finite_value = is_finite ? value : Vec{};
-    bad |= ~(value <= broadcast(kFloatMax));
     finite -= is_finite;
     sum += finite_value;
     square += finite_value * finite_value;
-    largest = max(value, largest);
+  }
+
+  DD2_INLINE RowStatistics statistics() const {
+    if (!kMoments) return {reduce_max(largest), 0.0f, 0.0f};
+    const int count = reduce_add(finite);
+    const float mean = reduce_add(sum) / count;
+    const float variance = reduce_add(square) / count - mean * mean;
+    return {reduce_max(largest), mean, __builtin_sqrtf(variance > 0.0f ? variance : 0.0f)};
   }
 };
 
 // Writes a row's guided logits times `factor`, padded with -inf.
-template <typename T, bool kGuided>
+template <typename T, bool kGuided, bool kMoments>
 DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided, int64_t padded,
                                float factor, bool* invalid) {
   const T* cond = static_cast<const T*>(p.logits) + row * p.logits_stride;
   const T* uncond = kGuided ? static_cast<const T*>(p.uncond) + row * p.uncond_stride : nullptr;
   const Vec scale = broadcast(p.scale[row]);
-  Accumulator total;
+  Accumulator<kMoments> total;
   int64_t j = 0;
   for (; j + kLanes <= p.vocabulary; j += kLanes) {
     Vec value = load(cond + j);
@@ -96,11 +106,16 @@ DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided,
     j += kLanes;
   }
   for (; j < padded; j += kLanes) store(guided + j, broadcast(negative_infinity()));
-  const int count = reduce_add(total.finite);
-  *invalid = count == 0 || any(total.bad);
-  const float mean = reduce_add(total.sum) / count;
-  const float variance = reduce_add(total.square) / count - mean * mean;
-  return {reduce_max(total.largest), mean, __builtin_sqrtf(variance > 0.0f ? variance : 0.0f)};
+  const RowStatistics statistics = total.statistics();
+  *invalid = statistics.largest == negative_infinity() || reduce_add(total.check) != 0.0f;
+  return statistics;
+}
+
+template <typename T, bool kGuided>
+DD2_INLINE RowStatistics guide(const TeacherRows& p, int64_t row, float* guided, int64_t padded,
+                               float factor, bool* invalid) {
+  return p.filtered() ? guide<T, kGuided, true>(p, row, guided, padded, factor, invalid)
+                      : guide<T, kGuided, false>(p, row, guided, padded, factor, invalid);
 }
 
 template <typename T>

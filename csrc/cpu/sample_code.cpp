@@ -51,7 +51,8 @@ void launch_sample_code(const SampleCodeParams& p, int num_threads) {
       prepare_row(teacher, r, row, buffers, true, p.inverse_temperature);
       p.out[r] = row.invalid ? -1
                              : draw_code(row, buffers.mass.get(), ends.get(),
-                                         row_uniform(*p.seed, r, kSampleStream));
+                                         row_uniform(*p.seed, p.index != nullptr ? p.index[r] : r,
+                                                     kSampleStream));
     }
   }
 }

@@ -64,19 +64,29 @@ DD2_INLINE Vec load(const Float16* source) {
   return (Vec)((UintVec)magnitude | special | ((bits & 0x8000u) << 16));
 }
 
-// 2^x for x <= 0; 0 below 2^-126. Degree-5 minimax on [-1/2, 1/2], relative error 2e-7.
+// 2^x for x <= 0; 0 below 2^-126 and for NaN. Degree-5 minimax on [-1/2, 1/2], relative error 2e-7.
 DD2_INLINE Vec exp2_nonpositive(Vec x) {
+#if defined(__AVX512F__)
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
+  const Vec whole = (Vec)_mm512_maskz_roundscale_ps(normal, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#else
   x = max(x, broadcast(-127.0f));
   const Vec shifted = x + broadcast(0x1.8p23f);
-  const Vec fraction = x - (shifted - broadcast(0x1.8p23f));
+  const Vec whole = shifted - broadcast(0x1.8p23f);
+#endif
+  const Vec fraction = x - whole;
   Vec p = broadcast(1.32546026725322e-3f);
   p = p * fraction + 9.671999141573906e-3f;
   p = p * fraction + 5.550779402256012e-2f;
   p = p * fraction + 2.4022231996059418e-1f;
   p = p * fraction + 6.931469440460205e-1f;
   p = p * fraction + 1.0f;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)whole);
+#else
   const IntVec exponent = ((IntVec)shifted << 23) + (127 << 23);
   return p * (Vec)exponent;
+#endif
 }
 
 // Folds a vector of `n` lanes onto its first lane.

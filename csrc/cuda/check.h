@@ -14,6 +14,15 @@ inline void check(cudaError_t status, const char* op, const char* what) {
   }
 }
 
+// Multiprocessors of the current device.
+inline int processor_count(const char* op) {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), op, "current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), op,
+        "multiprocessors");
+  return count;
+}
+
 // Whether `kernel` can have `shared` bytes of dynamic shared memory beside its static ones.
 template <typename Kernel>
 bool fits_shared(Kernel kernel, size_t shared, const char* op) {
@@ -32,8 +41,9 @@ void launch(Kernel kernel, dim3 grid, int threads, size_t shared, cudaStream_t s
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)),
         op, "shared memory");
-  kernel<<<grid, threads, shared, stream>>>(params);
-  check(cudaGetLastError(), op, "launch");
+  Params copy = params;
+  void* arguments[] = {&copy};
+  check(cudaLaunchKernel(kernel, grid, dim3(threads), arguments, shared, stream), op, "launch");
 }
 
 }  // namespace dd2::cuda

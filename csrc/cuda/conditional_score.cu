@@ -1,6 +1,8 @@
 #include "dd2/conditional_score.cuh"
+#include "dd2/split_codebook.cuh"
 
 #include "check.h"
+#include "dense_score.h"
 #include "launch.h"
 
 namespace dd2::cuda {
@@ -24,7 +26,7 @@ void launch_staged_or_not(const ConditionalScoreParams& p, cudaStream_t stream) 
 }
 
 template <LogitType kType>
-void launch_dim(const ConditionalScoreParams& p, cudaStream_t stream) {
+void launch_rows(const ConditionalScoreParams& p, cudaStream_t stream) {
   const bool jacobian = p.direction != nullptr;
   if (p.dim <= 8) {
     jacobian ? launch_staged_or_not<kType, 8, true>(p, stream)
@@ -35,15 +37,45 @@ void launch_dim(const ConditionalScoreParams& p, cudaStream_t stream) {
   }
 }
 
+long long ceil_divide(long long a, long long b) { return (a + b - 1) / b; }
+
+// Whether tensor cores over all codes take less time than one block a row over the kept ones, by
+// the lane-instructions of the busiest multiprocessor, counted in the machine code.
+bool dense_pays(const ConditionalScoreParams& p, long long processors) {
+  if (p.dim > largest_dense_dim(p)) return false;
+  const TeacherRows& teacher = p.teacher;
+  // Top-p alone keeps what the logits say: a quarter is a guess.
+  const long long kept = !teacher.filtered()                                  ? teacher.vocabulary
+                         : teacher.top_k > 0 && teacher.top_k < teacher.vocabulary
+                             ? teacher.top_k
+                             : teacher.vocabulary / 4;
+  // A row's block reads every kept code from L2: 4 bytes take the time of 11 instructions.
+  const long long row_work = p.draws * kept * (11 * p.dim + 14);
+  // Tokens come by the 64; a processor's first two such blocks cannot hide each other's latency.
+  const long long dense_work = 64 * teacher.vocabulary * (p.dim <= 16 ? 20 : p.dim <= 32 ? 23 : 29);
+  const long long rounds = ceil_divide(teacher.rows * p.draws, 64 * processors);
+  return dense_work * (rounds < 3 ? 3 : rounds) < row_work * ceil_divide(teacher.rows, processors);
+}
+
+template <LogitType kType>
+void launch_type(const ConditionalScoreParams& p, cudaStream_t stream) {
+  p.workspace != nullptr ? launch_dense_score<kType>(p, stream) : launch_rows<kType>(p, stream);
+}
+
 }  // namespace
+
+long long conditional_score_workspace(const ConditionalScoreParams& p) {
+  if (p.teacher.rows <= 0 || p.draws <= 0) return 0;
+  return dense_pays(p, processor_count(kOp)) ? DenseWorkspace::bytes(p) : 0;
+}
 
 void launch_conditional_score(const ConditionalScoreParams& p, void* stream) {
   if (p.teacher.rows <= 0 || p.draws <= 0) return;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (p.teacher.logit_type) {
-    case LogitType::kFloat32: return launch_dim<LogitType::kFloat32>(p, cuda_stream);
-    case LogitType::kBFloat16: return launch_dim<LogitType::kBFloat16>(p, cuda_stream);
-    default: return launch_dim<LogitType::kFloat16>(p, cuda_stream);
+    case LogitType::kFloat32: return launch_type<LogitType::kFloat32>(p, cuda_stream);
+    case LogitType::kBFloat16: return launch_type<LogitType::kBFloat16>(p, cuda_stream);
+    default: return launch_type<LogitType::kFloat16>(p, cuda_stream);
   }
 }
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from ..models import DD2Generator
 from .io import load_model
 
 PARTS = ("tokenizer", "teacher", "generator", "stage1", "classifier")
@@ -44,7 +41,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     if missing:
         raise FileNotFoundError(
             f"{folder}: expected a bundle with {', '.join(_file_names())}; "
-            f"missing {', '.join(missing)}"
+            f"missing {', '.join(missing)}{_other_files(folder)}"
         )
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -57,34 +54,14 @@ def load_bundle(folder: str | Path) -> Bundle:
     return bundle
 
 
-def load(source: str | Path, *, tokenizer: Any = None, **config: Any) -> nn.Module:
-    """A model from one of our files, or the generator of a bundle folder.
-
-    Args:
-        source: a ``.safetensors`` file that :func:`save` wrote, or a bundle folder.
-        tokenizer: what to attach to a generator as ``.tokenizer``, in place of the bundle's own.
-        config: what shapes of released files cannot tell; our own files need none.
-
-    Raises:
-        FileNotFoundError: nothing there. TypeError, ValueError: not something this reads.
-    """
-    if not isinstance(source, str | Path):
-        raise TypeError(f"source: expected a path, got {type(source).__name__}")
-    if config:
-        raise TypeError(
-            f"config: our own checkpoints carry their configuration, got {', '.join(config)}"
-        )
-    path = Path(source)
-    model = load_bundle(path).generator if path.is_dir() else load_model(path)
-    if tokenizer is not None:
-        if not isinstance(model, DD2Generator):
-            raise TypeError(
-                f"tokenizer: expected a generator to attach it to, {path} holds a "
-                f"{type(model).__name__}"
-            )
-        model.tokenizer = tokenizer
-    return model
-
-
 def _file_names() -> tuple[str, ...]:
     return (*(f"{name}.safetensors" for name in PARTS), SETTINGS)
+
+
+def _other_files(folder: Path) -> str:
+    """A hint at the checkpoints in a folder that is no bundle."""
+    if not folder.is_dir():
+        return ""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".safetensors"))
+    names = [name for name in names if name not in _file_names()]
+    return f"; or name one file in it: {', '.join(names[:4])}" if names else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,20 +21,34 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary neighbour, fsync it, and rename it to ``path``."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary neighbour to write; when the block is done, fsync and rename it to ``path``.
+
+    OSError names ``path`` and the reason; the temporary file goes whatever happens.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        # Made here, so that a folder one cannot write to is an OSError whoever writes the file.
+        with open(temporary, "wb"):
+            pass
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None:
+            raise
         raise type(error)(error.errno, f"cannot write: {error.strerror}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to a temporary neighbour, fsync it, and rename it to ``path``."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _sync_folder(folder: Path) -> None:

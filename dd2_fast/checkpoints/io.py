@@ -9,13 +9,14 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
-from .files import write_atomic
-from .registry import KINDS, class_of, kind_of
+from .build import build_model
+from .container import Contents, open_file
+from .files import replacing
+from .registry import KINDS, kind_of
 
 _KEY = "dd2_fast"
-_NAMED = 4
 
 
 def save(path: str | Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
@@ -29,10 +30,15 @@ def save(path: str | Path, model: nn.Module, metadata: Mapping[str, Any] | None 
     Raises:
         TypeError: the model is of no registered kind. OSError: the file cannot be written.
     """
+    path = Path(path)
     header = {"kind": kind_of(model), "config": model.config, "metadata": dict(metadata or {})}
+    text = json.dumps(header, sort_keys=True)
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    data = safetensors.torch.save(tensors, {_KEY: json.dumps(header, sort_keys=True)})
-    write_atomic(Path(path), data)
+    with replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, {_KEY: text})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path}: cannot write: {error}") from error
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -41,7 +47,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file. ValueError: not a file of ours, or a damaged one.
     """
-    return _read(Path(path))[0]
+    return own_header(open_file(Path(path)))
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -51,59 +57,37 @@ def load_model(path: str | Path) -> nn.Module:
         FileNotFoundError: no such file.
         ValueError: damaged, not ours, or its tensors do not fit its configuration.
     """
-    path = Path(path)
-    header, tensors = _read(path)
-    try:
-        model = class_of(header["kind"])(**header["config"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: the configuration does not build a {header['kind']}: {error}"
-        ) from error
-    _check_tensors(path, model.state_dict(), tensors)
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
+    return build_own(open_file(Path(path)))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a safetensors file, found none")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, got {path.stat().st_size} bytes that are "
-            f"truncated or damaged ({error})"
-        ) from error
+def is_own(contents: Contents) -> bool:
+    """Whether ``contents`` are those of a file that :func:`save` wrote."""
+    return _KEY in contents.metadata
+
+
+def own_header(contents: Contents) -> dict[str, Any]:
+    """Kind, config and metadata of one of our files; ValueError for any other."""
+    source, text = contents.source, contents.metadata.get(_KEY)
     if text is None:
-        raise ValueError(f"{path}: expected a dd2_fast checkpoint (metadata {_KEY!r}), got none")
+        raise ValueError(f"{source}: expected a dd2_fast checkpoint (metadata {_KEY!r}), got none")
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON in metadata {_KEY!r}, got {error}") from error
+        raise ValueError(f"{source}: expected JSON in metadata {_KEY!r}, got {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+        raise ValueError(f"{source}: expected kind and config in metadata {_KEY!r}, got {text}")
     if header.get("kind") not in KINDS:
         raise ValueError(
-            f"{path}: expected kind to be one of {', '.join(KINDS)}, got {header.get('kind')!r}"
+            f"{source}: expected kind to be one of {', '.join(KINDS)}, got {header.get('kind')!r}"
         )
-    return header, tensors
+    return header
 
 
-def _check_tensors(path: Path, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
-    problems = []
-    missing = [name for name in expected if name not in got]
-    extra = [name for name in got if name not in expected]
-    misshapen = [
-        f"{name} (expected {list(expected[name].shape)}, got {list(got[name].shape)})"
-        for name in expected
-        if name in got and expected[name].shape != got[name].shape
-    ]
-    for what, names in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen)):
-        if names:
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            problems.append(f"{len(names)} {what}: {', '.join(names[:_NAMED])}{more}")
-    if problems:
-        raise ValueError(
-            f"{path}: expected {len(expected)} tensors as its configuration says, got "
-            f"{len(got)}; {'; '.join(problems)}"
-        )
+def build_own(contents: Contents, **extra: Any) -> nn.Module:
+    """The model in one of our files; ValueError as for :func:`load_model`.
+
+    ``extra`` are arguments of the constructor that are data, which no configuration holds.
+    """
+    header = own_header(contents)
+    config = {**header["config"], **extra}
+    return build_model(contents.source, header["kind"], config, contents.tree)

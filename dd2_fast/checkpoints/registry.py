@@ -12,6 +12,12 @@ KINDS = {
     "table_teacher": "dd2_fast.models.table:TableTeacher",
     "dd2_generator": "dd2_fast.models.dd2:DD2Generator",
     "dd2_guidance": "dd2_fast.models.dd2:DD2Guidance",
+    "var_teacher": "dd2_fast.models.var.teacher:VARTeacher",
+    "var_tokenizer": "dd2_fast.models.var.tokenizer:VARTokenizer",
+    "dd1_var_student": "dd2_fast.models.var.student:DD1VARStudent",
+    "llamagen_teacher": "dd2_fast.models.llamagen.teacher:LlamaGenTeacher",
+    "llamagen_tokenizer": "dd2_fast.models.llamagen.tokenizer:LlamaGenTokenizer",
+    "dd1_llamagen_student": "dd2_fast.models.llamagen.student:DD1LlamaGenStudent",
     "digits_classifier": "dd2_fast.metrics.classifier:DigitsClassifier",
 }
 

@@ -1,4 +1,4 @@
-"""`dd2-fast sample`: images from labels, as PNG files."""
+"""`dd2-fast sample`: images from labels, as PNG files or one archive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .convert import parse_config
 from .picture import check_png, tile
 
 
@@ -14,16 +15,32 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "sample",
         help="draw images with a model",
-        description="Draw images and write them as PNG: one picture with all of them if --out "
-        "ends in .png, else a folder with one file an image, named by index and label.",
+        description="Draw images: one picture with all of them if --out ends in .png; ADM's "
+        "archive, labels shuffled, if in .npz; else a folder with one PNG an image, named by index "
+        "and label. Run again, a killed job goes on where it stopped. Under torchrun every process "
+        "draws its share.",
     )
     parser.add_argument(
-        "--model", default="digits", help="bundled name or path of a bundle (default digits)"
+        "--model",
+        default="digits",
+        help="bundled name, bundle folder, or checkpoint of a generator (default digits)",
+    )
+    parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the file's shapes cannot tell, as in split=5",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1, help="passes of the generator; 2 for DD1's second step"
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--labels", type=_labels, help="classes, for example 0,1,2")
     wanted.add_argument("--num", type=int, help="how many images, going round the classes")
-    parser.add_argument("--out", type=Path, required=True, help="folder, or picture ending in .png")
+    parser.add_argument("--out", type=Path, required=True, help="folder, .png or .npz file")
     parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
     parser.add_argument(
         "--start-index", type=int, default=0, help="index of the first image (default 0)"
@@ -32,8 +49,11 @@ def add_parser(commands: Any) -> None:
         "--teacher-steps",
         type=int,
         default=0,
-        help="k > 1 draws the last k - 1 tokens anew from the teacher (default 0: one step)",
+        help="k > 1 draws the last k - 1 steps anew from the teacher (default 0: one step)",
     )
+    parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps")
+    parser.add_argument("--top-k", type=int, default=0, help="logits they keep (default 0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="mass they keep (default 1)")
     parser.add_argument("--batch-size", type=int, help="images a pass; does not change them")
     parser.add_argument(
         "--scale", type=int, default=1, help="enlarge each pixel this many times (default 1)"
@@ -44,41 +64,71 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the images and write them."""
-    from ..checkpoints.files import check_writable
-    from ..sampling import Sampler
+    from ..sampling import process_group
 
     if arguments.num is not None and arguments.num < 1:
         raise ValueError(f"--num: expected at least 1, got {arguments.num}")
     if arguments.scale < 1:
         raise ValueError(f"--scale: expected at least 1, got {arguments.scale}")
-    one_file = arguments.out.suffix.lower() == ".png"
-    if one_file:
+    suffix = arguments.out.suffix.lower()
+    if suffix == ".npz" and arguments.scale > 1:
+        raise ValueError(f"--scale: expected 1 for a .npz file, got {arguments.scale}")
+    if suffix == ".png":
         check_png(arguments.out)
-    sampler = Sampler(
-        arguments.model,
-        teacher_steps=arguments.teacher_steps,
-        batch_size=arguments.batch_size,
+    with process_group() as (rank, device):
+        count = _draw(arguments, suffix, device)
+    if rank == 0:
+        print(f"wrote {count} images to {arguments.out}")
+    return 0
+
+
+def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
+    """Draw the images to where the suffix says, and return how many."""
+    from ..sampling import NpzFile, PngFolder, Sampler, balanced_labels, run_job
+
+    try:
+        sampler = Sampler(
+            _model(arguments),
+            steps=arguments.steps,
+            teacher_steps=arguments.teacher_steps,
+            batch_size=arguments.batch_size,
+            cfg=arguments.cfg,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            device=device,
+        )
+    except TypeError as error:  # a model or a setting of the wrong kind
+        raise ValueError(str(error)) from error
+    labels = arguments.labels or balanced_labels(
+        arguments.num,
+        sampler.num_classes,
+        shuffled_by=arguments.seed if suffix == ".npz" else None,
     )
-    if not one_file:
-        check_writable(arguments.out)
-    labels = arguments.labels or [i % sampler.num_classes for i in range(arguments.num)]
-    images = sampler(
-        labels,
-        seed=arguments.seed,
-        start_index=arguments.start_index,
-        output="np",
-        progress=not arguments.quiet,
-    )
-    if one_file:
+    where = {"seed": arguments.seed, "start_index": arguments.start_index}
+    if suffix == ".png":
+        images = sampler(labels, **where, output="np", progress=not arguments.quiet)
         columns = min(len(labels), 10)
         tile(images, columns=columns, scale=arguments.scale).save(arguments.out)
-    else:
-        for i, (label, image) in enumerate(zip(labels, images, strict=True)):
-            name = f"{arguments.start_index + i:06d}_{label}.png"
-            picture = tile(image[None], columns=1, scale=arguments.scale)
-            picture.save(arguments.out / name)
-    print(f"wrote {len(labels)} images to {arguments.out}")
-    return 0
+        return len(labels)
+    sampler.check_labels(labels)
+    npz = suffix == ".npz"
+    sink = NpzFile(arguments.out) if npz else PngFolder(arguments.out, arguments.scale)
+    names = ("model", "tokenizer", "config", "steps", "teacher_steps", "cfg", "top_k", "top_p")
+    settings = {name: str(getattr(arguments, name)) for name in (*names, "scale")}
+    run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
+    return len(labels)
+
+
+def _model(arguments: argparse.Namespace) -> Any:
+    """What --model names: a name or a bundle as it is, a checkpoint loaded with its tokenizer."""
+    from .. import checkpoints
+    from ..sampling import resolve_path
+
+    if arguments.tokenizer is None and not arguments.config:
+        return arguments.model
+    path = resolve_path(arguments.model)
+    config = parse_config(arguments.config)
+    return checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
 
 
 def _labels(text: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Losses of the paper: GTS (Eq. 6), FCS (Eq. 5), CSD (Eq. 4), and DD1's regression."""
 
-from .csd import csd_loss, csd_weight
-from .dd1 import dd1_loss, flow_pairs, flow_solve
+from .csd import csd_loss
+from .dd1 import dd1_loss, flow_pairs
 from .fcs import fcs_loss
 from .gts import gts_loss
 from .noise import TimeDistribution, add_noise, draw_noisy
@@ -13,11 +13,9 @@ __all__ = [
     "TimeDistribution",
     "add_noise",
     "csd_loss",
-    "csd_weight",
     "dd1_loss",
     "draw_noisy",
     "fcs_loss",
     "flow_pairs",
-    "flow_solve",
     "gts_loss",
 ]

@@ -2,58 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-OBJECTIVES = ("sid", "dmd")
-WEIGHTS = ("none", "sid")
-_SMALLEST = 1e-5
-
-
-def csd_weight(x: Tensor, teacher_x0: Tensor, power: float = 1.0) -> Tensor:
-    """``mean_c|x - D| ** -power``, detached, per draw: 1 is SiD's weight, 0 is none.
-
-    Args:
-        x: generated tokens ``[*, C]``, or ``[*, 1, C]`` for draws. teacher_x0: ``D [*, M, C]``.
-    """
-    distance = (x - teacher_x0).detach().abs().mean(-1)
-    return distance.clamp(min=_SMALLEST).pow(-power)
+from .. import ops
+from .target import TeacherDistribution
 
 
 def csd_loss(
     x: Tensor,
-    teacher_x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
     fake_x0: Tensor,
-    *,
-    objective: str = "sid",
-    alpha: float = 1.0,
-    weight: str | Tensor = "sid",
+    teacher: TeacherDistribution,
+    **settings: Any,
 ) -> Tensor:
-    """Generator's loss at every token and draw (paper Eq. 4), unreduced.
-
-    With ``D`` the teacher's and ``F`` the guidance network's posterior mean of ``x_t``:
-
-        "sid"   w (D - F)·(D - x - alpha (D - F))   gradients through x, D and F
-        "dmd"   w (F - D)·x                         F - D detached, gradient through x only
+    """Generator's loss at every token and draw (paper Eq. 4), unreduced: one pass over the logits.
 
     Args:
-        x: generated tokens ``[*, C]``, or ``[*, M, C]`` already expanded to the draws.
-        teacher_x0: ``D`` of shape ``[*, C]`` or ``[*, M, C]``. fake_x0: ``F``, of the same shape.
-        objective: ``"sid"`` or ``"dmd"``. alpha: SiD's, 1 in the paper.
-        weight: ``"none"``, ``"sid"`` (:func:`csd_weight`), or a tensor that broadcasts to the loss.
+        x: generated tokens ``[*, C]``.
+        x_t: ``x`` noised, ``[*, C]`` or ``[*, M, C]``. t: its noise level.
+        fake_x0: ``F``, the guidance network's posterior mean, of the shape of ``x_t``.
+        teacher: distributions of the tokens' rows.
+        settings: ``objective``, ``alpha``, ``weight``, ``weight_power`` and ``backend`` of
+            :func:`dd2_fast.ops.csd_loss`, which has the formula and the errors.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if x.ndim == teacher_x0.ndim - 1:
-        x = x[..., None, :]
-    if isinstance(weight, Tensor):
-        factor = weight
-    elif weight in WEIGHTS:
-        factor = csd_weight(x, teacher_x0, WEIGHTS.index(weight))
-    else:
-        raise ValueError(
-            f"weight: expected one of {', '.join(WEIGHTS)} or a tensor, got {weight!r}"
-        )
-    if objective == "dmd":
-        return factor * ((fake_x0 - teacher_x0).detach() * x).sum(-1)
-    difference = teacher_x0 - fake_x0
-    return factor * (difference * (teacher_x0 - x - alpha * difference)).sum(-1)
+    return ops.csd_loss(
+        x,
+        x_t,
+        t,
+        fake_x0,
+        teacher.logits,
+        teacher.codebook,
+        uncond_logits=teacher.uncond_logits,
+        guidance_scale=teacher.guidance_scale,
+        top_k=teacher.top_k,
+        top_p=teacher.top_p,
+        **settings,
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from .classifier import DigitsClassifier, train_classifier
 from .frechet import frechet_distance, frechet_distance_per_class
+from .inception_score import inception_score
 from .likelihood import negative_log_likelihood
+from .path_length import perceptual_path_length
+from .precision_recall import precision_recall
 from .report import evaluate, shuffle_within_class, teacher_sampling
 from .total_variation import total_variation
 
@@ -13,7 +16,10 @@ __all__ = [
     "evaluate",
     "frechet_distance",
     "frechet_distance_per_class",
+    "inception_score",
     "negative_log_likelihood",
+    "perceptual_path_length",
+    "precision_recall",
     "shuffle_within_class",
     "teacher_sampling",
     "total_variation",

@@ -2,17 +2,27 @@
 
 from .dd2 import DD2Generator, DD2Guidance
 from .head import FlowHead
+from .llamagen import DD1LlamaGenStudent, LlamaGenBackbone, LlamaGenTeacher, LlamaGenTokenizer
 from .table import TableTeacher
 from .teacher import ARTeacher
 from .tokenizer import VQTokenizer
 from .transformer import CausalTransformer
+from .var import DD1VARStudent, VARBackbone, VARTeacher, VARTokenizer
 
 __all__ = [
     "ARTeacher",
     "CausalTransformer",
+    "DD1LlamaGenStudent",
+    "DD1VARStudent",
     "DD2Generator",
     "DD2Guidance",
     "FlowHead",
+    "LlamaGenBackbone",
+    "LlamaGenTeacher",
+    "LlamaGenTokenizer",
     "TableTeacher",
+    "VARBackbone",
+    "VARTeacher",
+    "VARTokenizer",
     "VQTokenizer",
 ]

@@ -68,5 +68,25 @@ def embed_tokens(
     return codebook[tokens_or_embeddings]
 
 
+def start_tokens(
+    labels: Tensor, num_tokens: int, prefix: Tensor | None, vocabulary: int
+) -> tuple[Tensor, int]:
+    """Tokens ``[B, n]`` to fill, with the ``prefix [B, m]`` (None: none) in place, and ``m``."""
+    tokens = labels.new_empty(len(labels), num_tokens)
+    if prefix is None:
+        return tokens, 0
+    if not isinstance(prefix, Tensor):
+        raise TypeError(f"prefix: expected a torch.Tensor of int64, got {type(prefix).__name__}")
+    count = prefix.shape[-1] if prefix.ndim == 2 else 0
+    if prefix.ndim != 2 or len(prefix) != len(labels) or count > num_tokens:
+        raise ValueError(
+            f"prefix: expected shape [{len(labels)}, 'm'] with m at most {num_tokens}, "
+            f"got {list(prefix.shape)}"
+        )
+    check_tokens(prefix, count, vocabulary)
+    tokens[:, :count] = prefix
+    return tokens, count
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

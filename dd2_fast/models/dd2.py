@@ -1,7 +1,8 @@
-"""The one-step generator and the guidance network of DD2 over the causal transformer."""
+"""The one-step generator and the guidance network of DD2 over any family's backbone."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, TypeVar
 
 import torch
@@ -9,63 +10,102 @@ from torch import Tensor, nn
 
 from .checks import check_embeddings, check_labels
 from .head import FlowHead
-from .teacher import ARTeacher
-from .tokenizer import VQTokenizer
-from .transformer import CausalTransformer
 
+# What a backbone is: ``forward(embeddings [B, n, C], labels [B]) -> features [B, n, width]``, those
+# of a token reading only what comes before it; ``num_tokens``, ``dimension``, ``num_classes``,
+# ``width``, and ``backbone_config``, the arguments that make another one. Some need a tokenizer.
+FAMILIES = {
+    "causal": "dd2_fast.models.transformer:CausalTransformer",
+    "var": "dd2_fast.models.var:VARBackbone",
+    "llamagen": "dd2_fast.models.llamagen:LlamaGenBackbone",
+}
 _ATTACHED = ("tokenizer", "teacher")
 Network = TypeVar("Network", bound="DD2Network")
+
+
+def _backbone_class(family: str) -> Any:
+    module, name = FAMILIES[family].split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 class DD2Network(nn.Module):
     """A causal backbone and a flow head: what the generator and the guidance network both are.
 
+    ``tokenizer`` and ``teacher`` are attached, not submodules: nothing moves, saves or trains them
+    with the network. A backbone that reads through its tokenizer gets it too.
+
     Args:
-        num_tokens: n. dimension: C. num_classes: classes without the null class.
-        width, layers, heads: the backbone. head_width, head_blocks: the flow head.
+        family: of the backbone, one of :data:`FAMILIES`.
+        head_width, head_depth: width and residual blocks of the flow head.
+        backbone: arguments of the family's backbone.
     """
 
+    tokenizer: Any = None
+    teacher: Any = None
+
     def __init__(
-        self,
-        *,
-        num_tokens: int,
-        dimension: int,
-        num_classes: int,
-        width: int = 64,
-        layers: int = 3,
-        heads: int = 4,
-        head_width: int = 96,
-        head_blocks: int = 2,
+        self, *, family: str = "causal", head_width: int = 96, head_depth: int = 2, **backbone: Any
     ) -> None:
         super().__init__()
-        backbone = dict(
-            num_tokens=num_tokens,
-            dimension=dimension,
-            num_classes=num_classes,
-            width=width,
-            layers=layers,
-            heads=heads,
+        if family not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
+        self.backbone: Any = _backbone_class(family)(**backbone)
+        self.num_tokens: int = self.backbone.num_tokens
+        self.num_classes: int = self.backbone.num_classes
+        self.dimension: int = self.backbone.dimension
+        self.head = FlowHead(
+            dimension=self.dimension,
+            features=self.backbone.width,
+            width=head_width,
+            blocks=head_depth,
         )
         self.config: dict[str, Any] = {
-            **backbone,
+            "family": family,
+            **self.backbone.backbone_config,
             "head_width": head_width,
-            "head_blocks": head_blocks,
+            "head_depth": head_depth,
         }
-        self.num_tokens, self.dimension, self.num_classes = num_tokens, dimension, num_classes
-        self.backbone = CausalTransformer(**backbone)
-        self.head = FlowHead(
-            dimension=dimension, features=width, width=head_width, blocks=head_blocks
-        )
 
     @classmethod
     def from_teacher(
-        cls: type[Network], teacher: ARTeacher, *, head_width: int = 96, head_blocks: int = 2
+        cls: type[Network], teacher: Any, *, head_width: int = 1024, head_depth: int = 4
     ) -> Network:
-        """A network whose backbone is a copy of the teacher's; the head is new."""
-        config = {k: v for k, v in teacher.config.items() if k != "vocabulary"}
-        network = cls(**config, head_width=head_width, head_blocks=head_blocks)
-        network.backbone.load_state_dict(teacher.backbone.state_dict())
-        return network.to(teacher.codebook.device)
+        """A network whose backbone is a copy of the teacher's; the head is new.
+
+        Args:
+            teacher: an :class:`ARTeacher`, or a released one.
+            head_width, head_depth: of the flow head; the defaults are the paper's sizes.
+        """
+        source = getattr(teacher, "backbone", teacher)
+        family = next((f for f in FAMILIES if isinstance(source, _backbone_class(f))), None)
+        if family is None:
+            raise TypeError(
+                f"teacher: expected one with a backbone of {', '.join(FAMILIES)}, "
+                f"got {type(teacher).__name__}"
+            )
+        if not getattr(source, "adapted", True):
+            raise ValueError(
+                "teacher: expected one that reads any vector, got one with a token table; "
+                "dd2_fast.models.llamagen.adapt(teacher) makes it"
+            )
+        network = cls(
+            family=family,
+            **source.backbone_config,
+            head_width=head_width,
+            head_depth=head_depth,
+        )
+        own = network.backbone.state_dict()
+        network.backbone.load_state_dict({k: v for k, v in source.state_dict().items() if k in own})
+        network.tokenizer = getattr(teacher, "tokenizer", None)
+        return network.to(next(source.parameters()).device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _ATTACHED:
+            super().__setattr__(name, value)
+            return
+        object.__setattr__(self, name, value)
+        if name == "tokenizer" and hasattr(self.backbone, "tokenizer"):
+            self.backbone.tokenizer = value
 
     def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
         check_embeddings(name, value, self.num_tokens, self.dimension)
@@ -73,20 +113,7 @@ class DD2Network(nn.Module):
 
 
 class DD2Generator(DD2Network):
-    """All tokens in one pass: ``x_i = eps_i - v(eps_i, t=1, f_i)``, ``f_i`` reads ``eps_<i``.
-
-    ``tokenizer`` and ``teacher`` are what a bundle attaches; they are no submodules, so nothing
-    moves, saves or trains them with the generator.
-    """
-
-    tokenizer: VQTokenizer | None = None
-    teacher: ARTeacher | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ATTACHED:
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    """All tokens in one pass: ``x_i = eps_i - v(eps_i, t=1, f_i)``, ``f_i`` reads ``eps_<i``."""
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and int64 ``labels [B]``."""
@@ -98,6 +125,7 @@ class DD2Generator(DD2Network):
         """A generator with a copy of the guidance network's weights (stage 1)."""
         generator = cls(**guidance.config)
         generator.load_state_dict(guidance.state_dict())
+        generator.tokenizer = guidance.tokenizer
         return generator.to(next(guidance.parameters()).device)
 
 

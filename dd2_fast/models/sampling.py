@@ -1,50 +1,68 @@
-"""The categorical draw of a teacher: guidance, top-k, top-p, inverse of the distribution."""
+"""What teachers share when they draw tokens: how one step chooses, and the seeds of the steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..ops import sample_code
 from ..ops.checks import check_filters
-from ..ops.filtering import filter_logits, guided_logits
 
-Choose = Callable[[int, Tensor, Tensor | None], Tensor]
-
-
-def draw_tokens(
-    uniform: Tensor,
-    logits: Tensor,
-    uncond_logits: Tensor | None,
-    guidance_scale: Tensor | float,
-    top_k: int,
-    top_p: float,
-) -> Tensor:
-    """Tokens ``[B]`` of the guided, filtered ``logits [B, V]`` at ``uniform [B]`` in [0, 1)."""
-    if uncond_logits is not None:
-        scale = torch.as_tensor(guidance_scale, dtype=logits.dtype, device=logits.device)
-        logits = guided_logits(logits, uncond_logits, scale.expand(logits.shape[0]))
-    cumulative = filter_logits(logits, top_k, top_p).softmax(-1).cumsum(-1)
-    threshold = (uniform * cumulative[:, -1])[:, None]
-    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)
+# choose(positions, logits [B, m, V], uncond_logits or None) -> int64 tokens [B, m] of the step at
+# the m positions: one token of a sequence, or all of a scale of VAR.
+Choose = Callable[[slice, Tensor, Tensor | None], Tensor]
 
 
 def categorical(
-    labels: Tensor,
-    num_tokens: int,
-    guidance_scale: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
+    guidance_scale: Tensor | float, top_k: int, top_p: float, seed: int, index: Tensor | None = None
 ) -> Choose:
-    """A ``choose(i, logits, uncond_logits)`` that draws, all uniforms fixed by the seed."""
-    check_filters(top_k, top_p)
-    rng = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(labels), num_tokens, generator=rng).to(labels.device)
+    """A ``choose`` that draws from the guided, filtered distribution by the fused operator.
 
-    def choose(i: int, logits: Tensor, uncond_logits: Tensor | None) -> Tensor:
-        return draw_tokens(uniform[:, i], logits, uncond_logits, guidance_scale, top_k, top_p)
+    Args:
+        guidance_scale: a number, or one a token ``[n]``; used where there are ``uncond_logits``.
+        top_k, top_p: filters. seed: of the whole draw; every step has its own.
+        index: int64 ``[B]``, which image of the seed each row is; default 0, 1, ...
+    """
+    check_filters(top_k, top_p)
+    check_seed(seed)
+
+    def choose(positions: slice, logits: Tensor, uncond_logits: Tensor | None) -> Tensor:
+        scale: Tensor | float = 1.0
+        if uncond_logits is not None:
+            at_step = isinstance(guidance_scale, Tensor) and guidance_scale.ndim
+            scale = guidance_scale[positions] if at_step else guidance_scale  # type: ignore[index]
+        rows = None
+        if index is not None:
+            count = logits.shape[1]
+            rows = index[:, None] * count + index.new_tensor(range(count))
+        return sample_code(
+            logits,
+            uncond_logits=uncond_logits,
+            guidance_scale=scale,
+            top_k=top_k,
+            top_p=top_p,
+            seed=step_seed(seed, positions.start),
+            index=rows,
+        )
 
     return choose
+
+
+def check_seed(seed: Any) -> None:
+    """Raise unless ``seed`` is an int of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
+
+
+def step_seed(seed: int, position: int) -> int:
+    """A seed of 64 bits for the step that starts at ``position`` (splitmix64)."""
+    mask = (1 << 64) - 1
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    z ^= z >> 31
+    return z - (1 << 64) if z >> 63 else z

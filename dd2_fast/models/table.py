@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import nearest_code
-from .checks import check_labels, embed_tokens
+from ..ops.checks import check_number
+from .checks import check_labels, embed_tokens, start_tokens
 from .sampling import Choose, categorical
 
 
@@ -93,18 +94,33 @@ class TableTeacher(nn.Module):
 
     def guidance_scale(self, cfg: float) -> float:
         """The scale ``s``, constant: ``s = cfg``."""
+        check_number("cfg", cfg)
         return float(cfg)
 
+    @property
+    def steps(self) -> list[slice]:
+        """The positions of each step: one token."""
+        return [slice(i, i + 1) for i in range(self.num_tokens)]
+
     @torch.no_grad()
-    def generate(self, labels: Tensor, choose: Choose, *, guided: bool = False) -> Tensor:
-        """Tokens ``[B, n]`` that ``choose(i, logits, uncond_logits)`` picks one after the other."""
+    def generate(
+        self,
+        labels: Tensor,
+        choose: Choose,
+        *,
+        guided: bool = False,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens ``[B, n]``; arguments as of :meth:`ARTeacher.generate`."""
         check_labels(labels, self.num_classes)
-        tokens = labels.new_empty(len(labels), self.num_tokens)
-        prefix = torch.zeros_like(labels)
-        for i, log_probability in enumerate(self._conditionals()):
-            row = log_probability[prefix]
-            tokens[:, i] = choose(i, row, row if guided else None)
-            prefix = prefix * self.codebook.shape[0] + tokens[:, i]
+        vocabulary = self.codebook.shape[0]
+        tokens, first = start_tokens(labels, self.num_tokens, prefix, vocabulary)
+        place = torch.zeros_like(labels)
+        for here, log_probability in zip(self.steps, self._conditionals(), strict=True):
+            if here.start >= first:
+                row = log_probability[place][:, None]
+                tokens[:, here] = choose(here, row, row if guided else None)
+            place = place * vocabulary + tokens[:, here.start]
         return tokens
 
     def sample(
@@ -117,6 +133,4 @@ class TableTeacher(nn.Module):
         seed: int = 0,
     ) -> Tensor:
         """Tokens ``[B, n]``; both classes agree, so guidance changes nothing."""
-        check_labels(labels, self.num_classes)
-        choose = categorical(labels, self.num_tokens, cfg, top_k, top_p, seed)
-        return self.generate(labels, choose)
+        return self.generate(labels, categorical(cfg, top_k, top_p, seed))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_labels, embed_tokens
+from ..ops.checks import check_number
+from .checks import check_labels, embed_tokens, start_tokens
 from .sampling import Choose, categorical
 from .transformer import CausalTransformer
 
@@ -36,15 +37,6 @@ class ARTeacher(nn.Module):
         codebook: Tensor | None = None,
     ) -> None:
         super().__init__()
-        backbone = dict(
-            num_tokens=num_tokens,
-            dimension=dimension,
-            num_classes=num_classes,
-            width=width,
-            layers=layers,
-            heads=heads,
-        )
-        self.config: dict[str, Any] = {**backbone, "vocabulary": vocabulary}
         self.num_tokens, self.num_classes = num_tokens, num_classes
         codebook = torch.zeros(vocabulary, dimension) if codebook is None else codebook
         if tuple(codebook.shape) != (vocabulary, dimension):
@@ -53,7 +45,15 @@ class ARTeacher(nn.Module):
                 f"got {list(codebook.shape)}"
             )
         self.register_buffer("codebook", codebook.detach().clone())
-        self.backbone = CausalTransformer(**backbone)
+        self.backbone = CausalTransformer(
+            num_tokens=num_tokens,
+            dimension=dimension,
+            num_classes=num_classes,
+            width=width,
+            layers=layers,
+            heads=heads,
+        )
+        self.config: dict[str, Any] = {**self.backbone.backbone_config, "vocabulary": vocabulary}
         self.classifier = nn.Linear(width, vocabulary)
 
     def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -71,29 +71,43 @@ class ARTeacher(nn.Module):
 
     def guidance_scale(self, cfg: float) -> float:
         """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""
+        check_number("cfg", cfg)
         return float(cfg)
 
+    @property
+    def steps(self) -> list[slice]:
+        """The positions of each step: one token."""
+        return [slice(i, i + 1) for i in range(self.num_tokens)]
+
     @torch.no_grad()
-    def generate(self, labels: Tensor, choose: Choose, *, guided: bool = False) -> Tensor:
-        """Tokens ``[B, n]`` that ``choose(i, logits, uncond_logits)`` picks one after the other.
+    def generate(
+        self,
+        labels: Tensor,
+        choose: Choose,
+        *,
+        guided: bool = False,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens ``[B, n]`` that ``choose(positions, logits, uncond_logits)`` picks one by one.
 
         Args:
             labels: int64 ``[B]``.
-            choose: gets the position and logits ``[B, V]``; returns int64 tokens ``[B]``.
+            choose: gets a slice of one position and logits ``[B, 1, V]``; returns int64 ``[B, 1]``.
             guided: whether ``uncond_logits`` are computed too (else None).
+            prefix: int64 ``[B, m]``, the first tokens, which are kept.
         """
         check_labels(labels, self.num_classes)
+        tokens, first = start_tokens(labels, self.num_tokens, prefix, self.codebook.shape[0])
         batch = labels.shape[0]
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         cache = self.backbone.new_cache(len(labels))
-        tokens = labels.new_empty(batch, self.num_tokens)
-        previous = None
-        for i in range(self.num_tokens):
-            logits = self.classifier(self.backbone.step(previous, labels, cache, i))
-            tokens[:, i] = choose(i, logits[:batch], logits[batch:] if guided else None)
-            previous = self.codebook[tokens[:, i]]
-            previous = torch.cat([previous, previous]) if guided else previous
+        known = self.codebook[tokens[:, :first]]
+        for here in self.steps[first:]:
+            read = torch.cat([known, known]) if guided else known
+            logits = self.classifier(self.backbone.advance(read, labels, cache))[:, None]
+            tokens[:, here] = choose(here, logits[:batch], logits[batch:] if guided else None)
+            known = self.codebook[tokens[:, here]]
         return tokens
 
     def sample(
@@ -112,7 +126,6 @@ class ARTeacher(nn.Module):
             top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
             seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label.
         """
-        check_labels(labels, self.num_classes)
         scale = self.guidance_scale(cfg)
-        choose = categorical(labels, self.num_tokens, scale, top_k, top_p, seed)
+        choose = categorical(scale, top_k, top_p, seed)
         return self.generate(labels, choose, guided=scale != 1.0)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class KVCache:
-    """Keys and values ``[B, heads, n, width / heads]`` of one block, filled a token at a time."""
+    """Keys and values ``[B, heads, n, width / heads]`` of one block, filled as tokens come."""
 
     def __init__(self, batch: int, heads: int, length: int, size: int, like: Tensor) -> None:
         self.keys = like.new_empty(batch, heads, length, size)
         self.values = like.new_empty(batch, heads, length, size)
+        self.filled = 0
 
-    def append(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Store one token's keys and values; everything up to and including ``position``."""
-        self.keys[:, :, position : position + 1] = keys
-        self.values[:, :, position : position + 1] = values
-        return self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the next ``m`` tokens' keys and values; all that there are now."""
+        start, self.filled = self.filled, self.filled + keys.shape[2]
+        self.keys[:, :, start : self.filled] = keys
+        self.values[:, :, start : self.filled] = values
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
 class Block(nn.Module):
@@ -34,14 +38,14 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
 
-    def forward(self, h: Tensor, cache: KVCache | None = None, position: int = 0) -> Tensor:
+    def forward(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, width = h.shape
         qkv = self.qkv(self.attention_norm(h))
         q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if cache is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            mixed = F.scaled_dot_product_attention(q, *cache.append(k, v, position))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        # Several tokens at a time are a whole prefix: they come first.
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
         h = h + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
         return h + self.contract(F.gelu(self.expand(self.mlp_norm(h)), approximate="tanh"))
 
@@ -66,7 +70,16 @@ class CausalTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width: expected a multiple of heads = {heads}, got {width}")
-        self.num_tokens, self.heads = num_tokens, heads
+        self.backbone_config: dict[str, Any] = dict(
+            num_tokens=num_tokens,
+            dimension=dimension,
+            num_classes=num_classes,
+            width=width,
+            layers=layers,
+            heads=heads,
+        )
+        self.num_tokens, self.num_classes, self.dimension = num_tokens, num_classes, dimension
+        self.width, self.heads = width, heads
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.input = nn.Linear(dimension, width)
         self.positions = nn.Parameter(torch.empty(num_tokens, width))
@@ -90,12 +103,17 @@ class CausalTransformer(nn.Module):
             KVCache(batch, self.heads, self.num_tokens, size, self.positions) for _ in self.blocks
         ]
 
-    def step(
-        self, previous: Tensor | None, labels: Tensor, cache: list[KVCache], position: int
-    ) -> Tensor:
-        """Features ``[B, D]`` of one token after ``previous [B, C]`` (None for token 0)."""
-        token = self.class_embedding(labels) if previous is None else self.input(previous)
-        h = (token + self.positions[position])[:, None]
+    def advance(self, known: Tensor, labels: Tensor, cache: list[KVCache]) -> Tensor:
+        """Features ``[B, D]`` of the next token.
+
+        Args:
+            known: embeddings ``[B, m, C]`` of the tokens since the last call: any number at the
+                first, then one.
+        """
+        h, start = self.input(known), cache[0].filled
+        if start == 0:
+            h = torch.cat([self.class_embedding(labels)[:, None], h], dim=1)
+        h = h + self.positions[start : start + h.shape[1]]
         for block, entry in zip(self.blocks, cache, strict=True):
-            h = block(h, entry, position)
-        return self.norm(h)[:, 0]
+            h = block(h, entry)
+        return self.norm(h[:, -1])

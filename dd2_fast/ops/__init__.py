@@ -3,6 +3,7 @@
 from .conditional_score import conditional_score
 from .csd_loss import csd_loss
 from .flow_solve import flow_solve
+from .linear_conditional_score import linear_conditional_score
 from .nearest_code import nearest_code
 from .registry import available_backends
 from .sample_code import sample_code
@@ -12,6 +13,7 @@ __all__ = [
     "conditional_score",
     "csd_loss",
     "flow_solve",
+    "linear_conditional_score",
     "nearest_code",
     "sample_code",
 ]

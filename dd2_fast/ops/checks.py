@@ -92,13 +92,19 @@ def check_logits(
     if uncond_logits is not None:
         check_tensor("uncond_logits", uncond_logits, (logits.dtype,))
         check_shape("uncond_logits", uncond_logits, logits.shape, "that of logits")
-    elif not isinstance(guidance_scale, int | float) or guidance_scale != 1:
-        came = guidance_scale if isinstance(guidance_scale, int | float) else "a tensor"
-        raise ValueError(f"guidance_scale: expected 1 where uncond_logits is not given, got {came}")
     check_same_device("logits", logits, uncond_logits=uncond_logits)
     check_constant(logits=logits, uncond_logits=uncond_logits)
+    check_guidance(guidance_scale, "uncond_logits", uncond_logits)
+
+
+def check_guidance(guidance_scale: Any, uncond_name: str, uncond: Tensor | None) -> None:
     if isinstance(guidance_scale, Tensor):
         check_constant(guidance_scale=guidance_scale)
+    if uncond is not None:
+        return
+    if not isinstance(guidance_scale, int | float) or guidance_scale != 1:
+        came = guidance_scale if isinstance(guidance_scale, int | float) else "a tensor"
+        raise ValueError(f"guidance_scale: expected 1 where {uncond_name} is not given, got {came}")
 
 
 def check_teacher(
@@ -106,14 +112,17 @@ def check_teacher(
 ) -> None:
     """:func:`check_logits`, and their codebook ``[V, C]``."""
     check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
+    check_codebook(codebook, logits.shape[-1], "logits", logits)
+
+
+def check_codebook(codebook: Any, vocabulary: int, like_name: str, like: Tensor) -> None:
     check_tensor("codebook", codebook)
-    vocabulary = logits.shape[-1]
     if codebook.ndim != 2 or codebook.shape[0] != vocabulary or codebook.shape[1] < 1:
         raise ValueError(
-            f"codebook: expected shape [V, C] with V = {vocabulary} (from logits) and C >= 1, "
+            f"codebook: expected shape [V, C] with V = {vocabulary} (from {like_name}) and C >= 1, "
             f"got {list(codebook.shape)}"
         )
-    check_same_device("logits", logits, codebook=codebook)
+    check_same_device(like_name, like, codebook=codebook)
     check_constant(codebook=codebook)
 
 
@@ -138,19 +147,22 @@ def seed_tensor(seed: Any, like: Tensor) -> Tensor:
     return torch.full((), seed, dtype=torch.int64, device=like.device)
 
 
-def check_tokens(name: str, tokens: Any, logits: Tensor, codebook: Tensor) -> list[int]:
-    """Checks tokens ``[*, C]`` or ``[*, M, C]``; returns their shape without C."""
+def check_tokens(
+    name: str, tokens: Any, like: Tensor, codebook: Tensor, like_name: str = "logits"
+) -> list[int]:
+    """Checks tokens ``[*, C]`` or ``[*, M, C]`` for ``like [*, any]``; returns their shape without
+    C."""
     check_tensor(name, tokens)
-    rows, dim = list(logits.shape[:-1]), codebook.shape[1]
+    rows, dim = list(like.shape[:-1]), codebook.shape[1]
     lead = list(tokens.shape[:-1])
-    drawn = tokens.ndim == logits.ndim + 1
+    drawn = tokens.ndim == like.ndim + 1
     if tokens.ndim == 0 or tokens.shape[-1] != dim or lead[: -1 if drawn else None] != rows:
         raise ValueError(
             f"{name}: expected shape {[*rows, dim]} ([*, C]) or {[*rows, 'M', dim]} ([*, M, C]) "
-            f"for logits {list(logits.shape)} and codebook {list(codebook.shape)}, "
+            f"for {like_name} {list(like.shape)} and codebook {list(codebook.shape)}, "
             f"got {list(tokens.shape)}"
         )
-    check_same_device("logits", logits, **{name: tokens})
+    check_same_device(like_name, like, **{name: tokens})
     return lead
 
 
@@ -171,14 +183,19 @@ def compute_dtype(*values: Any) -> torch.dtype:
 
 
 def broadcast_rows(
-    name: str, value: Tensor | float, shape: Sequence[int], like: Tensor, dtype: torch.dtype
+    name: str,
+    value: Tensor | float,
+    shape: Sequence[int],
+    like: Tensor,
+    dtype: torch.dtype,
+    like_name: str = "logits",
 ) -> Tensor:
     """``value`` as a tensor of ``shape`` on the device of ``like``, or an error that names it."""
     if isinstance(value, Tensor):
         check_tensor(name, value)
         if value.ndim == 0:
             value = value.to(like.device)
-        check_same_device("logits", like, **{name: value})
+        check_same_device(like_name, like, **{name: value})
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
     elif not _is_finite(value):

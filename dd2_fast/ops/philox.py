@@ -34,14 +34,13 @@ def philox(
     return c0, c1, c2, c3
 
 
-def row_uniform(seed: Tensor, rows: int, stream: int) -> Tensor:
-    """float64 uniforms ``[rows]`` in (0, 1), a function of (seed, row, stream) each.
+def row_uniform(seed: Tensor, row: Tensor, stream: int) -> Tensor:
+    """float64 uniforms ``[*]`` in (0, 1), a function of (seed, row, stream) each.
 
-    ``seed`` is int64 ``[]``. The values are multiples of 2^-52, offset by half of one. The counter
-    is (0, row low, row high, stream), the key (seed low, seed high).
+    ``seed`` is int64 ``[]``, ``row`` int64 ``[*]``. The values are multiples of 2^-52, offset by
+    half of one. The counter is (0, row low, row high, stream), the key (seed low, seed high).
     """
-    row = torch.arange(rows, device=seed.device)
     zero = torch.zeros_like(row)
     key = (seed & _MASK, (seed >> 32) & _MASK)
-    high, low, *_ = philox(zero, row & _MASK, row >> 32, zero + stream, key)
+    high, low, *_ = philox(zero, row & _MASK, (row >> 32) & _MASK, zero + stream, key)
     return (((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52

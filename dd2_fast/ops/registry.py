@@ -17,9 +17,9 @@ from types import ModuleType
 
 import torch
 
-from . import extension
+from . import extension, nvrtc
 
-BACKENDS = ("cuda", "cpu", "torch")
+BACKENDS = ("cuda", "cupy", "triton", "cpu", "torch")
 _LOW_PRECISION = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,6 +37,16 @@ def _cuda_unavailable(device: torch.device) -> str | None:
         return reason
     if not module.cuda_architectures:
         return "the extension was built without CUDA (no nvcc found, or DD2_FAST_CUDA=0)"
+    return _gpu_unusable(device)
+
+
+def _cupy_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"runs on CUDA tensors only, not on {device.type}"
+    return _gpu_unusable(device) or nvrtc.unusable()
+
+
+def _gpu_unusable(device: torch.device) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     major, minor = torch.cuda.get_device_capability(device)
@@ -45,8 +55,18 @@ def _cuda_unavailable(device: torch.device) -> str | None:
     return None
 
 
+def _triton_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"runs on CUDA tensors only, not on {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return _gpu_unusable(device)
+
+
 _UNAVAILABLE: dict[str, Callable[[torch.device], str | None]] = {
     "cuda": _cuda_unavailable,
+    "cupy": _cupy_unavailable,
+    "triton": _triton_unavailable,
     "cpu": _cpu_unavailable,
     "torch": lambda device: None,
 }
@@ -65,8 +85,8 @@ def available_backends(device: torch.device | str | None = None) -> dict[str, st
 
 
 @functools.cache
-def _reasons(device: torch.device) -> dict[str, str | None]:
-    return available_backends(device)
+def _reason(name: str, device: torch.device) -> str | None:
+    return _UNAVAILABLE[name](device)
 
 
 def _unusable(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -74,7 +94,7 @@ def _unusable(op: str, name: str, device: torch.device, dtype: torch.dtype) -> s
         return f"{op} has no {name!r} backend"
     if name != "torch" and dtype not in _LOW_PRECISION:
         return f"computes in float32, not in {str(dtype).removeprefix('torch.')}"
-    return _reasons(device)[name]
+    return _reason(name, device)
 
 
 def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from .jobs import NpzFile, PngFolder, balanced_labels, process_group, run_job
 from .sampler import Sampler, sample
 from .sources import bundled_names, resolve_path
 
-__all__ = ["Sampler", "bundled_names", "resolve_path", "sample"]
+__all__ = [
+    "NpzFile",
+    "PngFolder",
+    "Sampler",
+    "balanced_labels",
+    "bundled_names",
+    "process_group",
+    "resolve_path",
+    "run_job",
+    "sample",
+]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..models.sampling import draw_tokens
-from .noise import TOKEN_STREAM, image_uniform
+from ..models.sampling import categorical
 
 
 def refine(
@@ -17,25 +15,19 @@ def refine(
     labels: Tensor,
     indices: Tensor,
     *,
-    count: int,
+    steps: int,
     seed: int,
-    cfg: float = 1.0,
+    cfg: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Return tokens [B, n] with the last `count` drawn anew from the teacher given their prefix.
+    """Return tokens [B, n] with the teacher's last `steps` steps drawn anew given their prefix.
 
-    Every draw inverts the distribution function at a uniform that belongs to (seed, image index,
-    position), so it does not depend on the batch. labels [B] and indices [B] are int64.
+    A step is a token, or a scale of VAR. The draws are a function of (seed, image index, position),
+    so they do not depend on the batch. labels [B] and indices [B] are int64; cfg None is none.
     """
-    tokens = tokens.clone()
-    length = tokens.shape[1]
-    uniform = image_uniform(seed, indices, length, stream=TOKEN_STREAM).float()
-    scale = torch.as_tensor(teacher.guidance_scale(cfg), device=tokens.device).expand(length)
-    null = torch.full_like(labels, teacher.num_classes)
-    for i in range(length - count, length):
-        logits = teacher.logits(tokens, labels)[:, i].float()
-        guided = float(scale[i]) != 1.0
-        uncond = teacher.logits(tokens, null)[:, i].float() if guided else None
-        tokens[:, i] = draw_tokens(uniform[:, i], logits, uncond, scale[i], top_k, top_p)
-    return tokens
+    scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
+    choose = categorical(scale, top_k, top_p, seed, indices)
+    prefix = tokens[:, : teacher.steps[-steps].start]
+    guided = isinstance(scale, Tensor) or scale != 1.0
+    return teacher.generate(labels, choose, guided=guided, prefix=prefix)

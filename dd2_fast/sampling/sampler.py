@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import nvtx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..metrics.evaluation_mode import evaluation_mode, submodules
 from ..ops import nearest_code
+from .buckets import BucketedCall, Function
 from .noise import image_noise
 from .outputs import check_output, to_pil, to_uint8
 from .refine import refine
@@ -21,16 +24,23 @@ from .sources import load_networks
 _BATCH = 256
 
 
-class Sampler:
+class Sampler(nn.Module):
     """A loaded model that turns labels into images, one pass of the network each.
+
+    A module like any other: `.to`, `.half` and the like move and convert the networks, whose own
+    modules these are. `.compile` compiles what a batch runs.
 
     Args:
         model: a bundled name such as "digits", a path, a loaded generator or a bundle.
+        steps: passes of the generator: 2 for the second step of DD1's students, else 1.
         teacher_steps: 0 or 1 is the generator alone; k > 1 keeps its tokens, snapped to the
             codebook, and draws the last k - 1 anew from the teacher (paper Alg. 4).
         batch_size: images a pass; None takes 256. The images do not depend on it.
         cfg, top_k, top_p: guidance and filters of the teacher's steps; off by default.
         device: where to move the networks; None leaves them where they are.
+        dtype: what to convert the networks to; None leaves them as they are.
+        cuda_graphs: replay the networks as CUDA graphs, one for every power of two of images,
+            captured at its first use; call with `batch_size` images first for the least memory.
 
     Raises ValueError or TypeError for arguments out of range, FileNotFoundError for a path that
     does not exist, and ValueError when teacher steps are wanted of a model without a teacher.
@@ -40,13 +50,17 @@ class Sampler:
         self,
         model: Any,
         *,
+        steps: int = 1,
         teacher_steps: int = 0,
         batch_size: int | None = None,
-        cfg: float = 1.0,
+        cfg: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
+        super().__init__()
         batch_size = _BATCH if batch_size is None else _integer(batch_size, "batch_size")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -54,14 +68,56 @@ class Sampler:
         self.generator = networks.generator
         self.tokenizer = networks.tokenizer
         self.teacher = networks.teacher
-        self._modules = submodules(self.generator, self.tokenizer, self.teacher)
+        self._all_modules = submodules(self.generator, self.tokenizer, self.teacher)
         self.batch_size = batch_size
         self.num_tokens = int(self.generator.num_tokens)
         self.num_classes = int(self.generator.num_classes)
+        self.steps = self._check_steps(steps)
         self.teacher_steps = self._check_teacher_steps(teacher_steps)
         self._teacher_options: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+        self._cuda_graphs = cuda_graphs
+        self._compiling: dict[str, Any] | None = None
+        self._calls: tuple[Function, Function] | None = None
+        if dtype is not None:
+            self.to(dtype)
 
-    def __call__(
+    def compile(self, *args: Any, **settings: Any) -> None:
+        """Compile the generator and the decoder in place by `torch.compile` at fixed shapes.
+
+        Each power of two of images compiles at its first use, which takes about a minute on a CPU
+        and pays for itself over some thousand calls: a single small call is faster without.
+
+        Args:
+            settings: of `torch.compile`; mode="max-autotune-no-cudagraphs" searches longer.
+        """
+        if args:
+            raise TypeError("compile: expected keyword arguments of torch.compile alone")
+        self._compiling = {"dynamic": False, **settings}
+        self._calls = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._calls = None
+        return super()._apply(*args, **kwargs)
+
+    def _networks(self) -> tuple[Function, Function]:
+        """The generator and the decoder, eager, compiled or captured; made anew after a change."""
+        if self._calls is not None:
+            return self._calls
+        graphs, device = self._cuda_graphs, self.tokenizer.codebook.device
+        if graphs and device.type != "cuda":
+            raise ValueError(f"cuda_graphs: expected networks on CUDA, got {device}")
+        generate = self.generator
+        if self.steps > 1:
+            generate = functools.partial(self.generator, steps=self.steps)
+        functions: list[Function] = [generate, self.tokenizer.decode]
+        if self._compiling is not None:
+            functions = [torch.compile(f, **self._compiling) for f in functions]
+        if graphs or self._compiling is not None:
+            functions = [BucketedCall(f, self.batch_size, graphs=graphs) for f in functions]
+        self._calls = functions[0], functions[1]
+        return self._calls
+
+    def forward(
         self,
         labels: int | Sequence[int] | Tensor,
         *,
@@ -83,7 +139,7 @@ class Sampler:
             progress: show a bar.
         """
         check_output(output)
-        y = self._check_labels(labels)
+        y = self.check_labels(labels)
         index = _check_indices(indices, _integer(start_index, "start_index"), len(y))
         seed = _integer(seed, "seed")
         device = self.tokenizer.codebook.device
@@ -92,7 +148,7 @@ class Sampler:
             y, index = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         y, index = y.to(device), index.to(device)
         with (
-            evaluation_mode(self._modules),
+            evaluation_mode(self._all_modules),
             tqdm(total=count, unit="image", disable=not progress) as bar,
         ):
             parts = []
@@ -110,9 +166,10 @@ class Sampler:
     def _batch(self, labels: Tensor, indices: Tensor, seed: int, output: str) -> Tensor:
         """Return images, embeddings or tokens of one batch."""
         codebook = self.tokenizer.codebook
+        generate, decode = self._networks()
         with nvtx.annotate("dd2_fast.generate"):
             noise = image_noise(seed, indices, (self.num_tokens, codebook.shape[1]))
-            x = self.generator(noise.to(codebook.dtype), labels)
+            x = generate(noise.to(codebook.dtype), labels)
         if self.teacher_steps > 1:
             with nvtx.annotate("dd2_fast.refine"):
                 tokens = refine(
@@ -120,7 +177,7 @@ class Sampler:
                     nearest_code(x, codebook),
                     labels,
                     indices,
-                    count=self.teacher_steps - 1,
+                    steps=self.teacher_steps - 1,
                     seed=seed,
                     **self._teacher_options,
                 )
@@ -130,9 +187,10 @@ class Sampler:
         if output == "latent":
             return x.float()
         with nvtx.annotate("dd2_fast.decode"):
-            return self.tokenizer.decode(x).float()
+            return decode(x).float()
 
-    def _check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
+    def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
+        """Return labels as int64 [B], or raise TypeError or ValueError."""
         if isinstance(labels, Tensor):
             if labels.dtype != torch.int64 or labels.ndim > 1:
                 raise TypeError(
@@ -156,12 +214,23 @@ class Sampler:
             )
         return y
 
+    def _check_steps(self, steps: int) -> int:
+        steps = _integer(steps, "steps")
+        several = "steps" in inspect.signature(self.generator.forward).parameters
+        if not 1 <= steps <= (2 if several else 1):
+            raise ValueError(
+                f"steps: expected 1{' or 2' if several else ''} for a "
+                f"{type(self.generator).__name__}, got {steps}"
+            )
+        return steps
+
     def _check_teacher_steps(self, teacher_steps: int) -> int:
         steps = _integer(teacher_steps, "teacher_steps")
-        if not 0 <= steps <= self.num_tokens + 1:
+        most = self.num_tokens if self.teacher is None else len(self.teacher.steps)
+        if not 0 <= steps <= most + 1:
             raise ValueError(
-                f"teacher_steps: expected 0 to {self.num_tokens + 1} "
-                f"(the generator and {self.num_tokens} tokens), got {steps}"
+                f"teacher_steps: expected 0 to {most + 1} (the generator and {most} of the "
+                f"teacher's), got {steps}"
             )
         if steps > 1 and self.teacher is None:
             raise ValueError(

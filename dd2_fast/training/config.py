@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..losses import TimeDistribution
-from ..losses.csd import OBJECTIVES
+from ..ops.csd_loss.api import OBJECTIVES
 
 _MAY_BE_ZERO = (
     *("steps", "start", "warmup", "rate", "decay"),
@@ -72,7 +72,7 @@ class NetworkConfig(_Checked):
     """Size of the flow head of the generator and the guidance network."""
 
     head_width: int = 96
-    head_blocks: int = 2
+    head_depth: int = 2
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,20 @@ class RegressionConfig(_Checked):
     steps: int = 1000
     batch: int = 64
     rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class AdaptationConfig(_Checked):
+    """Stage 0 of LlamaGen: the AR loss after the token table has become an MLP of code vectors."""
+
+    steps: int = 2000
+    batch: int = 256
+    rate: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int = 50
+    label_dropout: float = 0.1
+    embedding_noise: float = 0.0
 
 
 @dataclass(frozen=True)

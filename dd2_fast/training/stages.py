@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..losses import (
     TeacherScore,
     TimeDistribution,
     csd_loss,
-    csd_weight,
     dd1_loss,
     draw_noisy,
     fcs_loss,
@@ -188,7 +186,7 @@ class DistillStage(Stage):
             noise, labels = _fresh(self.generator, config.batch, rng)
         x = self.generator(noise, labels)
         losses = {"fcs": self.update(x.detach(), labels, rate, rng)}
-        distilled, gap = self._distillation(x, labels, rng)
+        distilled = self._distillation(x, labels, rng)
         total = distilled
         if target is not None:
             regression = dd1_loss(x, target).mean()
@@ -200,12 +198,10 @@ class DistillStage(Stage):
         total.backward()
         optimizer.step()
         update_ema(self.ema, self.generator, index, config.ema_decay)
-        return {"csd": distilled.detach(), **losses, "gap": gap}
+        return {"csd": distilled.detach(), **losses}
 
-    def _distillation(
-        self, x: Tensor, labels: Tensor, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The mean CSD loss, and ``mean |D - F|^2``; prefixes are detached."""
+    def _distillation(self, x: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """The mean CSD loss; prefixes are detached."""
         config = self.config
         prefix = x.detach()
         distribution = self.score(prefix, labels)
@@ -215,18 +211,19 @@ class DistillStage(Stage):
         self.guidance.requires_grad_(False)
         with torch.set_grad_enabled(sid):
             x_t, t, _ = draw_noisy(x, config.draws, self.times, rng)
-            teacher_x0 = distribution.predict(x_t, t, "x0")
             fake_x0 = self.guidance.x0(x_t, t, features)
         self.guidance.requires_grad_(True)
         loss = csd_loss(
             x,
-            teacher_x0,
+            x_t,
+            t,
             fake_x0,
+            distribution,
             objective=config.objective,
             alpha=config.alpha,
-            weight=csd_weight(prefix[..., None, :], teacher_x0, config.weight_power),
+            weight_power=config.weight_power,
         )
-        return loss.mean(), F.mse_loss(teacher_x0.detach(), fake_x0.detach())
+        return loss.mean()
 
 
 def _fresh(generator: DD2Generator, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

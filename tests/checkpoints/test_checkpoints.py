@@ -27,8 +27,8 @@ def models():
         TableTeacher(
             num_tokens=2, vocabulary=2, dimension=1, joint=torch.eye(2), codebook=codebook[:2, :1]
         ),
-        DD2Generator(head_width=8, head_blocks=1, **SIZES),
-        DD2Guidance(head_width=8, head_blocks=1, **SIZES),
+        DD2Generator(head_width=8, head_depth=1, **SIZES),
+        DD2Guidance(head_width=8, head_depth=1, **SIZES),
     ]
 
 
@@ -108,12 +108,21 @@ def test_foreign_files_and_sources(tmp_path: Path, saved: Path):
         checkpoints.load(foreign)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         checkpoints.load(tmp_path / "absent.safetensors")
-    with pytest.raises(TypeError, match="source: expected a path, got int"):
+    with pytest.raises(TypeError, match="source: expected a path or a state dict, got int"):
         checkpoints.load(3)
     with pytest.raises(TypeError, match="carry their configuration, got depth"):
         checkpoints.load(saved, depth=3)
     with pytest.raises(TypeError, match="model: expected one of .*got Linear"):
         checkpoints.save(saved, torch.nn.Linear(1, 1))
+
+
+def test_a_codebook_goes_only_to_files_without_one(tmp_path: Path, saved: Path):
+    codebook = torch.zeros(5, 3)
+    checkpoints.save(tmp_path / "teacher.safetensors", models()[1])
+    with pytest.raises(TypeError, match="carry their configuration, got codebook"):
+        checkpoints.load(tmp_path / "teacher.safetensors", codebook=codebook)
+    with pytest.raises(ValueError, match="does not build a dd2_generator: .*codebook"):
+        checkpoints.load(saved, codebook=codebook)
 
 
 def test_tokenizer_is_attached_to_a_generator_only(saved: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ import dd2_fast
 from dd2_fast import ops
 from dd2_fast.cli import main
 
-COMMANDS = ("info", "demo", "sample", "train")
+COMMANDS = ("info", "demo", "sample", "train", "inspect", "convert")
 
 
 def test_version_and_help(capsys) -> None:

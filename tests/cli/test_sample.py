@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from parity import var_models
+from parity.synth import synth_tensors
 from PIL import Image
 
 from dd2_fast.cli import main
@@ -34,6 +37,23 @@ def test_one_picture_holds_all(tmp_path: Path) -> None:
     assert Image.open(out).size == (3 * 16 + 2 * 3, 16)
 
 
+def test_a_released_student_with_its_tokenizer(tmp_path: Path, capsys) -> None:
+    manifests = var_models.fixture("dd1_var_tiny")
+    for name, part in (("dd1.pth", "dd"), ("vae.pth", "vqvae")):
+        torch.save(synth_tensors(manifests[part]), tmp_path / name)
+    argv = ["sample", "--model", str(tmp_path / "dd1.pth"), "--labels", "1,2,3", "--quiet"]
+    config = ["--config", "patch_nums=1,2,3,4", "split=2"]
+    tokenizer = ["--tokenizer", str(tmp_path / "vae.pth")]
+    out = tmp_path / "a.npz"
+    assert main([*argv, *config, *tokenizer, "--steps", "2", "--out", str(out)]) == 0
+    expected = Sampler(var_models.student(), steps=2)([1, 2, 3], output="np")
+    with np.load(out) as archive:
+        assert np.abs(archive["arr_0"].astype(int) - expected).max() <= 1
+    capsys.readouterr()
+    assert main([*argv, *config, "--out", str(out)]) == 2
+    assert "expected a one-step generator with a tokenizer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -45,6 +65,9 @@ def test_one_picture_holds_all(tmp_path: Path) -> None:
         (["--num", "2", "--teacher-steps", "99"], "teacher_steps: expected 0 to 17"),
         (["--num", "2", "--model", "x/y"], "model: no file or folder at 'x/y'"),
         (["--num", "2", "--labels", "1"], "not allowed with argument"),
+        (["--num", "2", "--steps", "2"], "steps: expected 1 for a DD2Generator, got 2"),
+        (["--num", "2", "--config", "split"], "--config: expected key=value, got 'split'"),
+        (["--num", "2", "--teacher-steps", "2", "--cfg", "nan"], "cfg: expected a finite number"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, argv, message) -> None:

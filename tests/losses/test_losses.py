@@ -10,12 +10,10 @@ from dd2_fast.losses import (
     TeacherScore,
     TimeDistribution,
     csd_loss,
-    csd_weight,
     dd1_loss,
     draw_noisy,
     fcs_loss,
     flow_pairs,
-    flow_solve,
     gts_loss,
 )
 from dd2_fast.models import TableTeacher
@@ -87,7 +85,7 @@ def fake_x0(x_t, matrix):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-@pytest.mark.parametrize(("weight", "power"), [("none", 0.0), ("power", 0.5), ("sid", 1.0)])
+@pytest.mark.parametrize(("weight", "power"), [("none", 0.0), ("sid", 0.5), ("sid", 1.0)])
 def test_sid_value_and_gradient(case, alpha: float, weight: str, power: float):
     """Value by the sum; gradient by central differences through x, x_t, D and F."""
     codebook, logits, x, t, noise = case
@@ -108,9 +106,9 @@ def test_sid_value_and_gradient(case, alpha: float, weight: str, power: float):
 
     x = x.clone().requires_grad_()
     x_t = torch.lerp(x[:, None].expand_as(noise), noise, t[..., None])
-    d = TeacherDistribution(codebook, logits).predict(x_t, t, "x0")
-    factor = csd_weight(x[:, None], d, power) if weight == "power" else weight
-    loss = csd_loss(x, d, fake_x0(x_t, matrix), alpha=alpha, weight=factor)
+    teacher = TeacherDistribution(codebook, logits)
+    settings = dict(alpha=alpha, weight=weight, weight_power=power)
+    loss = csd_loss(x, x_t, t, fake_x0(x_t, matrix), teacher, **settings)
     assert loss.shape == (ROWS, DRAWS)
     loss.sum().backward()
     want, weights = forms(x.detach())
@@ -132,9 +130,10 @@ def test_sid_gradient_closed_form_at_alpha_one(case):
     i, m = 1, 2
     level, row = t[i, m], x[i].clone().requires_grad_()
     x_t = torch.lerp(row, noise[i, m], level)
-    d = TeacherDistribution(codebook, logits[i][None]).predict(x_t[None], level[None], "x0")[0]
+    teacher = TeacherDistribution(codebook, logits[i])
+    d = teacher.predict(x_t, level, "x0")
     f = fake_x0(x_t, matrix)
-    csd_loss(row, d, f, weight="none").backward()
+    csd_loss(row, x_t, level, f, teacher, weight="none").backward()
     with torch.no_grad():
         exponent = logits[i] - (x_t - (1 - level) * codebook).square().sum(-1) / (2 * level**2)
         w = exponent.softmax(0)
@@ -152,7 +151,8 @@ def test_dmd_gradient_is_the_weighted_difference(case):
     x_t = torch.lerp(x[:, None].expand_as(noise), noise, t[..., None])
     d = TeacherDistribution(codebook, logits).predict(x_t, t, "x0")
     f = fake_x0(x_t, rand(DIMENSION, DIMENSION, seed=8))
-    loss = csd_loss(x, d, f, objective="dmd", weight=csd_weight(x[:, None], d, 0.5))
+    teacher = TeacherDistribution(codebook, logits)
+    loss = csd_loss(x, x_t, t, f, teacher, objective="dmd", weight_power=0.5)
     loss.sum().backward()
     factor = (x[:, None] - d).abs().mean(-1, keepdim=True) ** -0.5
     torch.testing.assert_close(x.grad, (factor * (f - d)).sum(1).detach())
@@ -161,34 +161,66 @@ def test_dmd_gradient_is_the_weighted_difference(case):
 def test_csd_is_zero_where_the_fake_score_is_the_teachers(case):
     codebook, logits, x, t, noise = case
     x_t = torch.lerp(x[:, None].expand_as(noise), noise, t[..., None])
-    d = TeacherDistribution(codebook, logits).predict(x_t, t, "x0")
-    assert float(csd_loss(x, d, d).abs().max()) == 0
+    teacher = TeacherDistribution(codebook, logits)
+    loss = csd_loss(x, x_t, t, teacher.predict(x_t, t, "x0"), teacher)
+    assert float(loss.abs().max()) < 1e-20
 
 
-def test_csd_rejects_unknown_names(case):
-    x = case[2]
-    with pytest.raises(ValueError, match="objective: expected one of sid, dmd"):
-        csd_loss(x, x, x, objective="kl")
-    with pytest.raises(ValueError, match="weight: expected one of none, sid or a tensor"):
-        csd_loss(x, x, x, weight="half")
+def one_token(probabilities: list[float], codes: list[float]) -> TableTeacher:
+    return TableTeacher(
+        num_tokens=1,
+        vocabulary=len(codes),
+        dimension=1,
+        joint=torch.tensor(probabilities),
+        codebook=torch.tensor(codes)[:, None],
+    )
 
 
-def test_flow_of_one_code_is_a_straight_line_to_it():
-    codebook = rand(1, 3)
-    end = flow_solve(rand(6, 3, seed=1), TeacherDistribution(codebook, torch.zeros(6, 1).double()))
-    torch.testing.assert_close(end, codebook.expand(6, 3))
-
-
-def test_flow_carries_noise_to_the_teachers_probabilities():
+def test_pairs_carry_noise_to_the_teachers_probabilities():
     """Two codes ±1 in one dimension: the ODE is monotone, so it splits at the normal quantile."""
-    codebook = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    p = 0.3
-    logits = torch.tensor([[1 - p, p]], dtype=torch.float64).log().expand(4001, 2)
-    noise = torch.linspace(-3, 3, 4001, dtype=torch.float64)[:, None]
-    end = flow_solve(noise, TeacherDistribution(codebook, logits), steps=50)
-    boundary = float(noise[int((end[:, 0] > 0).int().argmax()), 0])
-    quantile = float(torch.special.ndtri(torch.tensor(1 - p, dtype=torch.float64)))
-    assert abs(boundary - quantile) < 0.02
+    noise = torch.linspace(-3, 3, 4001)[:, None, None]
+    labels = torch.zeros(4001, dtype=torch.int64)
+    tokens = flow_pairs(noise, labels, TeacherScore(one_token([0.7, 0.3], [-1.0, 1.0])), steps=50)
+    boundary = float(noise[int(tokens[:, 0].argmax())])
+    assert abs(boundary - float(torch.special.ndtri(torch.tensor(0.7)))) < 0.02
+
+
+def test_pairs_are_among_the_codes_that_the_filters_keep():
+    """One step ends at the mean of the outer codes, -0.125: next to the one that top-k drops."""
+    teacher = one_token([0.45, 0.2, 0.35], [-1.0, 0.0, 1.0])
+    noise, labels = torch.randn(5, 1, 1), torch.zeros(5, dtype=torch.int64)
+    assert flow_pairs(noise, labels, TeacherScore(teacher, top_k=2), steps=1).tolist() == [[0]] * 5
+    assert flow_pairs(noise, labels, TeacherScore(teacher), steps=1).tolist() == [[1]] * 5
+
+
+def test_pairs_take_the_guidance_of_their_token():
+    """One step ends at the mean of the guided probabilities, whatever the noise."""
+
+    class Two:
+        codebook = rand(6, 2, seed=1)
+
+        def guidance_scale(self, cfg):
+            return torch.tensor([1.0, cfg], dtype=torch.float64)
+
+        def generate(self, labels, choose, *, guided):
+            assert guided
+            rows = [rand(2, len(labels), 6, seed=2 + i) for i in range(2)]
+            parts = [choose(slice(i, i + 1), *row[:, :, None]) for i, row in enumerate(rows)]
+            return torch.cat(parts, dim=1)
+
+    noise, labels = rand(7, 2, 2, seed=9), torch.zeros(7, dtype=torch.int64)
+    tokens = flow_pairs(noise, labels, TeacherScore(Two(), cfg=3.0), steps=1)
+    for i, scale in enumerate([1.0, 3.0]):
+        cond, uncond = rand(2, 7, 6, seed=2 + i)
+        mean = (uncond + scale * (cond - uncond)).softmax(-1) @ Two.codebook
+        assert torch.equal(tokens[:, i], torch.cdist(mean, Two.codebook).argmin(-1))
+
+
+def test_pairs_of_invalid_noise_are_refused():
+    noise, labels = torch.zeros(4, 1, 1), torch.zeros(4, dtype=torch.int64)
+    noise[2] = torch.nan
+    with pytest.raises(ValueError, match="noise, score: .* at token 0 of image 2"):
+        flow_pairs(noise, labels, TeacherScore(one_token([0.5, 0.5], [-1.0, 1.0])))
 
 
 def test_pairs_are_samples_of_the_teacher_and_follow_from_the_noise():

@@ -16,6 +16,8 @@ from dd2_fast.models import (
     TableTeacher,
     VQTokenizer,
 )
+from dd2_fast.models.sampling import categorical, step_seed
+from dd2_fast.ops.philox import row_uniform
 
 SIZES = dict(num_tokens=5, dimension=3, num_classes=4, width=16, layers=2, heads=2)
 
@@ -29,7 +31,7 @@ def make_teacher(seed: int = 0) -> ARTeacher:
 def make_network(kind: type, seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = kind(head_width=12, head_blocks=2, **SIZES)
+        network = kind(head_width=12, head_depth=2, **SIZES)
         for parameter in network.head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return network
@@ -106,7 +108,7 @@ def test_head_matches_its_formula_with_and_without_draws():
 
 def test_from_teacher_copies_the_backbone_and_from_guidance_everything():
     teacher = make_teacher()
-    guidance = DD2Guidance.from_teacher(teacher, head_width=12, head_blocks=1)
+    guidance = DD2Guidance.from_teacher(teacher, head_width=12, head_depth=1)
     x, labels = rand(2, 5, 3), torch.tensor([0, 3])
     assert torch.equal(guidance.features(x, labels), teacher.backbone(x, labels))
     generator = DD2Generator.from_guidance(guidance)
@@ -142,7 +144,9 @@ def test_cached_sampling_follows_the_full_pass(cfg: float, top_k: int, top_p: fl
     teacher = make_teacher()
     labels = torch.tensor([0, 1, 2, 3] * 8)
     tokens = teacher.sample(labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=3)
-    uniform = torch.rand(32, 5, generator=torch.Generator().manual_seed(3))
+    uniform = torch.stack(
+        [row_uniform(torch.tensor(step_seed(3, i)), torch.arange(32), 2) for i in range(5)], dim=1
+    )
     cond = teacher.logits(tokens, labels).double()
     uncond = teacher.logits(tokens, torch.full_like(labels, 4)).double()
     logits = uncond + cfg * (cond - uncond)
@@ -243,3 +247,17 @@ def test_bad_shapes():
         ARTeacher(vocabulary=7, codebook=torch.zeros(6, 3), **SIZES)
     with pytest.raises(ValueError, match="joint: expected non-negative"):
         TableTeacher(num_tokens=1, vocabulary=2, dimension=1, joint=torch.tensor([1.0, -1.0]))
+
+
+def test_a_prefix_is_kept_and_the_cache_filled_from_it():
+    """The same draws given the teacher's own first tokens give its own last ones."""
+    teacher, labels = make_teacher(), torch.tensor([0, 3, 1])
+    choose = categorical(2.0, 0, 1.0, 5)
+    whole = teacher.generate(labels, choose, guided=True)
+    for count in range(6):
+        again = teacher.generate(labels, choose, guided=True, prefix=whole[:, :count])
+        assert torch.equal(again, whole)
+    with pytest.raises(ValueError, match=r"prefix: expected shape \[3, 'm'\] with m at most 5"):
+        teacher.generate(labels, choose, prefix=torch.zeros(3, 6, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"tokens: expected values in 0..6, got 7"):
+        teacher.generate(labels, choose, prefix=torch.full((3, 1), 7))

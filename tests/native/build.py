@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 NATIVE_DIR = Path(__file__).resolve().parent
-DEFAULT_INCLUDES = (NATIVE_DIR, NATIVE_DIR.parents[1] / "csrc" / "include")
+CSRC = NATIVE_DIR.parents[1] / "csrc"
+DEFAULT_INCLUDES = (NATIVE_DIR, NATIVE_DIR / "fake_runtime", CSRC, CSRC / "include")
 
 
 def compiler_command() -> list[str]:

@@ -1,48 +1,30 @@
-// Runs csrc/include/dd2/conditional_score.cuh on the CPU; returns null or the error.
-#include "cuda_shim.h"
+// csrc/cuda/conditional_score.cu and its kernels on the CPU.
+#include "named_kernels.h"
+#include "tensor_shim.h"
 
-#include "dd2/conditional_score.cuh"
+#include "cuda/conditional_score.cu"
 
-namespace {
+using namespace dd2;
 
-std::string message;
-
-template <dd2::LogitType kType, int kDim, bool kJacobian, bool kStaged>
-void launch(const dd2::ConditionalScoreParams& p) {
-  const size_t shared = dd2::conditional_score_shared_floats<kDim, kStaged>(p) * sizeof(float);
-  const dim3 grid(static_cast<unsigned>(p.teacher.rows), dd2::conditional_score_blocks<kDim>(p));
-  dd2_shim::launch(dd2::conditional_score_fwd_kernel<kType, kDim, kJacobian, kStaged>, grid,
-                   dim3(dd2::kThreads), shared, p);
+// In place of dense_score_*.cu, whose launches dense_score_shim.cpp runs.
+template <LogitType kType>
+void dd2::cuda::launch_dense_score(const ConditionalScoreParams&, cudaStream_t) {
+  throw std::logic_error("tensor cores");
 }
 
-template <dd2::LogitType kType, int kDim>
-void launch(const dd2::ConditionalScoreParams& p, bool staged) {
-  if (p.direction != nullptr) {
-    staged ? launch<kType, kDim, true, true>(p) : launch<kType, kDim, true, false>(p);
-  } else {
-    staged ? launch<kType, kDim, false, true>(p) : launch<kType, kDim, false, false>(p);
-  }
-}
+#define DD2_VARIANTS(type, dim)                                                     \
+  DD2_KERNEL(conditional_score_fwd_kernel<LogitType::type, dim, false, false>),     \
+      DD2_KERNEL(conditional_score_fwd_kernel<LogitType::type, dim, false, true>),  \
+      DD2_KERNEL(conditional_score_fwd_kernel<LogitType::type, dim, true, false>),  \
+      DD2_KERNEL(conditional_score_fwd_kernel<LogitType::type, dim, true, true>)
 
-template <dd2::LogitType kType>
-void launch(const dd2::ConditionalScoreParams& p, bool staged) {
-  p.dim <= 8 ? launch<kType, 8>(p, staged) : launch<kType, 32>(p, staged);
-}
+constexpr NamedKernel<ConditionalScoreParams> kKernels[] = {
+    DD2_VARIANTS(kFloat32, 8),  DD2_VARIANTS(kFloat32, 32), DD2_VARIANTS(kBFloat16, 8),
+    DD2_VARIANTS(kBFloat16, 32), DD2_VARIANTS(kFloat16, 8), DD2_VARIANTS(kFloat16, 32)};
 
-}  // namespace
+DD2_EXPORT(conditional_score, ConditionalScoreParams, kKernels)
 
-extern "C" const char* conditional_score(const dd2::ConditionalScoreParams* p, bool staged,
-                                         bool reverse_order) {
-  dd2_shim::reverse_order = reverse_order;
-  try {
-    switch (p->teacher.logit_type) {
-      case dd2::LogitType::kFloat32: launch<dd2::LogitType::kFloat32>(*p, staged); break;
-      case dd2::LogitType::kBFloat16: launch<dd2::LogitType::kBFloat16>(*p, staged); break;
-      default: launch<dd2::LogitType::kFloat16>(*p, staged); break;
-    }
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-  return nullptr;
+extern "C" long long conditional_score_workspace(const ConditionalScoreParams* p, int processors) {
+  fake_runtime::device = {0, 0, processors};
+  return dd2::cuda::conditional_score_workspace(*p);
 }

@@ -1,5 +1,5 @@
 // Kernels that exercise cuda_shim.h; each entry returns 0, or 1 with the message in last_error().
-#include "cuda_shim.h"
+#include "tensor_shim.h"
 
 namespace {
 
@@ -117,6 +117,45 @@ __global__ void mixed_waits_kernel() {
 }
 __global__ void outside_mask_kernel() { __ballot_sync(0xfffffffeu, 1); }
 
+// out = A B of halves, A [16, 16], B given as its transpose [8, 16] or as it is [16, 8]; the
+// fragments of A and out are placed as the PTX ISA says, those of B come from matrix loads.
+__global__ void product_kernel(float* out, const unsigned short* a, const unsigned short* b,
+                               bool transposed) {
+  DD2_DYNAMIC_SHARED(unsigned short, shared);
+  const int lane = threadIdx.x, group = lane / 4, quad = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    dd2_shim::copy_to_shared(reinterpret_cast<unsigned char*>(shared + 8 * (lane % 16)),
+                             b + 8 * (lane % 16));
+  }
+  dd2_shim::wait_for_copies();
+  __syncwarp();
+  unsigned left[4], right[4];
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + (i % 2 ? 8 : 0), column = 2 * quad + (i < 2 ? 0 : 8);
+    left[i] = a[16 * row + column] | static_cast<unsigned>(a[16 * row + column + 1]) << 16;
+  }
+  // Matrices 2 and 3 are not used, but must have rows.
+  const int matrix = lane / 8 % 2, row = lane % 8;
+  if (transposed) {
+    const unsigned short* start = shared + 16 * row + 8 * matrix;
+    dd2_shim::load_matrices(right, dd2_shim::shared_address(start));
+  } else {
+    const unsigned short* start = shared + 8 * (8 * matrix + row);
+    dd2_shim::load_matrices_transposed(right, dd2_shim::shared_address(start));
+  }
+  float sum[4] = {};
+  dd2_shim::multiply_add(sum, left, right[0], right[1]);
+  for (int i = 0; i < 4; ++i) out[8 * (group + (i < 2 ? 0 : 8)) + 2 * quad + i % 2] = sum[i];
+}
+
+__global__ void not_waited_kernel(float* out, const float* in) {
+  DD2_DYNAMIC_SHARED(float, shared);
+  dd2_shim::copy_to_shared(reinterpret_cast<unsigned char*>(shared), in);
+  out[0] = shared[0];
+  dd2_shim::wait_for_copies();
+  out[1] = shared[0];
+}
+
 template <typename Kernel, typename... Args>
 int run(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes, Args... args) {
   try {
@@ -157,6 +196,13 @@ int racing(float* out) { return run(racing_kernel, 1, 32, 32 * sizeof(float), ou
 int exited_at_barrier() { return run(exited_at_barrier_kernel, 2, 256, 0); }
 int mixed_waits() { return run(mixed_waits_kernel, 1, 64, 0); }
 int outside_mask() { return run(outside_mask_kernel, 1, 32, 0); }
+int product(float* out, const unsigned short* a, const unsigned short* b, int transposed) {
+  return run(product_kernel, 1, 32, 256, out, a, b, transposed != 0);
+}
+int not_waited(float* out, const float* in) { return run(not_waited_kernel, 1, 1, 16, out, in); }
+float half_round_trip(float value) {
+  return dd2_shim::half_to_float(dd2_shim::nearest_half(value));
+}
 int too_many_threads() { return run(overrun_kernel, 1, 1025, 0); }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-"""Kernel arguments as ctypes: the structs of ``csrc/include/dd2/*.h``."""
+"""Kernels and launchers of ``csrc`` on the CPU, with their arguments."""
 
 from __future__ import annotations
 
@@ -11,22 +11,12 @@ import torch
 from native.build import NATIVE_DIR, build_shared, compiler_command
 from torch import Tensor
 
+from dd2_fast.ops.launch import THREADS, Way
+from dd2_fast.ops.structs import TeacherRows, fields
+
+__all__ = ["Launched", "Shim", "TeacherRows", "build_shim", "fields", "teacher_rows"]
+
 LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def fields(names: str, kind: type) -> list[tuple[str, type]]:
-    return [(name, kind) for name in names.split()]
-
-
-class TeacherRows(ctypes.Structure):
-    """``dd2::TeacherRows``."""
-
-    _fields_ = [
-        *fields("logits uncond scale", ctypes.c_void_p),
-        *fields("logits_stride uncond_stride rows vocabulary top_k", ctypes.c_longlong),
-        ("top_p", ctypes.c_float),
-        ("logit_type", ctypes.c_int),
-    ]
 
 
 def teacher_rows(
@@ -54,3 +44,55 @@ def build_shim(stem: str, folder: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_shared([NATIVE_DIR / f"{stem}_shim.cpp"], folder)))
     getattr(library, stem).restype = ctypes.c_char_p
     return library
+
+
+class Launched(ctypes.Structure):
+    """What a launcher of ``csrc/cuda`` asked of the CUDA runtime; as in ``named_kernels.h``."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_char_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_size_t),
+        ("stream", ctypes.c_size_t),
+    ]
+
+
+class Shim:
+    """The kernels of one operator by name, run on the CPU, and its launcher, recorded."""
+
+    def __init__(self, stem: str, folder: Path) -> None:
+        self.library = build_shim(stem, folder)
+        self._run = getattr(self.library, stem)
+        self._run.argtypes = [
+            ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_uint] * 3, ctypes.c_size_t, ctypes.c_bool,
+        ]  # fmt: skip
+        self._record = getattr(self.library, f"{stem}_launch")
+        self._record.argtypes = [
+            ctypes.c_void_p, *[ctypes.c_size_t] * 3, ctypes.POINTER(Launched),
+        ]  # fmt: skip
+        self._record.restype = ctypes.c_char_p
+
+    def run(self, way: Way, params: ctypes.Structure, *, reverse_order: bool = False) -> None:
+        """Runs a kernel as ``way`` says."""
+        self.run_at(way.kernel, ctypes.addressof(params), way.grid, THREADS, way.shared,
+                    reverse_order)  # fmt: skip
+
+    def run_at(
+        self, kernel: str, params: int, grid: tuple[int, int], threads: int, shared: int,
+        reverse_order: bool = False,
+    ) -> None:  # fmt: skip
+        """Runs a kernel with the arguments at the address ``params``."""
+        error = self._run(kernel.encode(), params, *grid, threads, shared, reverse_order)
+        assert error is None, error.decode()
+
+    def launched(
+        self, params: ctypes.Structure, *, stream: int, shared_limit: int, static_shared: int
+    ) -> Launched:
+        """What the launcher asks for on a device with ``shared_limit`` bytes a block."""
+        record = Launched()
+        error = self._record(
+            ctypes.addressof(params), stream, shared_limit, static_shared, ctypes.byref(record)
+        )
+        assert error is None, error.decode()
+        return record

@@ -4,50 +4,27 @@ on a GPU."""
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
-from native.structs import TeacherRows, build_shim, fields, teacher_rows
+from native.structs import Shim, teacher_rows
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
+from dd2_fast.ops.conditional_score.plan import way
 from dd2_fast.ops.csd_loss import reference
+from dd2_fast.ops.structs import ConditionalScoreParams, CsdLossParams
 
 
-class CsdLoss(ctypes.Structure):
-    """``dd2::CsdLossParams``."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "fake", "weight")),
-        *((name, ctypes.c_void_p) for name in ("loss", "grad_x", "grad_fake", "grad_x_t")),
-        ("alpha", ctypes.c_float),
-        ("dmd", ctypes.c_bool),
-        ("sid_weight", ctypes.c_bool),
-    ]
-
-
-class Params(ctypes.Structure):
-    """``dd2::ConditionalScoreParams``."""
-
-    _fields_ = [
-        ("teacher", TeacherRows),
-        *fields("out jacobian x_t t direction codebook", ctypes.c_void_p),
-        *fields("draws dim", ctypes.c_longlong),
-        ("csd", CsdLoss),
-    ]
-
-
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build_shim("conditional_score", tmp_path_factory.mktemp("conditional_score"))
+@pytest.fixture
+def kernel(conditional_score_shim: Shim) -> Shim:
+    return conditional_score_shim
 
 
 def run(
-    kernel: ctypes.CDLL,
+    kernel: Shim,
     arguments: dict,
     direction: torch.Tensor | None = None,
-    csd: CsdLoss | None = None,
+    csd: CsdLossParams | None = None,
     *,
     staged: bool,
     reverse_order: bool = False,
@@ -66,16 +43,15 @@ def run(
     )
     out = torch.full_like(x_t, torch.nan)
     output = {} if csd else {"out" if direction is None else "jacobian": out.data_ptr()}
-    params = Params(
+    params = ConditionalScoreParams(
         teacher=teacher,
         **{name: 0 if value is None else value.data_ptr() for name, value in tensors.items()},
         draws=x_t.shape[1] if x_t.ndim == 3 else 1,
         dim=codebook.shape[1],
-        csd=csd or CsdLoss(),
+        csd=csd or CsdLossParams(),
         **output,
     )
-    error = kernel.conditional_score(ctypes.byref(params), staged, reverse_order)
-    assert error is None, error.decode()
+    kernel.run(way(params, staged=staged), params, reverse_order=reverse_order)
     return out
 
 
@@ -104,7 +80,7 @@ def exact(case: Case, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
 )
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
-def test_matches_float64(kernel: ctypes.CDLL, regime: tuple, dtype: torch.dtype, staged: bool):
+def test_matches_float64(kernel: Shim, regime: tuple, dtype: torch.dtype, staged: bool):
     rows, vocabulary, dim, draws, guided, top_k, top_p = regime
     case = make_case(rows, vocabulary, dim, draws, guided=guided, top_k=top_k, top_p=top_p,
                      dtype=dtype)  # fmt: skip
@@ -116,7 +92,7 @@ def test_matches_float64(kernel: ctypes.CDLL, regime: tuple, dtype: torch.dtype,
     assert (computed.double() - gradient).norm() < 1e-4 * gradient.norm() + 1e-5
 
 
-def test_thread_order_changes_nothing(kernel: ctypes.CDLL) -> None:
+def test_thread_order_changes_nothing(kernel: Shim) -> None:
     """A missing barrier that one order of the threads hides, the reverse order may show."""
     case = make_case(2, 600, 8, 2, top_k=90, top_p=0.9)
     arguments = case.arguments("torch")
@@ -126,7 +102,7 @@ def test_thread_order_changes_nothing(kernel: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("filters", [(7, 1.0), (0, 0.5), (250, 0.5), (0, 1e-6)])
-def test_ties_equal_the_reference(kernel: ctypes.CDLL, filters: tuple[int, float]) -> None:
+def test_ties_equal_the_reference(kernel: Shim, filters: tuple[int, float]) -> None:
     case = make_case(4, 500, 4, guided=False, top_k=filters[0], top_p=filters[1], t=(0.5, 0.9))
     arguments = case.arguments("torch")
     arguments["logits"] = torch.tensor([0.0, -0.0, 1.5, -2.0, 3e4])[
@@ -138,7 +114,7 @@ def test_ties_equal_the_reference(kernel: ctypes.CDLL, filters: tuple[int, float
         torch.testing.assert_close(run(kernel, arguments, staged=staged), wanted, atol=1e-5, rtol=0)
 
 
-def test_invalid_rows_are_nan_alone(kernel: ctypes.CDLL) -> None:
+def test_invalid_rows_are_nan_alone(kernel: Shim) -> None:
     case = make_case(7, 200, 6, 2, top_k=50)
     arguments = case.arguments("torch")
     arguments["logits"][0, 7] = torch.nan
@@ -153,7 +129,7 @@ def test_invalid_rows_are_nan_alone(kernel: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("t", [1e-3, 1e-8, 1e-25, 1e-45])
-def test_tiny_noise_is_the_nearest_code(kernel: ctypes.CDLL, t: float) -> None:
+def test_tiny_noise_is_the_nearest_code(kernel: Shim, t: float) -> None:
     case = make_case(3, 300, 8, t=(t, t))
     arguments = case.arguments("torch")
     arguments["t"] = torch.full_like(arguments["t"], t)
@@ -164,18 +140,18 @@ def test_tiny_noise_is_the_nearest_code(kernel: ctypes.CDLL, t: float) -> None:
 
 
 def run_loss(
-    kernel: ctypes.CDLL, arguments: dict, tokens: tuple, *settings: object, staged: bool
+    kernel: Shim, arguments: dict, tokens: tuple, *settings: object, staged: bool
 ) -> list[torch.Tensor]:
     """The loss and its gradients, into outputs poisoned with NaN; arguments as the reference's."""
     x, fake, weight = tokens
-    sid_weight, objective, alpha, wants_x_t = settings
+    power, objective, alpha, wants_x_t = settings
     sid = objective == "sid"
     outputs = [torch.full(shape, torch.nan) for shape in (fake.shape[:-1], *[fake.shape] * 3)]
     wanted = (True, True, sid, sid and wants_x_t)
     addresses = [out.data_ptr() if w else 0 for out, w in zip(outputs, wanted, strict=True)]
     weight_address = 0 if weight is None else weight.data_ptr()
-    csd = CsdLoss(
-        x.data_ptr(), fake.data_ptr(), weight_address, *addresses, alpha, not sid, sid_weight
+    csd = CsdLossParams(
+        x.data_ptr(), fake.data_ptr(), weight_address, *addresses, alpha, not sid, power
     )
     draws = fake if fake.ndim == 3 else fake[:, None]
     direction = (draws - x[:, None]).reshape(fake.shape) if alpha == 1 and wanted[3] else None
@@ -183,22 +159,22 @@ def run_loss(
     return [out for out, w in zip(outputs, wanted, strict=True) if w]
 
 
-# (regime, sid_weight, objective, alpha, wants_x_t)
+# (regime, weight_power, objective, alpha, wants_x_t)
 LOSSES = {
-    "alpha_one": ("ragged", True, "sid", 1.0, True),
-    "alpha_two": ("ragged", False, "sid", 2.0, True),
-    "draws": ("vector_loads", True, "sid", 1.0, True),
-    "no_jacobian": ("vector_loads", False, "sid", 1.0, False),
-    "wide_codes": ("two_dim_blocks", True, "sid", 1.0, True),
-    "dmd": ("two_dim_blocks", True, "dmd", 1.0, False),
-    "given_weight": ("no_filter", False, "sid", 1.0, True),
-    "one_code": ("one_code", True, "sid", 1.0, True),
+    "alpha_one": ("ragged", 1.0, "sid", 1.0, True),
+    "alpha_two": ("ragged", 0.0, "sid", 2.0, True),
+    "draws": ("vector_loads", 0.75, "sid", 1.0, True),
+    "no_jacobian": ("vector_loads", 0.0, "sid", 1.0, False),
+    "wide_codes": ("two_dim_blocks", 1.0, "sid", 1.0, True),
+    "dmd": ("two_dim_blocks", 1.0, "dmd", 1.0, False),
+    "given_weight": ("no_filter", 0.0, "sid", 1.0, True),
+    "one_code": ("one_code", 1.0, "sid", 1.0, True),
 }
 
 
 @pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_matches_float64(kernel: ctypes.CDLL, name: str, staged: bool) -> None:
+def test_loss_matches_float64(kernel: Shim, name: str, staged: bool) -> None:
     regime, *settings = LOSSES[name]
     rows, vocabulary, dim, draws, guided, top_k, top_p = REGIMES[regime]
     case = make_case(rows, vocabulary, dim, draws, guided=guided, top_k=top_k, top_p=top_p)
@@ -219,13 +195,13 @@ def test_loss_matches_float64(kernel: ctypes.CDLL, name: str, staged: bool) -> N
         assert (value.double() - wanted).norm() < 1e-4 * wanted.norm() + 1e-5
 
 
-def test_loss_of_invalid_rows_is_nan_alone(kernel: ctypes.CDLL) -> None:
+def test_loss_of_invalid_rows_is_nan_alone(kernel: Shim) -> None:
     arguments = make_case(4, 200, 6, 2, top_k=50).arguments("torch")
     x, fake = torch.randn(4, 6), torch.randn(4, 2, 6)
     arguments["logits"][0, 7] = fake[1, 0, 2] = x[2, 3] = torch.nan
     for staged in (True, False):
         for value in run_loss(
-            kernel, arguments, (x, fake, None), True, "sid", 1.0, True, staged=staged
+            kernel, arguments, (x, fake, None), 1.0, "sid", 1.0, True, staged=staged
         ):
             bad = value.reshape(4, 2, -1).isnan().all(-1)
             assert bad.tolist() == [[True] * 2, [True, False], [True] * 2, [False] * 2]

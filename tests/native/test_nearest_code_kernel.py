@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
-from native.structs import build_shim, fields
+from native.structs import Shim
 from ops.test_nearest_code import REGIMES, assert_nearest, duplicated, invalid, make_inputs
 from torch import Tensor
 
-
-class Params(ctypes.Structure):
-    """``dd2::NearestCodeParams``."""
-
-    _fields_ = [
-        *fields("out x codebook", ctypes.c_void_p),
-        *fields("rows vocabulary dim", ctypes.c_longlong),
-    ]
+from dd2_fast.ops.nearest_code.plan import plan
+from dd2_fast.ops.structs import NearestCodeParams
 
 
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build_shim("nearest_code", tmp_path_factory.mktemp("nearest_code"))
+@pytest.fixture
+def kernel(nearest_code_shim: Shim) -> Shim:
+    return nearest_code_shim
 
 
-def run(kernel: ctypes.CDLL, x: Tensor, codebook: Tensor, reverse_order: bool = False) -> Tensor:
+def run(kernel: Shim, x: Tensor, codebook: Tensor, reverse_order: bool = False) -> Tensor:
     out = torch.full((len(x),), -7)
-    params = Params(
+    params = NearestCodeParams(
         out=out.data_ptr(),
         x=x.data_ptr(),
         codebook=codebook.data_ptr(),
@@ -35,13 +27,13 @@ def run(kernel: ctypes.CDLL, x: Tensor, codebook: Tensor, reverse_order: bool = 
         vocabulary=codebook.shape[0],
         dim=codebook.shape[1],
     )
-    error = kernel.nearest_code(ctypes.byref(params), reverse_order)
-    assert error is None, error.decode()
+    (way,) = plan(params)
+    kernel.run(way, params, reverse_order=reverse_order)
     return out
 
 
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
-def test_finds_the_smallest_distance(kernel: ctypes.CDLL, regime: tuple[int, int, int]) -> None:
+def test_finds_the_smallest_distance(kernel: Shim, regime: tuple[int, int, int]) -> None:
     x, codebook = make_inputs(min(regime[0], 150), *regime[1:])
     found = run(kernel, x, codebook)
     assert_nearest(found, x, codebook)
@@ -49,12 +41,12 @@ def test_finds_the_smallest_distance(kernel: ctypes.CDLL, regime: tuple[int, int
 
 
 @pytest.mark.parametrize("dim", [3, 8, 32, 40])
-def test_equal_codes_give_the_first(kernel: ctypes.CDLL, dim: int) -> None:
+def test_equal_codes_give_the_first(kernel: Shim, dim: int) -> None:
     x, codebook, wanted = duplicated(dim)
     assert torch.equal(run(kernel, x, codebook), wanted)
 
 
-def test_invalid_tokens_and_codes(kernel: ctypes.CDLL) -> None:
+def test_invalid_tokens_and_codes(kernel: Shim) -> None:
     x, codebook, wanted = invalid()
     assert torch.equal(run(kernel, x, codebook), wanted)
     assert (run(kernel, x, torch.full_like(codebook, torch.nan)) == -1).all()

@@ -6,11 +6,13 @@ import ctypes
 
 import pytest
 import torch
-from native.structs import TeacherRows, build_shim, teacher_rows
+from native.structs import Shim, teacher_rows
 from ops.cases import make_case
 from ops.test_philox import KNOWN
 
 from dd2_fast.ops import philox, sample_code
+from dd2_fast.ops.sample_code.plan import way
+from dd2_fast.ops.structs import SampleCodeParams
 
 STAGED = pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 DTYPES = pytest.mark.parametrize(
@@ -18,22 +20,9 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
-class Params(ctypes.Structure):
-    """``dd2::SampleCodeParams``."""
-
-    _fields_ = [
-        ("teacher", TeacherRows),
-        ("out", ctypes.c_void_p),
-        ("seed", ctypes.c_void_p),
-        ("inverse_temperature", ctypes.c_float),
-    ]
-
-
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = build_shim("sample_code", tmp_path_factory.mktemp("sample_code"))
-    library.row_uniform.restype = ctypes.c_double
-    return library
+@pytest.fixture
+def kernel(sample_code_shim: Shim) -> Shim:
+    return sample_code_shim
 
 
 def arguments_of(case, dtype: torch.dtype = torch.float32) -> dict:
@@ -42,37 +31,39 @@ def arguments_of(case, dtype: torch.dtype = torch.float32) -> dict:
 
 
 def run(
-    kernel: ctypes.CDLL, arguments: dict, *, staged: bool, seed: int = 3, temperature: float = 1.0,
-    reverse_order: bool = False,
+    kernel: Shim, arguments: dict, *, staged: bool, seed: int = 3, temperature: float = 1.0,
+    reverse_order: bool = False, index: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     logits = arguments["logits"]
     scale = torch.as_tensor(arguments["guidance_scale"]).expand(len(logits)).contiguous().float()
     out, seeds = torch.full((len(logits),), -7), torch.tensor(seed)
-    params = Params(
+    params = SampleCodeParams(
         teacher=teacher_rows(
             logits, arguments["uncond_logits"], scale, arguments["top_k"], arguments["top_p"]
         ),
         out=out.data_ptr(),
         seed=seeds.data_ptr(),
+        index=None if index is None else index.data_ptr(),
         inverse_temperature=1 / temperature,
     )
-    error = kernel.sample_code(ctypes.byref(params), staged, reverse_order)
-    assert error is None, error.decode()
+    kernel.run(way(params, staged=staged), params, reverse_order=reverse_order)
     return out
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
-def test_philox_gives_the_known_answers(kernel: ctypes.CDLL, counter, key, words) -> None:
+def test_philox_gives_the_known_answers(kernel: Shim, counter, key, words) -> None:
     out = (ctypes.c_uint * 4)()
-    kernel.philox((ctypes.c_uint * 4)(*counter), (ctypes.c_uint * 2)(*key), out)
+    kernel.library.philox((ctypes.c_uint * 4)(*counter), (ctypes.c_uint * 2)(*key), out)
     assert list(out) == words
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, 2**40 + 9, -(2**63)])
-def test_uniforms_equal_the_references(kernel: ctypes.CDLL, seed: int) -> None:
-    wanted = philox.row_uniform(torch.tensor(seed), 50, 2)
+def test_uniforms_equal_the_references(kernel: Shim, seed: int) -> None:
+    wanted = philox.row_uniform(torch.tensor(seed), torch.arange(50), 2)
+    row_uniform = kernel.library.row_uniform
+    row_uniform.restype = ctypes.c_double
     for row in range(50):
-        value = kernel.row_uniform(ctypes.c_longlong(seed), ctypes.c_longlong(row), 2)
+        value = row_uniform(ctypes.c_longlong(seed), ctypes.c_longlong(row), 2)
         assert value == wanted[row].item()
 
 
@@ -91,7 +82,7 @@ REGIMES = {
 @STAGED
 @DTYPES
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
-def test_equals_the_reference(kernel: ctypes.CDLL, regime: tuple, dtype, staged: bool) -> None:
+def test_equals_the_reference(kernel: Shim, regime: tuple, dtype, staged: bool) -> None:
     rows, vocabulary, guided, top_k, top_p, temperature = regime
     case = make_case(rows, vocabulary, 1, guided=guided, top_k=top_k, top_p=top_p, dtype=dtype)
     arguments = arguments_of(case, dtype)
@@ -102,7 +93,15 @@ def test_equals_the_reference(kernel: ctypes.CDLL, regime: tuple, dtype, staged:
 
 
 @STAGED
-def test_thread_order_changes_nothing(kernel: ctypes.CDLL, staged: bool) -> None:
+def test_rows_may_bring_their_numbers(kernel: Shim, staged: bool) -> None:
+    arguments = arguments_of(make_case(5, 600, 1))
+    index = torch.tensor([4, 2**40, -1, 0, 2])
+    wanted = sample_code(**arguments, seed=3, index=index, backend="torch")
+    assert torch.equal(run(kernel, arguments, staged=staged, index=index), wanted)
+
+
+@STAGED
+def test_thread_order_changes_nothing(kernel: Shim, staged: bool) -> None:
     arguments = arguments_of(make_case(5, 600, 1, top_k=90, top_p=0.9))
     drawn = run(kernel, arguments, staged=staged)
     assert torch.equal(drawn, run(kernel, arguments, staged=staged, reverse_order=True))
@@ -110,7 +109,7 @@ def test_thread_order_changes_nothing(kernel: ctypes.CDLL, staged: bool) -> None
 
 @STAGED
 @pytest.mark.parametrize("filters", [(7, 1.0), (0, 0.5), (250, 0.5), (0, 1.0)])
-def test_ties_and_invalid_rows(kernel: ctypes.CDLL, filters, staged: bool) -> None:
+def test_ties_and_invalid_rows(kernel: Shim, filters, staged: bool) -> None:
     case = make_case(8, 500, 1, guided=False, top_k=filters[0], top_p=filters[1])
     arguments = arguments_of(case)
     arguments["logits"] = torch.tensor([0.0, -0.0, 1.5, -2.0, -torch.inf])[

@@ -1,25 +1,35 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from dd2_fast.ops import available_backends
+from dd2_fast.ops import available_backends, registry
+from dd2_fast.ops.registry import BACKENDS
+
+# Set by test_triton.py, in processes of its own: Triton's kernels run on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU_BACKENDS = ("cuda", "cupy") if INTERPRETED else ("cuda", "cupy", "triton")
+if INTERPRETED:
+    registry._UNAVAILABLE["triton"] = lambda device: None
 
 
-def runnable_backends() -> list:
-    """Every backend, those that cannot run here marked as skipped with the reason."""
-    reasons = {name: available_backends("cpu")[name] for name in ("torch", "cpu")}
-    reasons["cuda"] = (
-        available_backends("cuda")["cuda"] if torch.cuda.is_available() else "no NVIDIA GPU"
-    )
+def device_of(backend: str) -> str:
+    return "cuda" if backend in GPU_BACKENDS else "cpu"
+
+
+def runnable_backends(names: Sequence[str] = BACKENDS) -> list:
+    """Backends, those that cannot run here marked as skipped with the reason."""
+    reasons = {name: available_backends(device_of(name))[name] for name in names}
     return [
         pytest.param(
             name,
             marks=[pytest.mark.skipif(reason is not None, reason=str(reason))]
-            + ([pytest.mark.gpu] if name == "cuda" else []),
+            + ([pytest.mark.gpu] if device_of(name) == "cuda" else []),
         )
         for name, reason in reasons.items()
     ]
@@ -39,7 +49,7 @@ class Case:
     top_p: float
 
     def arguments(self, backend: str, dtype: torch.dtype = torch.float32) -> dict:
-        device = "cuda" if backend == "cuda" else "cpu"
+        device = device_of(backend)
         work = torch.float64 if backend == "float64" else torch.float32
         logits = work if backend == "float64" else dtype
         uncond = self.uncond_logits

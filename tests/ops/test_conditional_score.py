@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.cases import Case, make_case, relative_error, runnable_backends
+from ops.cases import GPU_BACKENDS, Case, device_of, make_case, relative_error, runnable_backends
 from ops.oracle import posterior_mean
 
 from dd2_fast.ops import conditional_score
@@ -151,7 +151,7 @@ def test_heavy_ties(backend: str, distinct: int, filters: tuple[int, float]) -> 
     logits = levels[torch.randint(distinct, (6, 700), generator=generator)]
     codebook = torch.randn(700, 4, generator=generator)
     x_t = torch.randn(6, 4, generator=generator)
-    device = "cuda" if backend == "cuda" else "cpu"
+    device = device_of(backend)
     x0 = conditional_score(
         x_t.to(device), 0.7, logits.to(device), codebook.to(device),
         top_k=filters[0], top_p=filters[1], prediction="x0", backend=backend,
@@ -299,10 +299,9 @@ def test_compiles_without_graph_breaks(backend: str) -> None:
     torch.testing.assert_close(compiled_x.grad, eager_x.grad)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_cuda_graph() -> None:
-    arguments = make_case(32, 512, 8, top_k=50).arguments("cuda")
+@pytest.mark.parametrize("backend", runnable_backends(GPU_BACKENDS))
+def test_cuda_graph(backend: str) -> None:
+    arguments = make_case(32, 512, 8, top_k=50).arguments(backend)
     wanted = conditional_score(**arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

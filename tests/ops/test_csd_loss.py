@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import Case, make_case, relative_error, runnable_backends
+from ops.cases import GPU_BACKENDS, Case, device_of, make_case, relative_error, runnable_backends
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score, csd_loss
@@ -30,6 +30,7 @@ REGIME = pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
 LOSSES: dict[str, dict[str, Any]] = {
     "paper": {},
     "unweighted": {"weight": "none"},
+    "half_power": {"weight_power": 0.5},
     "given_weight": {"weight": "tensor"},
     "alpha_two": {"alpha": 2.0},
     "alpha_half": {"alpha": 0.5, "weight": "none"},
@@ -40,13 +41,13 @@ LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 def plain_loss(
     x: Tensor, fake_x0: Tensor, objective: str = "sid", alpha: float = 1.0,
-    weight: str | Tensor = "sid", **teacher: Any,
+    weight: str | Tensor = "sid", weight_power: float = 1.0, **teacher: Any,
 ) -> Tensor:  # fmt: skip
     """The loss by its definition, its gradients autograd's through ``conditional_score``."""
     teacher_x0 = conditional_score(**teacher, prediction="x0")
     x = x[..., None, :] if fake_x0.ndim > x.ndim else x
     if weight == "sid":
-        weight = 1 / (x - teacher_x0).detach().abs().mean(-1).clamp(min=1e-5)
+        weight = 1 / (x - teacher_x0).detach().abs().mean(-1).clamp(min=1e-5) ** weight_power
     elif weight == "none":
         weight = torch.ones(())
     if objective == "dmd":
@@ -230,7 +231,7 @@ def test_shapes_strides_and_broadcasts(backend: str) -> None:
 @pytest.mark.parametrize("shape", [(0,), (2, 0)])
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 def test_no_rows(backend: str, shape: tuple[int, ...], alpha: float) -> None:
-    device = "cuda" if backend == "cuda" else "cpu"
+    device = device_of(backend)
     x, x_t, fake = (torch.zeros(*shape, 4, device=device, requires_grad=True) for _ in range(3))
     logits, codebook = torch.zeros(*shape, 9, device=device), torch.zeros(9, 4, device=device)
     loss = csd_loss(x, x_t, 0.5, fake, logits, codebook, alpha=alpha, backend=backend)
@@ -245,9 +246,9 @@ def test_opcheck(backend: str) -> None:
     x, x_t, fake = (a[name].clone().requires_grad_() for name in VARIABLES)
     teacher = (a["t"], a["logits"], a["uncond_logits"], a["guidance_scale"], a["codebook"], 10, 0.9)
     for settings in (
-        (None, True, "sid", 1.0, True),
-        (torch.rand_like(a["t"]), False, "sid", 2.0, True),
-        (None, False, "sid", 1.0, False),
+        (None, 1.0, "sid", 1.0, True),
+        (torch.rand_like(a["t"]), 0.0, "sid", 2.0, True),
+        (None, 0.0, "sid", 1.0, False),
         (None, True, "dmd", 1.0, False),
     ):
         tokens = x_t if settings[-1] else x_t.detach()
@@ -297,10 +298,9 @@ def test_backward_reads_no_logits(backend: str) -> None:
     assert saved and all(tensor.numel() <= arguments["x_t"].numel() for tensor in saved)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_cuda_graph() -> None:
-    arguments = make_inputs(make_case(32, 512, 8, top_k=50), "cuda")
+@pytest.mark.parametrize("backend", runnable_backends(GPU_BACKENDS))
+def test_cuda_graph(backend: str) -> None:
+    arguments = make_inputs(make_case(32, 512, 8, top_k=50), backend)
     wanted = csd_loss(**arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import runnable_backends
+from ops.cases import device_of, runnable_backends
 from torch import Tensor
 
 from dd2_fast.ops import nearest_code
@@ -22,10 +22,6 @@ REGIMES = {
     "var": (130, 4096, 32),
     "llamagen": (64, 16384, 8),
 }
-
-
-def device_of(backend: str) -> str:
-    return "cuda" if backend == "cuda" else "cpu"
 
 
 def make_inputs(rows: int, vocabulary: int, dim: int, offset: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
 import dd2_fast
-from dd2_fast.ops import available_backends, conditional_score, extension
+from dd2_fast.ops import available_backends, conditional_score, extension, nvrtc, registry
 
 PACKAGE = Path(dd2_fast.__file__).parent
 ARGUMENTS = (torch.zeros(2, 3), 0.5, torch.zeros(2, 5), torch.randn(5, 3))
@@ -23,14 +25,66 @@ LAYERS = ("cli", "training", "sampling", "metrics", "checkpoints", "models", "lo
 def test_every_backend_has_a_reason_or_none() -> None:
     reasons = available_backends("cpu")
     assert reasons["torch"] is None
-    assert "not on cpu" in reasons["cuda"]
+    assert list(reasons) == ["cuda", "cupy", "triton", "cpu", "torch"]
+    assert all("not on cpu" in reasons[name] for name in ("cuda", "cupy", "triton"))
     on_gpu = available_backends("cuda")
     assert "not on cuda" in on_gpu["cpu"] and on_gpu["torch"] is None
 
 
-def test_named_backend_never_falls_back() -> None:
-    with pytest.raises(RuntimeError, match="'cuda' cannot run conditional_score.*CUDA tensors"):
-        conditional_score(*ARGUMENTS, backend="cuda")
+@pytest.mark.parametrize("installed", [True, False])
+def test_triton_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    found = importlib.util.find_spec("torch") if installed else None
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    wanted = "8.0 or newer, the device has 7.5" if installed else "triton is not installed"
+    assert wanted in available_backends("cuda")["triton"]
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cupy", "triton"])
+def test_named_backend_never_falls_back(backend: str) -> None:
+    with pytest.raises(RuntimeError, match=f"'{backend}' cannot run condition.*CUDA tensors"):
+        conditional_score(*ARGUMENTS, backend=backend)
+
+
+def test_the_first_usable_backend_is_chosen_and_no_other_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the extension's CUDA part there is no need to import CuPy."""
+    assert registry.BACKENDS == ("cuda", "cupy", "triton", "cpu", "torch")
+    asked = []
+
+    def reason(name: str, device: torch.device) -> str | None:
+        asked.append(name)
+        return None if name in ("cuda", "torch") else "no"
+
+    monkeypatch.setattr(registry, "_reason", reason)
+    chosen = registry.resolve("nearest_code", "", torch.device("cuda"), torch.float32)
+    assert chosen.__name__.endswith("nearest_code.cuda") and asked == ["cuda"]
+
+
+def test_reasons_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason() -> str | None:
+        return available_backends("cuda")["cupy"]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reason() == "needs compute capability 8.0 or newer, the device has 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    nvrtc.load.cache_clear()
+    assert "not installed: install dd2-fast[cuda13], or dd2-fast[cuda12]" in str(reason())
+    nvrtc.load.cache_clear()
+    broken = types.SimpleNamespace(cuda=types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupy", broken)
+    assert "CuPy has no working NVRTC" in str(reason())
+    nvrtc.load.cache_clear()
+    broken.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
+    assert "CuPy sees no CUDA device" in str(reason())
+    broken.cuda.runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
+    assert reason() is None
+    monkeypatch.undo()
+    nvrtc.load.cache_clear()
 
 
 def test_environment_overrides_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +95,21 @@ def test_environment_overrides_the_automatic_choice(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DD2_FAST_BACKEND", "tpu")
     with pytest.raises(ValueError, match="got 'tpu'"):
         conditional_score(*ARGUMENTS)
+
+
+def test_operator_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The automatic choice passes over a backend that the operator lacks; naming it says so."""
+    monkeypatch.setattr(registry, "_exists", lambda op, name: name != "cuda")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run .*no 'cuda' backend"):
+        conditional_score(*ARGUMENTS, backend="cuda")
+    reasons = {"cuda": None, "cpu": "runs on CPU tensors only", "torch": None}
+    monkeypatch.setattr(registry, "_reason", lambda name, device: reasons.get(name, "no"))
+    chosen = registry.resolve("flow_solve", "", torch.device("cuda"), torch.float32)
+    assert chosen.__name__.endswith("flow_solve.reference")
+    monkeypatch.undo()
+    monkeypatch.setattr(registry, "_reason", lambda name, device: reasons.get(name, "no"))
+    chosen = registry.resolve("flow_solve", "", torch.device("cuda"), torch.float32)
+    assert chosen.__name__.endswith("flow_solve.cuda")
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:

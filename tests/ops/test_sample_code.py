@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.cases import runnable_backends
+from ops.cases import GPU_BACKENDS, device_of, runnable_backends
 from ops.oracle import kept_codes
 from scipy import stats
 from torch import Tensor
@@ -34,7 +34,7 @@ def make_inputs(
     rows: int, vocabulary: int, guided: bool, backend: str, dtype=torch.float32
 ) -> dict:
     generator = torch.Generator().manual_seed(vocabulary)
-    device = "cuda" if backend == "cuda" else "cpu"
+    device = device_of(backend)
     cond = 2 * torch.randn(rows, vocabulary, generator=generator)
     uncond = cond + torch.randn(rows, vocabulary, generator=generator)
     scale = 1 + 2 * torch.rand(rows, generator=generator)
@@ -122,6 +122,16 @@ def test_a_draw_depends_on_seed_and_row_index_alone(backend: str) -> None:
     assert not torch.equal(sample_code(logits, seed=1 + 2**32, backend=backend), drawn)
     as_tensor = torch.tensor(1, device=logits.device)
     assert torch.equal(sample_code(logits, seed=as_tensor, backend=backend), drawn)
+    order = torch.tensor([50, 3, 3, 17], device=logits.device)
+    assert torch.equal(
+        sample_code(logits[order], seed=1, index=order, backend=backend), drawn[order]
+    )
+    shaped = sample_code(logits[order, None], seed=1, index=order[:, None], backend=backend)
+    assert torch.equal(shaped[:, 0], drawn[order])
+    far = order + torch.tensor([2**40, 2**62, -(2**40), -1], device=logits.device)
+    settings = {"seed": 1, "index": far}
+    reference = sample_code(logits[order], **settings, backend="torch")
+    assert torch.equal(sample_code(logits[order], **settings, backend=backend), reference)
 
 
 @BACKENDS
@@ -143,9 +153,7 @@ def test_heavy_ties(backend: str, filters: tuple[int, float]) -> None:
     logits = levels[torch.randint(5, (100, 700), generator=generator)]
     logits[50:].clamp_(max=0)
     options = {"top_k": filters[0], "top_p": filters[1], "seed": 4}
-    drawn = sample_code(
-        logits.to("cuda" if backend == "cuda" else "cpu"), **options, backend=backend
-    ).cpu()
+    drawn = sample_code(logits.to(device_of(backend)), **options, backend=backend).cpu()
     exact = sample_code(logits.double(), **options, backend="torch")
     assert (drawn != exact).sum() <= 1
 
@@ -216,7 +224,7 @@ def test_opcheck(backend: str) -> None:
     for uncond in (inputs["uncond_logits"], None):
         torch.library.opcheck(
             torch.ops.dd2_fast.sample_code.default,
-            (logits, uncond, inputs["guidance_scale"], seed, 10, 0.9, 0.8, backend),
+            (logits, uncond, inputs["guidance_scale"], seed, None, 10, 0.9, 0.8, backend),
         )
 
 
@@ -233,20 +241,19 @@ def test_compiles_without_graph_breaks(backend: str) -> None:
         assert torch.equal(compiled(logits, seed), draw(logits, seed))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_cuda_graph_reads_the_seed_at_replay() -> None:
-    inputs = make_inputs(32, 512, True, "cuda")
+@pytest.mark.parametrize("backend", runnable_backends(GPU_BACKENDS))
+def test_cuda_graph_reads_the_seed_at_replay(backend: str) -> None:
+    inputs = make_inputs(32, 512, True, backend)
     seed = torch.tensor(1, device="cuda")
-    sample_code(**inputs, top_k=50, seed=seed, backend="cuda")
+    sample_code(**inputs, top_k=50, seed=seed, backend=backend)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = sample_code(**inputs, top_k=50, seed=seed, backend="cuda")
+        captured = sample_code(**inputs, top_k=50, seed=seed, backend=backend)
     for value in (1, 2):
         seed.fill_(value)
         captured.fill_(-7)
         graph.replay()
-        assert torch.equal(captured, sample_code(**inputs, top_k=50, seed=value, backend="cuda"))
+        assert torch.equal(captured, sample_code(**inputs, top_k=50, seed=value, backend=backend))
 
 
 BAD = {
@@ -267,6 +274,9 @@ BAD = {
     "seed device": (
         {"seed": torch.tensor(1, device="meta")}, ValueError, "seed: expected device cpu",
     ),
+    "index type": ({"index": [0]}, TypeError, "index: expected a torch.Tensor, got list"),
+    "index dtype": ({"index": torch.zeros(4)}, TypeError, "index: .*int64, got float32"),
+    "index shape": ({"index": torch.arange(3)}, ValueError, r"index: .*\[4\].*got \[3\]"),
     "backend": ({"backend": "metal"}, ValueError, "backend.*'torch', got 'metal'"),
     "gradient": (
         {"logits": torch.zeros(4, 9, requires_grad=True)}, ValueError, "logits: .*constant",

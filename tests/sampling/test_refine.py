@@ -23,7 +23,7 @@ def teacher() -> TableTeacher:
 def _refine(teacher, tokens, count: int, **options):
     labels = torch.zeros(len(tokens), dtype=torch.int64)
     index = torch.arange(len(tokens))
-    return refine(teacher, tokens, labels, index, count=count, seed=1, **options)
+    return refine(teacher, tokens, labels, index, steps=count, seed=1, **options)
 
 
 def test_drawing_every_token_gives_the_teacher(teacher) -> None:

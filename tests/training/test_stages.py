@@ -45,7 +45,7 @@ class Setup:
         self.score = TeacherScore(self.teacher)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.guidance = DD2Guidance(head_width=16, head_blocks=1, **SIZES)
+            self.guidance = DD2Guidance(head_width=16, head_depth=1, **SIZES)
         nn.init.normal_(
             self.guidance.head.output.weight, std=0.1, generator=torch.Generator().manual_seed(1)
         )
@@ -119,7 +119,7 @@ def distill(setup: Setup, pool: PairPool | None = None, **changes) -> DistillSta
 def test_each_network_is_moved_by_its_own_loss_only(setup: Setup, objective: str):
     generator, guidance = weights(setup.generator), weights(setup.guidance)
     losses = distill(setup, guidance_rate=0.0, objective=objective).step(0, setup.rng)
-    assert set(losses) == {"csd", "fcs", "gap"}
+    assert set(losses) == {"csd", "fcs"}
     assert torch.equal(weights(setup.guidance), guidance)
     assert not torch.equal(weights(setup.generator), generator)
     assert all(p.requires_grad for p in setup.guidance.parameters())

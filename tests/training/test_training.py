@@ -50,7 +50,7 @@ TINY = digits.DigitsConfig(
     evaluation_samples=500,
 )
 TINY_TOY = toy.ToyConfig(
-    network=toy.ToyNetworkConfig(width=16, layers=1, heads=2, head_width=8, head_blocks=1),
+    network=toy.ToyNetworkConfig(width=16, layers=1, heads=2, head_width=8, head_depth=1),
     pairs=PairsConfig(count=64, batch=32, ode_steps=2),
     stage1=Stage1Config(head_steps=2, steps=3, batch=8),
     regression=RegressionConfig(steps=2, batch=8),

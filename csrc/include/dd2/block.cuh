@@ -52,6 +52,13 @@ struct Max {
   }
 };
 
+struct Min {
+  template <typename T>
+  DD2_DEVICE T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
+
 template <typename T>
 DD2_DEVICE T block_sum(T value) {
   return block_reduce(value, Add());

@@ -9,9 +9,8 @@
 
 #include "dd2/block.cuh"
 #include "dd2/conditional_score.h"
-#include "dd2/filter_row.cuh"
 #include "dd2/csd_loss.cuh"
-#include "dd2/guided_row.cuh"
+#include "dd2/kept_codes.cuh"
 #include "dd2/load_code.cuh"
 #include "dd2/posterior.cuh"
 
@@ -92,16 +91,8 @@ struct Posterior {
   }
 };
 
-// The codes of a row that its filters keep: their indices in shared memory, or all of them.
-struct KeptCodes {
-  const int* indices;  // null: codes 0, 1, ..., count - 1 whose logit is at least `threshold`
-  long long count;
-  float threshold;
-  float largest;  // logit
-};
-
-template <int kDim>
-DD2_HD long long padded_dim(const ConditionalScoreParams& p) {
+template <int kDim, typename Params>
+DD2_HD long long padded_dim(const Params& p) {
   return (p.dim + kDim - 1) / kDim * kDim;
 }
 
@@ -117,6 +108,37 @@ struct TokenVectors {
         along(shared + 3 * padded) {}
 };
 
+// The sums over this thread's share of the kept codes, in dimensions [first, first + kDim), at the
+// token `x_t` and along `direction` in shared memory.
+template <int kDim, bool kJacobian, typename Row>
+DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long long dim,
+                                                 const Row& row, const KeptCodes& kept,
+                                                 const NoiseLevel& level, long long first,
+                                                 const float* x_t, const float* direction) {
+  const long long last = first + kDim;
+  const bool vectors = codes_are_vectors<kDim>(codebook, dim);
+  Posterior<kDim, kJacobian> sums;
+  sums.clear();
+  kept.for_each(row, [&](long long j, float logit) {
+    float code[kDim];
+    load_code(codebook + j * dim, first, dim, vectors, code);
+    float distance = 0.0f, along = 0.0f;
+    const auto include = [&](float value, long long c) {
+      const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
+      distance = fused_multiply_add(difference, difference, distance);
+      if (kJacobian) along = fused_multiply_add(value, direction[c], along);
+    };
+    for (int c = 0; c < kDim; ++c) include(code[c], first + c);
+    DD2_NO_UNROLL
+    for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
+      include(codebook[j * dim + c], c);
+    }
+    const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
+    sums.add(score, code, along, level.exponent);
+  });
+  return sums;
+}
+
 // Dimensions [first, first + kDim) of a token's x0 and J u, left in `shared`: every thread folds its
 // share of the codes, then warps and block are merged.
 template <int kDim, bool kJacobian, typename Row>
@@ -125,27 +147,8 @@ DD2_DEVICE void solve_dimensions(const ConditionalScoreParams& p, const Row& row
                                  Posterior<kDim, kJacobian>* merged, const TokenVectors& shared) {
   const NoiseLevel level(p.t[token]);
   const long long last = first + kDim;
-  const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
-  Posterior<kDim, kJacobian> sums;
-  sums.clear();
-  for (long long i = threadIdx.x; i < kept.count; i += kThreads) {
-    const long long j = kept.indices == nullptr ? i : kept.indices[i];
-    const float logit = row(j);
-    if (!(logit >= kept.threshold) || logit == negative_infinity()) continue;
-    float code[kDim];
-    load_code(p.codebook + j * p.dim, first, p.dim, vectors, code);
-    float distance = 0.0f, along = 0.0f;
-    const auto include = [&](float value, long long c) {
-      const float difference = fused_multiply_add(-level.signal, value, shared.x_t[c]);
-      distance = fused_multiply_add(difference, difference, distance);
-      if (kJacobian) along = fused_multiply_add(value, shared.direction[c], along);
-    };
-    for (int c = 0; c < kDim; ++c) include(code[c], first + c);
-    for (long long c = 0; c < p.dim; ++c) {
-      if (c < first || c >= last) include(p.codebook[j * p.dim + c], c);
-    }
-    sums.add(fused_multiply_add(level.two_t2, logit - kept.largest, -distance), code, along, level.exponent);
-  }
+  Posterior<kDim, kJacobian> sums = fold_codes<kDim, kJacobian>(
+      p.codebook, p.dim, row, kept, level, first, shared.x_t, shared.direction);
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     Posterior<kDim, kJacobian> other = sums.from_lane(offset);
     sums.merge(other, level.exponent);
@@ -240,36 +243,14 @@ __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kDim, kJacobian
   __shared__ Posterior<kDim, kJacobian> merged[kWarps];
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);
-  const long long vocabulary = p.teacher.vocabulary;
-  if (kStaged) {
-    for (long long j = threadIdx.x; j < vocabulary; j += kThreads) staged[j] = row(j);
-    __syncthreads();
-  }
-  const RowFilter filter = kStaged ? filter_row(StagedRow{staged}, p.teacher, candidates)
-                                   : filter_row(row, p.teacher, candidates);
-  if (filter.invalid) {
+  const KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, candidates);
+  if (kept.invalid) {
     for (long long c = threadIdx.x; c < p.dim; c += kThreads) {
       shared.x0[c] = shared.along[c] = quiet_nan();
     }
     __syncthreads();
     for (long long m = 0; m < p.draws; ++m) emit_token<kDim>(p, row_index * p.draws + m, shared);
     return;
-  }
-  KeptCodes kept{nullptr, vocabulary, filter.threshold, filter.largest};
-  if (kStaged) {
-    // Indices overwrite logits that every thread has read: they never run ahead of the reads.
-    int* indices = reinterpret_cast<int*>(staged);
-    long long count = 0;
-    for (long long first = 0; first < vocabulary; first += kThreads) {
-      const long long j = first + threadIdx.x;
-      const bool keep =
-          j < vocabulary && staged[j] >= kept.threshold && staged[j] > negative_infinity();
-      const Position position = block_position(keep);
-      if (keep) indices[count + position.index] = static_cast<int>(j);
-      count += position.total;
-    }
-    kept.indices = indices;
-    kept.count = count;
   }
   for (long long m = 0; m < p.draws; ++m) {
     solve_token<kDim, kJacobian>(p, row, kept, row_index * p.draws + m, merged, shared);

@@ -17,7 +17,8 @@ struct ConditionalScoreParams {
   const float* codebook;   // [vocabulary, dim]
   long long draws;
   long long dim;
-  CsdLossParams csd;  // its direction is F - x, or null
+  CsdLossParams csd;          // its direction is F - x, or null
+  void* workspace = nullptr;  // CUDA: bytes for tensor cores, aligned to 128; null: one block a row
 };
 
 }  // namespace dd2

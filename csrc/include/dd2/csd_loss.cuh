@@ -29,14 +29,21 @@ DD2_HD CsdSums csd_sums(const CsdLossParams& p, long long row, long long token, 
   return sums;
 }
 
+// distance^-power, 1 being SiD's.
+DD2_HD float csd_weight(float distance, float power) {
+  if (power == 0.0f) return 1.0f;
+  const float clamped = distance < kSmallestCsdDistance ? kSmallestCsdDistance : distance;
+  return power == 1.0f ? 1.0f / clamped : __builtin_powf(clamped, -power);
+}
+
 // Writes the gradients in dimensions first, first + step, ... from the sums over all of them, and
 // the caller of first = 0 the loss. `along` is J (F - x), or null: then the gradient is that in D.
 DD2_HD void csd_write(const CsdLossParams& p, long long row, long long token, long long dim,
                       const float* x0, const float* along, CsdSums sums, long long first,
                       long long step) {
-  const float mean = sums.distance / static_cast<float>(dim);
-  float weight = p.weight != nullptr ? p.weight[token] : 1.0f;
-  if (p.sid_weight) weight = 1.0f / (mean < kSmallestCsdDistance ? kSmallestCsdDistance : mean);
+  const float weight = p.weight != nullptr
+                           ? p.weight[token]
+                           : csd_weight(sums.distance / static_cast<float>(dim), p.weight_power);
   if (first == 0) p.loss[token] = weight * sums.value;
   DD2_NO_UNROLL
   for (long long c = first; c < dim; c += step) {

@@ -8,14 +8,14 @@ namespace dd2 {
 struct CsdLossParams {
   const float* x = nullptr;       // [rows, dim]
   const float* fake = nullptr;    // F [rows, draws, dim]
-  const float* weight = nullptr;  // w [rows, draws]; null: 1, or SiD's where sid_weight
+  const float* weight = nullptr;  // w [rows, draws], or null
   float* loss = nullptr;          // [rows, draws]
   float* grad_x = nullptr;        // [rows, draws, dim] through x alone, x_t held
   float* grad_fake = nullptr;     // [rows, draws, dim]
   float* grad_x_t = nullptr;      // [rows, draws, dim]: w J u if it has a direction, else dL/dD
   float alpha = 1.0f;
   bool dmd = false;
-  bool sid_weight = false;  // w = 1 / mean_c|x - D|, a constant to the gradients
+  float weight_power = 0.0f;  // w = mean_c|x - D|^-weight_power where w is null; a constant
 };
 
 }  // namespace dd2

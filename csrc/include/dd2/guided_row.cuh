@@ -29,6 +29,8 @@ struct LogitReader {
 // A row's guided logit, computed from memory.
 template <LogitType kType>
 struct GuidedRow {
+  static constexpr int kUnroll = 4;  // loads in flight
+
   const void* cond;
   const void* uncond;  // null for no guidance
   float scale;
@@ -51,8 +53,17 @@ struct GuidedRow {
 };
 
 struct StagedRow {
+  static constexpr int kUnroll = 1;  // shared memory is near, registers are few
+
   const float* guided;  // shared memory
   DD2_DEVICE float operator()(long long j) const { return guided[j]; }
 };
+
+// Copies a row's logits to shared memory.
+template <typename Row>
+DD2_DEVICE void stage_row(const Row& row, long long vocabulary, float* staged) {
+  for (long long j = threadIdx.x; j < vocabulary; j += kThreads) staged[j] = row(j);
+  __syncthreads();
+}
 
 }  // namespace dd2

@@ -1,5 +1,5 @@
 // Top-k and top-p threshold of one row by one block of kThreads, over the searches of threshold.cuh.
-// `Row` gives the guided logit: float row(long long j).
+// `Row` gives the guided logit, float row(long long j), and how many of them a thread reads at once.
 #pragma once
 
 #include "dd2/block.cuh"
@@ -24,6 +24,7 @@ template <typename Row>
 DD2_DEVICE RowSummary summarize(const Row& row, long long vocabulary) {
   float largest = negative_infinity(), sum = 0.0f, square = 0.0f;
   int finite = 0, bad = 0;
+  DD2_UNROLL(Row::kUnroll)
   for (long long j = threadIdx.x; j < vocabulary; j += kThreads) {
     const float value = row(j);
     if (!(value <= kFloatMax)) bad = 1;
@@ -98,6 +99,7 @@ DD2_DEVICE float row_kth_largest(const Row& row, long long vocabulary, long long
 template <typename Row, typename Keep>
 DD2_DEVICE float mass_where(const Row& row, long long vocabulary, float largest, const Keep& keep) {
   float mass = 0.0f;
+  DD2_UNROLL(Row::kUnroll)
   for (long long j = threadIdx.x; j < vocabulary; j += kThreads) {
     const float value = row(j);
     if (keep(value)) mass += exp2f((value - largest) * kLog2E);

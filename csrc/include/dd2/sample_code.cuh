@@ -14,6 +14,8 @@ namespace dd2 {
 
 template <LogitType kType>
 struct TemperedRow {
+  static constexpr int kUnroll = GuidedRow<kType>::kUnroll;
+
   GuidedRow<kType> row;
   float inverse_temperature;
   DD2_DEVICE float operator()(long long j) const { return row(j) * inverse_temperature; }
@@ -80,14 +82,14 @@ __global__ void __launch_bounds__(kThreads, 4) sample_code_fwd_kernel(const Samp
   const TemperedRow<kType> row{GuidedRow<kType>(p.teacher, row_index), p.inverse_temperature};
   const auto draw = [&](const auto& source) {
     const RowFilter filter = filter_row(source, p.teacher, candidates);
-    const double uniform = row_uniform(*p.seed, row_index, kSampleStream);
+    const long long counter = p.index != nullptr ? p.index[row_index] : row_index;
+    const double uniform = row_uniform(*p.seed, counter, kSampleStream);
     const long long code =
         filter.invalid ? -1 : draw_code(source, vocabulary, filter, uniform);
     if (threadIdx.x == 0) p.out[row_index] = code;
   };
   if (kStaged) {
-    for (long long j = threadIdx.x; j < vocabulary; j += kThreads) staged[j] = row(j);
-    __syncthreads();
+    stage_row(row, vocabulary, staged);
     draw(StagedRow{staged});
   } else {
     draw(row);

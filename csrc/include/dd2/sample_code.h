@@ -10,8 +10,9 @@ constexpr unsigned kSampleStream = 2;  // last counter word; 0 and 1 are the sam
 // Draws out = one code for every row.
 struct SampleCodeParams {
   TeacherRows teacher;
-  long long* out;         // [rows], -1 for an invalid row
-  const long long* seed;  // []
+  long long* out;          // [rows], -1 for an invalid row
+  const long long* seed;   // []
+  const long long* index;  // [rows] counter of each row, or null for 0, 1, ...
   float inverse_temperature;
 };
 

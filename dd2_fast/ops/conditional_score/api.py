@@ -48,7 +48,7 @@ def conditional_score(
         top_k: how many of the largest logits to keep; 0 keeps all.
         top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
         prediction: ``"score"``, ``"x0"`` or ``"velocity"``.
-        backend: ``"cuda"``, ``"cpu"``, ``"torch"``, or None for the fastest that can run.
+        backend: a name in :func:`available_backends`, or None for the fastest that can run.
 
     Returns:
         The prediction, of the shape of ``x_t``; float32, or float64 if an input is. ``x0`` is
@@ -81,6 +81,11 @@ def conditional_score(
         float(top_p),
         backend or "",
     ).reshape(x_t.shape)
+    return predict(x0, x_t, t, prediction)
+
+
+def predict(x0: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> Tensor:
+    """The prediction that ``x0`` is at ``x_t [*, C]`` and ``t [*]``."""
     if prediction == "x0":
         return x0
     t = t[..., None]

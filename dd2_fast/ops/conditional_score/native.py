@@ -1,19 +1,17 @@
-"""Arguments of the compiled kernels from tensors; used by the ``cpu`` and ``cuda`` backends."""
+"""Arguments of the compiled kernels from tensors; used by ``cpu``, ``cuda`` and ``cupy``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension
-from ..native import TeacherRows, address
+from ..native import Launcher, TeacherRows, address, cuda_launcher
 
 
 def call(
-    launch: Callable[[Any], None],
+    launch: Launcher,
     outputs: dict[str, Any],
     direction: Tensor | None,
     x_t: Tensor,
@@ -28,11 +26,11 @@ def call(
     """Fills what is in ``outputs`` by ``launch(params)``: the addresses ``out`` of x0 and
     ``jacobian`` of ``J direction``, both of the shape of ``x_t [R, M, C]``, and the loss ``csd``.
     """
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p, launch.structs)
     x_t, t, codebook = x_t.contiguous(), t.contiguous(), codebook.contiguous()
     direction = None if direction is None else direction.contiguous()
     launch(
-        extension.native().ConditionalScoreParams(
+        launch.structs.ConditionalScoreParams(
             teacher=teacher.arguments,
             **{"out": 0, "jacobian": 0, **outputs},
             x_t=x_t.data_ptr(),
@@ -45,9 +43,21 @@ def call(
     )
 
 
-def run(
-    launch: Callable[[Any], None], direction: Tensor | None, x_t: Tensor, *arguments: Any
-) -> Tensor:
+def cuda_launch(device: torch.device) -> Launcher:
+    """The CUDA kernels on the current stream of ``device``, with the workspace they ask for."""
+    launcher = cuda_launcher("conditional_score", device)
+
+    def launch(params: Any) -> None:
+        with torch.cuda.device(device):
+            size = launcher.structs.cuda_conditional_score_workspace(params)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        params.set_workspace(workspace.data_ptr())
+        launcher(params)
+
+    return Launcher(launcher.structs, launch)
+
+
+def run(launch: Launcher, direction: Tensor | None, x_t: Tensor, *arguments: Any) -> Tensor:
     """``x0``, or ``J direction``, of the shape of ``x_t [R, M, C]``, by ``launch(params)``."""
     out = torch.empty_like(x_t, memory_format=torch.contiguous_format)
     name = "out" if direction is None else "jacobian"

@@ -27,6 +27,7 @@ def csd_loss(
     objective: str = "sid",
     alpha: float = 1.0,
     weight: str | Tensor = "sid",
+    weight_power: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
     """Conditional Score Distillation loss of a one-step generator, at every token, unreduced.
@@ -37,10 +38,10 @@ def csd_loss(
         "sid"   w (D - F)·(D - x - alpha (D - F))   gradients in x, x_t (through D) and F
         "dmd"   w (F - D)·x                         F - D a constant, gradient in x alone
 
-    ``weight`` is a constant: ``"sid"`` is ``w = 1 / mean_c|x - D|``, the mean at least 1e-5;
-    ``"none"`` is 1. Value and gradients come from one pass over the logits in forward, and backward
-    reads none; ``alpha`` other than 1 costs one more pass in backward. Nothing of the size of the
-    logits is written. Differentiable once.
+    ``weight`` is a constant: ``"sid"`` is ``w = mean_c|x - D| ** -weight_power``, the mean at least
+    1e-5; ``"none"`` is 1. Value and gradients come from one pass over the logits in forward, and
+    backward reads none; ``alpha`` other than 1 costs one more pass in backward. Nothing of the size
+    of the logits is written. Differentiable once.
 
     Args:
         x: generated tokens ``[*, C]``, also where there are draws.
@@ -56,7 +57,8 @@ def csd_loss(
         objective: ``"sid"`` or ``"dmd"``.
         alpha: SiD's, 1 in the paper.
         weight: ``"sid"``, ``"none"`` or a tensor that broadcasts to the loss; a constant.
-        backend: ``"cuda"``, ``"cpu"``, ``"torch"``, or None for the fastest that can run.
+        weight_power: of ``"sid"``; 1 is SiD's, less weighs far tokens less down.
+        backend: a name in :func:`available_backends`, or None for the fastest that can run.
 
     Returns:
         The loss ``[*]``, or ``[*, M]`` with draws; float32, or float64 if an input is. A token
@@ -79,6 +81,7 @@ def csd_loss(
     checks.check_noise_level(t)
     checks.check_choice("objective", objective, OBJECTIVES)
     checks.check_number("alpha", alpha)
+    checks.check_number("weight_power", weight_power)
     dtype = checks.compute_dtype(x, x_t, t, fake_x0, logits, codebook)
     t = checks.broadcast_rows("t", t, lead, logits, dtype)
     scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
@@ -98,7 +101,7 @@ def csd_loss(
         x.to(dtype).reshape(count, codebook.shape[1]),
         fake_x0.to(dtype).reshape(tokens),
         None if factor is None else factor.reshape(count, draws),
-        factor is None and weight == "sid",
+        float(weight_power) if factor is None and weight == "sid" else 0.0,
         objective,
         float(alpha),
         x_t.requires_grad and torch.is_grad_enabled(),

@@ -1,24 +1,22 @@
-"""The CSD loss as the epilogue of the compiled conditional score; used by ``cpu`` and ``cuda``."""
+"""The CSD loss as the epilogue of the compiled conditional score: ``cpu``, ``cuda``, ``cupy``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension
 from ..conditional_score.native import call
-from ..native import address
+from ..native import Launcher, address
 
 
 def run(
-    launch: Callable[[Any], None],
+    launch: Launcher,
     x: Tensor,
     fake_x0: Tensor,
     weight: Tensor | None,
-    sid_weight: bool,
+    weight_power: float,
     objective: str,
     alpha: float,
     wants_x_t: bool,
@@ -34,7 +32,7 @@ def run(
     grad_fake = torch.empty_like(fake_x0) if sid else x_t.new_empty(0)
     grad_x_t = torch.empty_like(fake_x0) if sid and wants_x_t else x_t.new_empty(0)
     direction = fake_x0 - x[:, None] if grad_x_t.numel() and alpha == 1 else None
-    csd = extension.native().CsdLossParams(
+    csd = launch.structs.CsdLossParams(
         x=x.data_ptr(),
         fake=fake_x0.data_ptr(),
         weight=address(weight),
@@ -44,7 +42,7 @@ def run(
         grad_x_t=grad_x_t.data_ptr(),
         alpha=alpha,
         dmd=not sid,
-        sid_weight=sid_weight,
+        weight_power=weight_power,
     )
     call(launch, {"csd": csd}, direction, x_t, *posterior)
     return loss, grad_x, grad_fake, grad_x_t

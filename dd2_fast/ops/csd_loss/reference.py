@@ -28,7 +28,7 @@ def csd_loss(
     x: Tensor,
     fake_x0: Tensor,
     weight: Tensor | None,
-    sid_weight: bool,
+    weight_power: float,
     objective: str,
     alpha: float,
     wants_x_t: bool,
@@ -38,8 +38,8 @@ def csd_loss(
     """Loss ``[R, M]`` and its gradients ``[R, M, C]`` in ``x`` (``x_t`` held), ``F`` and ``x_t``.
 
     Args:
-        x: ``[R, C]``. fake_x0: ``F [R, M, C]``. weight: ``[R, M]`` or None for 1.
-        sid_weight: ``w = 1 / mean_c|x - D|`` instead.
+        x: ``[R, C]``. fake_x0: ``F [R, M, C]``. weight: ``[R, M]`` or None.
+        weight_power: ``w = mean_c|x - D| ** -weight_power`` where the weight is None.
         objective: ``"sid"``, or ``"dmd"`` with the gradient in ``x`` alone.
         wants_x_t: False leaves out the gradient in ``x_t``.
         x_t, posterior: the arguments of ``conditional_score``'s reference.
@@ -50,9 +50,11 @@ def csd_loss(
     """
     x = x[:, None]
     teacher_x0 = conditional_x0(x_t, *posterior)
-    factor = x_t.new_ones(()) if weight is None else weight[..., None]
-    if sid_weight:
-        factor = 1 / (x - teacher_x0).abs().mean(-1, keepdim=True).clamp(min=SMALLEST_DISTANCE)
+    if weight is None:
+        distance = (x - teacher_x0).abs().mean(-1, keepdim=True)
+        factor = distance.clamp(min=SMALLEST_DISTANCE) ** -weight_power
+    else:
+        factor = weight[..., None]
     difference = teacher_x0 - fake_x0
     grad_x = -factor * difference
     if objective == "dmd":

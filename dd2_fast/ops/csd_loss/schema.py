@@ -14,7 +14,7 @@ from ..conditional_score import schema as schema
 # The gradients are outputs too: backward only scales what forward has already computed.
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define(
-    "csd_loss(Tensor x, Tensor fake_x0, Tensor? weight, bool sid_weight, str objective, "
+    "csd_loss(Tensor x, Tensor fake_x0, Tensor? weight, float weight_power, str objective, "
     "float alpha, bool wants_x_t, Tensor x_t, Tensor t, Tensor logits, Tensor? uncond_logits, "
     "Tensor guidance_scale, Tensor codebook, int top_k, float top_p, str backend) "
     "-> (Tensor loss, Tensor grad_x, Tensor grad_fake, Tensor grad_x_t)"
@@ -32,7 +32,7 @@ def _fake(
     x: Tensor,
     fake_x0: Tensor,
     weight: Tensor | None,
-    sid_weight: bool,
+    weight_power: float,
     objective: str,
     alpha: float,
     wants_x_t: bool,

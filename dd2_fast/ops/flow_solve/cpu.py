@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from .. import extension
-from ..native import TeacherRows, cpu_launcher
+from ..native import cpu_launcher
+from . import native
 
 
-def flow_solve(
-    noise: Tensor,
-    logits: Tensor,
-    uncond_logits: Tensor | None,
-    guidance_scale: Tensor,
-    codebook: Tensor,
-    steps: int,
-    solver: str,
-    top_k: int,
-    top_p: float,
-) -> Tensor:
+def flow_solve(*arguments: Any) -> Tensor:
     """Codes ``[R, M]``; arguments as in :mod:`.reference`."""
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
-    noise, codebook = noise.contiguous(), codebook.contiguous()
-    out = torch.empty(noise.shape[:2], dtype=torch.int64)
-    cpu_launcher("flow_solve")(
-        extension.native().FlowSolveParams(
-            teacher=teacher.arguments,
-            out=out.data_ptr(),
-            noise=noise.data_ptr(),
-            codebook=codebook.data_ptr(),
-            draws=noise.shape[1],
-            dim=noise.shape[2],
-            steps=steps,
-            heun=solver == "heun",
-        )
-    )
-    return out
+    return native.run(cpu_launcher("flow_solve"), *arguments)

@@ -19,7 +19,7 @@ def nearest_code(x: Tensor, codebook: Tensor, *, backend: str | None = None) -> 
     Args:
         x: vectors ``[*, C]``; no gradient flows through an index.
         codebook: code vectors ``[V, C]``.
-        backend: ``"cuda"``, ``"cpu"``, ``"torch"``, or None for the fastest that can run.
+        backend: a name in :func:`available_backends`, or None for the fastest that can run.
 
     Returns:
         int64 indices ``[*]``; -1 where no code is at a finite distance: a NaN or infinity in the

@@ -1,22 +1,19 @@
-"""Arguments of the compiled kernels from tensors; used by the ``cpu`` and ``cuda`` backends."""
+"""Arguments of the compiled kernels from tensors; used by ``cpu``, ``cuda`` and ``cupy``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension
+from ..native import Launcher
 
 
-def run(launch: Callable[[Any], None], x: Tensor, codebook: Tensor) -> Tensor:
+def run(launch: Launcher, x: Tensor, codebook: Tensor) -> Tensor:
     """Indices ``[R]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
     x, codebook = x.contiguous(), codebook.contiguous()
     out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     launch(
-        extension.native().NearestCodeParams(
+        launch.structs.NearestCodeParams(
             out=out.data_ptr(),
             x=x.data_ptr(),
             codebook=codebook.data_ptr(),

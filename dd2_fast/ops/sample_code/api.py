@@ -18,6 +18,7 @@ def sample_code(
     top_p: float = 1.0,
     temperature: float = 1.0,
     seed: Tensor | int = 0,
+    index: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Draw one code a token from a teacher's sampling distribution.
@@ -28,10 +29,10 @@ def sample_code(
     moves what top-p keeps, but not what top-k keeps. A code whose logit is -inf, in either of the
     two, is never drawn.
 
-    The draw is a function of the row's logits, ``seed`` and the row's index alone, its flat index
-    over ``[*]`` in this call: the same on every backend up to rounding where a uniform number
-    falls next to the boundary of two codes, and in any order of work. A batch split over several
-    calls counts its rows from 0 in each, so give each call its own seed.
+    The draw is a function of the row's logits, ``seed`` and the row's ``index`` alone: the same on
+    every backend up to rounding where a uniform number falls next to the boundary of two codes, and
+    in any order of work. Without ``index`` the rows of a call count from 0; a batch split over
+    several calls then needs a seed for each.
 
     Args:
         logits: the teacher's logits ``[*, V]``; a constant.
@@ -42,7 +43,9 @@ def sample_code(
         temperature: divides the guided logits, in [1e-30, 1e30]; small is greedy.
         seed: an int of 64 bits, or an int64 tensor ``[]`` on the device of ``logits``, which a
             CUDA graph reads anew at every replay.
-        backend: ``"cuda"``, ``"cpu"``, ``"torch"``, or None for the fastest that can run.
+        index: int64 ``[*]``, the number of each row under the seed; None: its flat place in this
+            call.
+        backend: a name in :func:`available_backends`, or None for the fastest that can run.
 
     Returns:
         int64 codes ``[*]``; -1 for a row with no code left, or with a NaN or +inf in its guided
@@ -58,6 +61,10 @@ def sample_code(
     checks.check_temperature(temperature)
     seed = checks.seed_tensor(seed, logits)
     rows, vocabulary = logits.shape[:-1], logits.shape[-1]
+    if index is not None:
+        checks.check_tensor("index", index, (torch.int64,))
+        checks.check_shape("index", index, list(rows), "[*], that of logits without V")
+        checks.check_same_device("logits", logits, index=index)
     dtype = checks.compute_dtype(logits)
     scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
     count = scale.numel()
@@ -66,6 +73,7 @@ def sample_code(
         None if uncond_logits is None else uncond_logits.reshape(count, vocabulary),
         scale.reshape(count),
         seed,
+        None if index is None else index.reshape(count),
         top_k,
         float(top_p),
         float(temperature),

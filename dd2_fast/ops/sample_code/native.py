@@ -1,35 +1,34 @@
-"""Arguments of the compiled kernels from tensors; used by the ``cpu`` and ``cuda`` backends."""
+"""Arguments of the compiled kernels from tensors; used by ``cpu``, ``cuda`` and ``cupy``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension
-from ..native import TeacherRows
+from ..native import Launcher, TeacherRows, address
 
 
 def run(
-    launch: Callable[[Any], None],
+    launch: Launcher,
     logits: Tensor,
     uncond_logits: Tensor | None,
     guidance_scale: Tensor,
     seed: Tensor,
+    index: Tensor | None,
     top_k: int,
     top_p: float,
     temperature: float,
 ) -> Tensor:
     """Codes ``[R]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p, launch.structs)
+    index = None if index is None else index.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     launch(
-        extension.native().SampleCodeParams(
+        launch.structs.SampleCodeParams(
             teacher=teacher.arguments,
             out=out.data_ptr(),
             seed=seed.data_ptr(),
+            index=address(index),
             inverse_temperature=1 / temperature,
         )
     )

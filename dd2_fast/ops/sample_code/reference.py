@@ -27,11 +27,14 @@ def sample_code(
     uncond_logits: Tensor | None,
     guidance_scale: Tensor,
     seed: Tensor,
+    index: Tensor | None,
     top_k: int,
     top_p: float,
     temperature: float,
 ) -> Tensor:
-    """Codes ``[R]`` drawn under ``logits [R, V]``; ``guidance_scale [R]``, ``seed []`` int64."""
+    """Codes ``[R]`` drawn under ``logits [R, V]``; ``guidance_scale [R]``, int64 ``seed []``
+    and ``index [R]`` (None: 0, 1, ...).
+    """
     dtype = checks.compute_dtype(logits)
     uncond_logits = None if uncond_logits is None else uncond_logits.to(dtype)
     tempered = guided_logits(logits.to(dtype), uncond_logits, guidance_scale) * (1 / temperature)
@@ -39,6 +42,8 @@ def sample_code(
     valid = largest.isfinite()[:, 0]
     kept = filter_logits(tempered.where(valid[:, None], 0), top_k, top_p)
     cumulative = (kept - kept.amax(-1, keepdim=True)).exp().double().cumsum(-1)
-    target = row_uniform(seed, logits.shape[0], STREAM)[:, None] * cumulative[:, -1:]
+    if index is None:
+        index = torch.arange(logits.shape[0], device=logits.device)
+    target = row_uniform(seed, index, STREAM)[:, None] * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return drawn.where(valid, -1)

@@ -10,7 +10,7 @@ from .. import checks, registry
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define(
     "sample_code(Tensor logits, Tensor? uncond_logits, Tensor guidance_scale, Tensor seed, "
-    "int top_k, float top_p, float temperature, str backend) -> Tensor"
+    "Tensor? index, int top_k, float top_p, float temperature, str backend) -> Tensor"
 )
 
 
@@ -19,6 +19,7 @@ def _forward(
     uncond_logits: Tensor | None,
     guidance_scale: Tensor,
     seed: Tensor,
+    index: Tensor | None,
     top_k: int,
     top_p: float,
     temperature: float,
@@ -27,7 +28,7 @@ def _forward(
     dtype = checks.compute_dtype(logits)
     module = registry.resolve("sample_code", backend, logits.device, dtype)
     return module.sample_code(
-        logits, uncond_logits, guidance_scale, seed, top_k, top_p, temperature
+        logits, uncond_logits, guidance_scale, seed, index, top_k, top_p, temperature
     )
 
 

@@ -37,7 +37,7 @@ class ToyNetworkConfig:
     layers: int = 2
     heads: int = 4
     head_width: int = 64
-    head_blocks: int = 2
+    head_depth: int = 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+// The probability-flow ODE from noise to a code on NVIDIA GPUs: a block takes all steps of a row's
+// draws.
+//
+// A filtered row is staged, filtered and compacted once, and keeps its logits in shared memory too:
+// the steps then read nothing but codes. An unfiltered row streams its logits at every step. Each
+// step ends in one merge of the block's sums, so that merge is the short kind: the lanes of a warp
+// halve the dimensions that they exchange until each is left with one.
+#pragma once
+
+#include "dd2/conditional_score.cuh"
+#include "dd2/flow_solve.h"
+
+namespace dd2 {
+
+// A token's vectors in shared memory, each padded with zeros to a multiple of kDim.
+struct FlowVectors {
+  float* x;
+  float* ahead;     // where Euler's step leads
+  float* velocity;  // at x
+  float* mean;      // x0 where it was last wanted
+
+  DD2_DEVICE FlowVectors(float* shared, long long padded)
+      : x(shared), ahead(shared + padded), velocity(shared + 2 * padded),
+        mean(shared + 3 * padded) {}
+};
+
+// The softmax sums of each warp, relative to its best code.
+template <int kDim>
+struct WarpSums {
+  float best[kWarps];
+  float weight[kWarps];
+  float mean[kWarps][kDim];
+};
+
+// What moves sums relative to `best` to another reference; 0 where there are none.
+DD2_DEVICE float shrinkage(float weight, float best, float reference, float exponent) {
+  return weight == 0.0f ? 0.0f : exp2f((best - reference) * exponent);
+}
+
+// The warp's sum of values[c], to its lanes c, c + kDim, ...
+template <int kDim>
+DD2_DEVICE float scattered_sum(float (&values)[kDim]) {
+  for (int half = kDim / 2; half > 0; half /= 2) {
+    const bool upper = (lane_index() & half) != 0;
+    for (int c = 0; c < half; ++c) {
+      const float kept = upper ? values[c + half] : values[c];
+      const float given = upper ? values[c] : values[c + half];
+      values[c] = kept + __shfl_xor_sync(kAllLanes, given, half);
+    }
+  }
+  float sum = values[0];
+  for (int offset = kDim; offset < kWarp; offset *= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  }
+  return sum;
+}
+
+// The posterior mean of the token `x` at a noise level, to `mean`; both in shared memory.
+template <int kDim, typename Row>
+DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const KeptCodes& kept,
+                               const NoiseLevel& level, const float* x, WarpSums<kDim>& warps,
+                               float* mean) {
+  const int lane = lane_index(), warp = warp_index();
+  for (int first = 0; first < static_cast<int>(p.dim); first += kDim) {
+    Posterior<kDim, false> sums =
+        fold_codes<kDim, false>(p.codebook, p.dim, row, kept, level, first, x, nullptr);
+    const float best = warp_reduce(sums.best, Max());
+    const float factor = shrinkage(sums.weight, sums.best, best, level.exponent);
+    for (int c = 0; c < kDim; ++c) sums.mean[c] *= factor;
+    const float weight = warp_reduce(sums.weight * factor, Add());
+    const float scattered = scattered_sum(sums.mean);
+    if (lane < kDim) warps.mean[warp][lane] = scattered;
+    if (lane == 0) {
+      warps.best[warp] = best;
+      warps.weight[warp] = weight;
+    }
+    __syncthreads();
+    if (threadIdx.x < kDim) {
+      float largest = warps.best[0], total = 0.0f, sum = 0.0f;
+      for (int w = 1; w < kWarps; ++w) largest = Max()(warps.best[w], largest);
+      for (int w = 0; w < kWarps; ++w) {
+        const float share = shrinkage(warps.weight[w], warps.best[w], largest, level.exponent);
+        total = fused_multiply_add(warps.weight[w], share, total);
+        sum = fused_multiply_add(warps.mean[w][lane], share, sum);
+      }
+      mean[first + lane] = sum / total;
+    }
+    __syncthreads();
+  }
+}
+
+// Takes all steps from v.x; the end point is left in v.mean.
+template <int kDim, typename Row>
+DD2_DEVICE void integrate(const FlowSolveParams& p, const Row& row, const KeptCodes& kept,
+                          WarpSums<kDim>& warps, const FlowVectors& v) {
+  const int steps = static_cast<int>(p.steps), dim = static_cast<int>(p.dim);
+  const int means = p.heun ? 2 * steps - 1 : steps;
+  const float count = static_cast<float>(steps);
+  for (int n = 0; n < means; ++n) {
+    const bool corrects = p.heun && n % 2 == 1;
+    const int level = steps - (p.heun ? (n + 1) / 2 : n);
+    const float t = static_cast<float>(level) / count;
+    const float* x = corrects ? v.ahead : v.x;
+    posterior_mean(p, row, kept, NoiseLevel(t), x, warps, v.mean);
+    if (n == means - 1) return;
+    for (int c = threadIdx.x; c < dim; c += kThreads) {
+      const float velocity = (x[c] - v.mean[c]) / t;
+      if (corrects) {
+        v.x[c] -= 0.5f / count * (v.velocity[c] + velocity);
+      } else {
+        v.velocity[c] = velocity;
+        (p.heun ? v.ahead : v.x)[c] = v.x[c] - velocity / count;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// The kept code nearest to `x` in shared memory, the first on ties; -1 where none is at a finite
+// distance.
+template <int kDim, typename Row>
+DD2_DEVICE long long nearest_kept(const FlowSolveParams& p, const Row& row, const KeptCodes& kept,
+                                  const float* x) {
+  using Key = unsigned long long;  // distance above code, as one number
+  constexpr Key kNone = ~Key{0};
+  const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
+  Key nearest = kNone;
+  kept.for_each(row, [&](long long j, float) {
+    float distance = 0.0f;
+    for (int first = 0; first < static_cast<int>(p.dim); first += kDim) {
+      float code[kDim];
+      load_code(p.codebook + j * p.dim, first, p.dim, vectors, code);
+      for (int c = 0; c < kDim; ++c) {
+        const float difference = code[c] - x[first + c];
+        distance = fused_multiply_add(difference, difference, distance);
+      }
+    }
+    if (!(distance <= kFloatMax)) return;
+    nearest = Min()(static_cast<Key>(__float_as_uint(distance)) << 32 | j, nearest);
+  });
+  nearest = block_reduce(nearest, Min());
+  return nearest == kNone ? -1 : static_cast<long long>(nearest & 0xffffffffu);
+}
+
+// Whether no value of the codebook is NaN or infinite.
+DD2_DEVICE bool codebook_is_finite(const FlowSolveParams& p) {
+  const long long size = p.teacher.vocabulary * p.dim;
+  const bool vectors = codes_are_vectors<4>(p.codebook, size);
+  float check = 0.0f;
+  for (long long i = 4 * static_cast<long long>(threadIdx.x); i < size; i += 4 * kThreads) {
+    float values[4];
+    load_code(p.codebook, i, size, vectors, values);
+    for (int c = 0; c < 4; ++c) check = fused_multiply_add(values[c], 0.0f, check);
+  }
+  return block_sum(check) == 0.0f;
+}
+
+// Reads a token's noise; false where it has a NaN or infinity.
+template <int kDim>
+DD2_DEVICE bool read_noise(const FlowSolveParams& p, long long token, const FlowVectors& v) {
+  float check = 0.0f;
+  for (long long c = threadIdx.x; c < padded_dim<kDim>(p); c += kThreads) {
+    const float value = c < p.dim ? p.noise[token * p.dim + c] : 0.0f;
+    v.x[c] = v.ahead[c] = value;
+    check += value * 0.0f;
+  }
+  return block_sum(check) == 0.0f;
+}
+
+// Floats of dynamic shared memory that a block needs.
+template <int kDim, bool kStaged>
+DD2_HD long long flow_solve_shared_floats(const FlowSolveParams& p) {
+  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);
+}
+
+// grid (rows, any number of blocks that share a row's draws); kStaged: for filtered rows that fit
+// in shared memory. Two blocks a multiprocessor leave the registers that it takes not to spill.
+template <LogitType kType, int kDim, bool kStaged>
+__global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowSolveParams p) {
+  DD2_DYNAMIC_SHARED(float, dynamic);
+  const FlowVectors vectors(dynamic, padded_dim<kDim>(p));
+  float* staged = dynamic + flow_solve_shared_floats<kDim, false>(p);
+  __shared__ Candidates candidates;
+  __shared__ WarpSums<kDim> warps;
+  const long long row_index = blockIdx.x;
+  const GuidedRow<kType> row(p.teacher, row_index);
+  KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, candidates);
+  const bool valid = !kept.invalid && codebook_is_finite(p);
+  if (kStaged) kept.has_logits = keep_logits(row, p.teacher.vocabulary, staged, kept.count);
+  for (int m = blockIdx.y; m < static_cast<int>(p.draws); m += gridDim.y) {
+    const long long token = row_index * p.draws + m;
+    long long code = -1;
+    if (valid && read_noise<kDim>(p, token, vectors)) {
+      integrate(p, row, kept, warps, vectors);
+      code = nearest_kept<kDim>(p, row, kept, vectors.mean);
+    }
+    if (threadIdx.x == 0) p.out[token] = code;
+  }
+}
+
+}  // namespace dd2

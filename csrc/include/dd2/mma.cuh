@@ -1,0 +1,141 @@
+// Tensor-core products of halves and the loads that feed them, as one warp's instructions.
+//
+// Layouts are those of the PTX ISA. With g = lane / 4 and q = lane % 4, a lane holds of
+//   A [16, 16]  a[i] = rows g + 8 (i % 2), columns 2q + 8 (i / 2) and the next
+//   B [16, 8]   b[i] = rows 2q + 8 i and the next, column g
+//   D [16, 8]   d[i] = row g + 8 (i / 2), column 2q + i % 2
+// two halves a register, the first in the low bits. tests/native/tensor_shim.h is the CPU's.
+#pragma once
+
+#include "dd2/block.cuh"
+
+#ifdef DD2_HOST_SHIM
+#define DD2_UNROLL_ALL
+#else
+#define DD2_UNROLL_ALL _Pragma("unroll")
+#endif
+
+namespace dd2 {
+
+#ifdef DD2_HOST_SHIM
+
+using SharedAddress = unsigned char*;
+using dd2_shim::copy_to_shared;
+using dd2_shim::exp2_flushed;
+using dd2_shim::half_to_float;
+using dd2_shim::load_matrices;
+using dd2_shim::load_matrices_transposed;
+using dd2_shim::max_or_nan;
+using dd2_shim::multiply_add;
+using dd2_shim::pack_halves;
+using dd2_shim::shared_address;
+using dd2_shim::wait_for_copies;
+
+#else
+
+using SharedAddress = unsigned;
+
+DD2_DEVICE SharedAddress shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// d += A B.
+DD2_DEVICE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+#ifdef __CUDA_ARCH__
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// Four 8x8 matrices of halves whose 16-byte rows lanes 8i to 8i + 7 point at: r[i] has row g,
+// columns 2q and the next.
+DD2_DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
+#ifdef __CUDA_ARCH__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row));
+#endif
+}
+
+// Likewise, transposed: r[i] has rows 2q and the next, column g.
+DD2_DEVICE void load_matrices_transposed(unsigned (&r)[4], SharedAddress row) {
+#ifdef __CUDA_ARCH__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row));
+#endif
+}
+
+// Starts a copy of 16 bytes, in shared memory once this thread has waited for its copies.
+DD2_DEVICE void copy_to_shared(SharedAddress target, const void* source) {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+#endif
+}
+
+DD2_DEVICE void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Both rounded to the nearest half.
+DD2_DEVICE unsigned pack_halves(float low, float high) {
+  unsigned packed = 0;
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+  return packed;
+}
+
+DD2_DEVICE float half_to_float(unsigned short bits) {
+  float value = 0.0f;
+#ifdef __CUDA_ARCH__
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+#endif
+  return value;
+}
+
+// exp2 in one instruction; relative error 2^-22, results below 2^-126 are 0.
+DD2_DEVICE float exp2_flushed(float x) {
+  float value = 0.0f;
+#ifdef __CUDA_ARCH__
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+#endif
+  return value;
+}
+
+// The larger, or NaN if either is.
+DD2_DEVICE float max_or_nan(float a, float b) {
+  float value = 0.0f;
+#ifdef __CUDA_ARCH__
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
+#endif
+  return value;
+}
+
+#endif
+
+// Two floats as sums of two halves.
+struct SplitPair {
+  unsigned high;
+  unsigned low;
+};
+
+// To 2^-23 relative or 2^-25 absolute.
+DD2_DEVICE SplitPair split_nearest(float first, float second) {
+  const unsigned high = pack_halves(first, second);
+  return {high, pack_halves(first - half_to_float(static_cast<unsigned short>(high)),
+                            second - half_to_float(static_cast<unsigned short>(high >> 16)))};
+}
+
+// To 2^-22 relative or 2^-25 absolute: the high part is cut off, not rounded, an instruction less.
+DD2_DEVICE SplitPair split_cut(float first, float second) {
+  const float a = __uint_as_float(__float_as_uint(first) & 0xffffe000u);
+  const float b = __uint_as_float(__float_as_uint(second) & 0xffffe000u);
+  return {pack_halves(a, b), pack_halves(first - a, second - b)};
+}
+
+}  // namespace dd2

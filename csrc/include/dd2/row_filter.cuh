@@ -1,0 +1,30 @@
+// The filters of every row ahead of the tensor-core kernel: one block a row.
+#pragma once
+
+#include "dd2/filter_row.cuh"
+#include "dd2/guided_row.cuh"
+#include "dd2/split_codebook.cuh"
+
+namespace dd2 {
+
+DD2_DEVICE KeptRange kept_range(const RowFilter& filter) {
+  return {filter.invalid ? quiet_nan() : filter.threshold, filter.largest};
+}
+
+// grid (rows); kStaged: for rows that fit in shared memory, where they are read once.
+template <LogitType kType, bool kStaged>
+__global__ void __launch_bounds__(kThreads, kStaged ? 6 : 4)
+    row_filter_kernel(const ConditionalScoreParams p) {
+  DD2_DYNAMIC_SHARED(float, staged);
+  __shared__ Candidates candidates;
+  const GuidedRow<kType> row(p.teacher, blockIdx.x);
+  if (kStaged) {
+    for (long long j = threadIdx.x; j < p.teacher.vocabulary; j += kThreads) staged[j] = row(j);
+    __syncthreads();
+  }
+  const RowFilter filter = kStaged ? filter_row(StagedRow{staged}, p.teacher, candidates)
+                                   : filter_row(row, p.teacher, candidates);
+  if (threadIdx.x == 0) DenseWorkspace(p).kept[blockIdx.x] = kept_range(filter);
+}
+
+}  // namespace dd2

@@ -1,0 +1,140 @@
+// The codebook as the tensor cores read it: scaled by a power of two, every value the sum of two
+// halves, in tiles that a block copies whole.
+#pragma once
+
+#include "dd2/conditional_score.h"
+#include "dd2/mma.cuh"
+#include "dd2/posterior.cuh"
+
+namespace dd2 {
+
+constexpr int kTileCodes = 64;
+
+// 2^exponent, -126 <= exponent <= 127, and floor(log2 |value|), 128 of a value that is not finite.
+DD2_DEVICE float power_of_two(int exponent) {
+  return __uint_as_float(static_cast<unsigned>(exponent + 127) << 23);
+}
+DD2_DEVICE int exponent_of(float value) {
+  return static_cast<int>(__float_as_uint(value) >> 23 & 0xffu) - 127;
+}
+DD2_DEVICE int clamp(int value, int low, int high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+// A tile of kTileCodes codes of kDim values: for each position the high halves, then the low ones,
+// in chunks of eight; then half the squared length of every code, in order of the codes.
+template <int kDim>
+struct CodeTile {
+  static constexpr int kHighChunks = kDim / 8;
+  static constexpr int kChunks = 2 * kHighChunks;
+  static constexpr int kRow = kChunks * 16;            // bytes of a position
+  static constexpr int kNorms = kTileCodes * kRow;     // where they begin
+  static constexpr int kBytes = kNorms + kTileCodes * 4;
+
+  // Where a chunk begins: eight positions' chunks of one index lie in different banks.
+  DD2_DEVICE static int offset(int position, int chunk) {
+    const int turn = kChunks == 4 ? position >> 1 & 3 : position & 7;
+    return (position * kChunks + (chunk ^ turn)) * 16;
+  }
+
+  // The code at a position. Eight neighbouring codes of 32 belong to one lane of every four in a
+  // product's columns, so that a lane reads eight neighbouring logits.
+  DD2_DEVICE static int code(int position) {
+    const int tile = position / 8 % 4, column = position % 8;
+    return position / 32 * 32 + column / 2 * 8 + tile * 2 + column % 2;
+  }
+};
+
+// What row_filter_kernel finds in a row; a threshold of NaN keeps no code: the row is invalid.
+struct KeptRange {
+  float threshold;
+  float largest;  // logit
+};
+
+DD2_HD int dense_dim(long long dim) { return dim <= 16 ? 16 : dim <= 32 ? 32 : 64; }
+
+// What the kernels of one call hand on, in global memory.
+struct DenseWorkspace {
+  static constexpr long long kAlignment = 128;
+
+  int* exponent;         // the codebook is stored times 2^exponent
+  unsigned char* tiles;  // CodeTile
+  KeptRange* kept;       // [rows], where the rows are filtered
+
+  DD2_HD explicit DenseWorkspace(const ConditionalScoreParams& p)
+      : exponent(static_cast<int*>(p.workspace)),
+        tiles(static_cast<unsigned char*>(p.workspace) + kAlignment),
+        kept(reinterpret_cast<KeptRange*>(tiles + tile_count(p) * tile_bytes(p))) {}
+
+  DD2_HD static long long tile_count(const ConditionalScoreParams& p) {
+    return (p.teacher.vocabulary + kTileCodes - 1) / kTileCodes;
+  }
+  DD2_HD static long long tile_bytes(const ConditionalScoreParams& p) {
+    return kTileCodes * 4 * (dense_dim(p.dim) + 1);
+  }
+  DD2_HD static long long bytes(const ConditionalScoreParams& p) {
+    const long long filtered = p.teacher.filtered() ? p.teacher.rows : 0;
+    return kAlignment + tile_count(p) * tile_bytes(p) +
+           filtered * static_cast<long long>(sizeof(KeptRange));
+  }
+};
+
+// The exponent that brings the largest value into [1, 2); every block finds it by itself.
+DD2_DEVICE int codebook_exponent(const ConditionalScoreParams& p) {
+  const long long count = p.teacher.vocabulary * p.dim;
+  float largest = 0.0f;
+  const bool vectors = reinterpret_cast<unsigned long long>(p.codebook) % 16 == 0;
+  const long long whole = vectors ? count / 4 : 0;
+  for (long long i = threadIdx.x; i < whole; i += kThreads) {
+    const float4 v = reinterpret_cast<const float4*>(p.codebook)[i];
+    largest = Max()(Max()(Max()(__builtin_fabsf(v.x), __builtin_fabsf(v.y)),
+                          Max()(__builtin_fabsf(v.z), __builtin_fabsf(v.w))),
+                    largest);
+  }
+  for (long long i = 4 * whole + threadIdx.x; i < count; i += kThreads) {
+    largest = Max()(__builtin_fabsf(p.codebook[i]), largest);
+  }
+  return clamp(-exponent_of(block_reduce(largest, Max())), -60, 60);
+}
+
+// grid (at most tiles): every block splits each gridDim.x-th tile.
+template <int kDim>
+__global__ void __launch_bounds__(kThreads) split_codebook_kernel(const ConditionalScoreParams p) {
+  using Tile = CodeTile<kDim>;
+  const DenseWorkspace work(p);
+  const int exponent = codebook_exponent(p);
+  const float scale = power_of_two(exponent);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *work.exponent = exponent;
+  const auto value = [&](long long code, long long c) {
+    const bool inside = code < p.teacher.vocabulary && c < p.dim;
+    return inside ? p.codebook[code * p.dim + c] * scale : 0.0f;
+  };
+  for (long long t = blockIdx.x; t < work.tile_count(p); t += gridDim.x) {
+    unsigned char* tile = work.tiles + t * Tile::kBytes;
+    for (int i = threadIdx.x; i < kTileCodes * Tile::kHighChunks; i += kThreads) {
+      const int position = i / Tile::kHighChunks, chunk = i % Tile::kHighChunks;
+      const long long code = t * kTileCodes + Tile::code(position);
+      unsigned high[4], low[4];
+      for (int n = 0; n < 4; ++n) {
+        const SplitPair pair =
+            split_nearest(value(code, 8 * chunk + 2 * n), value(code, 8 * chunk + 2 * n + 1));
+        high[n] = pair.high;
+        low[n] = pair.low;
+      }
+      *reinterpret_cast<uint4*>(tile + Tile::offset(position, chunk)) =
+          make_uint4(high[0], high[1], high[2], high[3]);
+      *reinterpret_cast<uint4*>(tile + Tile::offset(position, Tile::kHighChunks + chunk)) =
+          make_uint4(low[0], low[1], low[2], low[3]);
+    }
+    if (threadIdx.x >= kTileCodes) continue;
+    // The cancellation against the product with x costs digits: none shall be lost here.
+    double square = 0.0;
+    for (long long c = 0; c < p.dim; ++c) {
+      const double v = value(t * kTileCodes + threadIdx.x, c);
+      square += v * v;
+    }
+    reinterpret_cast<float*>(tile + Tile::kNorms)[threadIdx.x] = static_cast<float>(0.5 * square);
+  }
+}
+
+}  // namespace dd2

@@ -1,0 +1,179 @@
+"""Opening a checkpoint without running anything in it, and the state dicts it holds."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+# Where public training code keeps weights, in order of preference; averages come first anywhere.
+EMA = ("ema_parameters", "ema")
+NESTING = (*EMA, "trainer", "var_wo_ddp", "model", "module", "state_dict", "vae_local", "vae")
+
+_DEEPEST = 4
+_LOCK = threading.Lock()
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+
+
+class UnsafeFileError(ValueError):
+    """A pickle that names more than tensors and plain data; ``names`` is what it names."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        super().__init__(
+            f"{path}: expected tensors and plain data, but its pickle calls {', '.join(names)}, "
+            "which could run anything, so it was not opened; if you trust the file, open it with "
+            "torch.load(..., weights_only=False) and pass the state dict"
+        )
+        self.names = names
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file or a state dict holds.
+
+    Attributes:
+        source: the path, or what stands for it in messages.
+        container: the kind of file.
+        tree: tensors and nested dictionaries by name.
+        metadata: that of a safetensors file.
+    """
+
+    source: str
+    container: str
+    tree: Mapping[Any, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_file(path: Path) -> Contents:
+    """The contents of a PyTorch or safetensors file, told by its first bytes.
+
+    Tensors are views of the memory-mapped file (PyTorch's older format is read instead). Of
+    pickled classes only ``argparse.Namespace`` is let through.
+
+    Raises:
+        FileNotFoundError: no such file. UnsafeFileError: a pickle that could run code.
+        ValueError: truncated, damaged or another format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a checkpoint file, found none")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":
+        return _open_safetensors(path)
+    if start.startswith(b"PK\x03\x04"):
+        return Contents(str(path), "PyTorch", _open_torch(path, mmap=True))
+    if start.startswith(b"\x80"):
+        return Contents(str(path), "PyTorch, older format", _open_torch(path, mmap=False))
+    raise _damaged(path, "PyTorch or safetensors", f"or another format; they start with {start!r}")
+
+
+def state_dicts(tree: Mapping[Any, Any]) -> list[tuple[str, dict[str, Tensor]]]:
+    """Every state dict in ``tree`` as (dotted nesting, tensors), the preferred one first.
+
+    Names lose what data parallelism, compilation and nesting put before them (``module.``,
+    ``_orig_mod.``, ...).
+    """
+    found = _walk(tree, ())
+    found.sort(key=lambda item: not any(part in EMA for part in item[0]))
+    return [(".".join(path), _plain_names(tensors)) for path, tensors in found]
+
+
+def _walk(
+    tree: Mapping[Any, Any], path: tuple[str, ...]
+) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    found = []
+    if len(path) < _DEEPEST:
+        for name in NESTING:
+            if isinstance(tree.get(name), Mapping):
+                found += _walk(tree[name], (*path, name))
+    tensors = {k: v.detach() for k, v in tree.items() if isinstance(v, Tensor)}
+    if tensors and all(isinstance(name, str) for name in tensors):
+        found.append((path, tensors))
+    return found
+
+
+def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = [_WRAPPERS.sub("", name) for name in tensors]
+    while names and (prefix := names[0].split(".")[0]) in NESTING:
+        if not all(name.startswith(f"{prefix}.") for name in names):
+            break
+        names = [name.removeprefix(f"{prefix}.") for name in names]
+    if len(set(names)) < len(names):
+        return tensors
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _open_safetensors(path: Path) -> Contents:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, "safetensors", str(error)) from error
+    return Contents(str(path), "safetensors", tensors, metadata)
+
+
+def _open_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
+    try:
+        with _namespace_allowed():
+            tree = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a broken pickle fails in every way there is
+        if refused := _refused(path, error):
+            raise UnsafeFileError(path, refused) from error
+        raise _damaged(path, "PyTorch", _first_reason(error)) from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(tree).__name__}")
+    return tree
+
+
+@contextmanager
+def _namespace_allowed() -> Iterator[None]:
+    """Let ``argparse.Namespace`` through, as which LlamaGen's trainer pickles its arguments.
+
+    It holds attributes and runs nothing. torch keeps one list for the process, so threads take
+    turns; else one could leave the other's entry behind.
+    """
+    with _LOCK, torch.serialization.safe_globals([argparse.Namespace]):
+        yield
+
+
+def _refused(path: Path, error: Exception) -> list[str]:
+    """What the pickle names that ``weights_only`` does not allow."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return []
+    names = set(_REFUSED.findall(str(error)))
+    try:
+        with _namespace_allowed():
+            names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # the older format, or broken further on: the first name will do
+        pass
+    return sorted(names)
+
+
+def _first_reason(error: Exception) -> str:
+    """The first line of an error that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Weights only load failed")] or lines
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _damaged(path: Path, expected: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{path}: expected a whole {expected} file, got {path.stat().st_size} bytes that are "
+        f"truncated or damaged ({reason})"
+    )

@@ -1,0 +1,80 @@
+"""`dd2-fast convert`: a released checkpoint as safetensors that carry their configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .inspect import millions, size_of
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="write a released checkpoint as safetensors",
+        description="Load a released checkpoint and write it as safetensors with its kind and "
+        "configuration inside, which opens at once and runs no pickled code.",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help=".pth, .pt or .safetensors file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .safetensors")
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what shapes cannot tell, as in patch_nums=1,2,3 or n_head=32",
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load SRC and write OUT."""
+    from .. import checkpoints
+    from ..checkpoints.files import check_writable
+
+    out = arguments.out
+    if out.suffix != ".safetensors":
+        raise ValueError(f"OUT: expected a file name ending in .safetensors, got {out}")
+    if out.is_dir() or (out.exists() and not arguments.force):
+        hint = "a folder is there" if out.is_dir() else "it exists; --force replaces it"
+        raise ValueError(f"OUT: expected a new file, got {out}: {hint}")
+    config = parse_config(arguments.config)
+    try:
+        model = checkpoints.load(arguments.source, **config)
+    except TypeError as error:
+        if not config:
+            raise
+        raise ValueError(f"--config: {error}") from error
+    check_writable(out.absolute().parent)
+    checkpoints.save(out, model, {"source": arguments.source.name})
+    kind = checkpoints.read_header(out)["kind"]
+    print(f"wrote {out}: {kind}, {millions(model.parameters())}, {size_of(out)}")
+    return 0
+
+
+def parse_config(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return `key=value` texts as keywords: JSON, several values with commas, or plain text."""
+    config: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.isidentifier():
+            raise ValueError(f"--config: expected key=value, got {assignment!r}")
+        if name in config:
+            raise ValueError(f"--config: expected each key once, got {name!r} twice")
+        config[name] = _value(text)
+    return config
+
+
+def _value(text: str) -> Any:
+    for candidate in (text, f"[{text}]"):
+        try:
+            return json.loads(candidate)
+        except ValueError:
+            continue
+    return text

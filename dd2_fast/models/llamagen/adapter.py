@@ -1,0 +1,220 @@
+"""Stage 0: the token table replaced by an MLP of the code vector, so that any vector is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...ops.checks import check_tensor
+
+if TYPE_CHECKING:
+    from .teacher import LlamaGenTeacher
+
+_SHORTEST = 0.5
+_RIDGE = 1e-6
+_CHUNK = 1024
+_CLOSEST = 1e-5  # of 1 - cos: float32 cannot tell closer codes apart
+
+
+class _WideLinear(nn.Linear):
+    """A Linear that stays in float32 or wider when the model around it is cast."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _WideLinear:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+class EmbeddingMLP(nn.Module):
+    """``output(ReLU(hidden([x / r, log r])))`` with ``r = max(|x|, 1/2)``.
+
+    Codes lie on the unit sphere; direction and length are read apart, so that the long vectors
+    that a generator reads (noise has ``|x|`` of about ``sqrt(C)``) give outputs of ordinary size.
+    The hidden layer tells close codes apart, and is computed in float32 or wider always.
+
+    Args:
+        dimension: C. hidden: width of the hidden layer. width: D of the transformer.
+    """
+
+    def __init__(self, dimension: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.hidden = _WideLinear(dimension + 1, hidden)
+        self.output = nn.Linear(hidden, width)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The hidden layer ``[*, hidden]`` of vectors ``[*, C]``."""
+        x = x.to(self.hidden.weight.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=_SHORTEST)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.relu(self.hidden(torch.cat([x / length, length.log()], dim=-1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the blocks read ``[*, D]`` of vectors ``[*, C]``."""
+        return self.output(self.features(x).to(self.output.weight.dtype))
+
+
+@dataclass(frozen=True)
+class EmbeddingFit:
+    """How far ``mlp(c_j)`` is from ``emb_j``: ``|mlp - emb| / |emb - mean|``.
+
+    ``relative`` is over the whole table, ``trend`` that of the smooth part alone, ``worst`` the
+    largest error of one code over the table's root mean square row.
+    """
+
+    relative: float
+    trend: float
+    worst: float
+
+
+@torch.no_grad()
+def fit_embedding_mlp(
+    codebook: Tensor,
+    table: Tensor,
+    *,
+    smooth: int = 1024,
+    exact: bool = True,
+    seed: int = 0,
+) -> tuple[EmbeddingMLP, EmbeddingFit]:
+    """An MLP with ``mlp(c_j) = emb_j``, in float32 on the device of the codebook.
+
+    ``smooth`` random hidden units carry a least-squares trend through the table. ``exact`` adds one
+    hidden unit a code, ``ReLU((u·c_j - s_j) / (1 - s_j))`` with ``s_j`` the similarity of the code
+    nearest to ``c_j``: it is 1 at its own code and 0 at every other, so its output weight is what
+    the trend leaves over, and nothing has to be iterated. Between codes the result falls back to
+    the trend. A table without structure needs ``exact``: least squares with H units explain H/V of
+    it whatever the units.
+
+    Args:
+        codebook: unit code vectors ``[V, C]``. table: the token embeddings ``[V, D]``.
+        smooth: number of smooth hidden units. exact: whether to interpolate.
+        seed: of the smooth units.
+
+    Returns:
+        The MLP and the error it has on the codebook, measured on its float32 weights. Codes that
+        float32 cannot tell apart get the trend alone.
+
+    Raises:
+        TypeError, ValueError: wrong types or shapes, or codes that are not of unit length.
+    """
+    _check_fit(codebook, table, smooth)
+    codes = F.normalize(codebook.detach().double(), dim=-1)
+    target = table.detach().to(codes)
+    scale = float((target - target.mean(0)).square().sum(-1).mean().sqrt()) or 1.0
+    weight, bias = _smooth_units(smooth, codes.shape[1], seed)
+    weight, bias = weight.to(codes), bias.to(codes)
+    if exact:
+        own_weight, own_bias = _code_units(codes)
+        weight, bias = torch.cat([weight, own_weight]), torch.cat([bias, own_bias])
+    mlp = EmbeddingMLP(codes.shape[1], len(weight), target.shape[1]).to(codes.device)
+    mlp.hidden.weight.copy_(weight)
+    mlp.hidden.bias.copy_(bias)
+    nn.init.zeros_(mlp.output.weight)
+    # Where the code units correct it, the trend may be rough: small weights suit bfloat16, which
+    # loses what cancels, and the gaps between codes.
+    _fit_trend(mlp, codes.float(), target, smooth, ridge=0.1 if exact else _RIDGE)
+    left = target - _evaluate(mlp, codebook, smooth)
+    trend = left.norm(dim=-1)
+    if exact:
+        mlp.output.weight[:, smooth:] = left.T
+        left = target - _evaluate(mlp, codebook, len(weight))
+    error = left.norm(dim=-1)
+    return mlp, EmbeddingFit(
+        relative=float(error.square().mean().sqrt()) / scale,
+        trend=float(trend.square().mean().sqrt()) / scale,
+        worst=float(error.max()) / scale,
+    )
+
+
+def adapt(
+    teacher: LlamaGenTeacher, *, smooth: int = 1024, exact: bool = True, seed: int = 0
+) -> tuple[LlamaGenTeacher, EmbeddingFit]:
+    """A copy of ``teacher`` that reads any code vector, and how well its embedding was fitted.
+
+    The copy has the teacher's codebook or tokenizer, and gradients on. Arguments are those of
+    :func:`fit_embedding_mlp`; :class:`dd2_fast.training.adaptation.AdaptationStage` fine-tunes it.
+
+    Raises:
+        ValueError: the teacher is adapted already, or has no codebook.
+    """
+    if teacher.adapted:
+        raise ValueError("teacher: expected one with a token table, got an adapted one")
+    table = teacher.get_parameter("tok_embeddings.weight")
+    mlp, fit = fit_embedding_mlp(teacher.codebook, table, smooth=smooth, exact=exact, seed=seed)
+    own = getattr(teacher.constants, "codebook", None)
+    with torch.device("meta"):
+        config = {**teacher.config, "adapter_width": mlp.hidden.out_features}
+        copy = type(teacher)(**config, codebook=own)
+    state = {k: v.clone() for k, v in teacher.state_dict().items() if k != "tok_embeddings.weight"}
+    state.update({f"tok_embeddings.{k}": v for k, v in mlp.state_dict().items()})
+    copy.load_state_dict(state, assign=True)
+    copy.to(table.device)
+    copy.tok_embeddings.to(table.dtype)
+    copy.tokenizer = teacher.tokenizer
+    return copy.train(teacher.training), fit
+
+
+def _smooth_units(count: int, dimension: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random half-spaces whose borders cut the sphere; length has no weight to begin with."""
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(count, dimension, generator=rng, device="cpu")
+    bias = torch.rand(count, generator=rng, device="cpu")
+    return F.pad(F.normalize(weight, dim=-1), (0, 1)), 1.6 * bias - 0.8
+
+
+def _code_units(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and biases of the units that are 1 at their own code and 0 at every other."""
+    nearest = []
+    for start in range(0, len(codes), _CHUNK):
+        similarity = codes[start : start + _CHUNK] @ codes.T
+        similarity.diagonal(start).fill_(-1.0)
+        nearest.append(similarity.amax(-1))
+    gap = 1 - torch.cat(nearest)
+    slope = torch.where(gap > _CLOSEST, 1 / gap, 0.0)
+    return F.pad(codes * slope[:, None], (0, 1)), (gap - 1) * slope
+
+
+def _fit_trend(mlp: EmbeddingMLP, codes: Tensor, target: Tensor, smooth: int, ridge: float) -> None:
+    """Least squares of ``target`` on the first ``smooth`` units, with a bias and a ridge."""
+    center = target.mean(0)
+    phi = torch.cat([mlp.features(part)[:, :smooth].double() for part in codes.split(_CHUNK)])
+    middle = phi.mean(0)
+    phi = phi - middle
+    gram = phi.T @ phi
+    gram.diagonal().add_(ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
+    coefficients = torch.linalg.solve(gram, phi.T @ (target - center))
+    mlp.output.weight[:, :smooth] = coefficients.T
+    mlp.output.bias.copy_(center - middle @ coefficients)
+
+
+def _evaluate(mlp: EmbeddingMLP, vectors: Tensor, units: int) -> Tensor:
+    """What the first ``units`` of the hidden layer give, in float32 but returned in float64."""
+    weight, bias = mlp.output.weight[:, :units], mlp.output.bias
+    parts = vectors.split(_CHUNK)
+    return torch.cat([F.linear(mlp.features(v)[:, :units], weight, bias).double() for v in parts])
+
+
+def _check_fit(codebook: Tensor, table: Tensor, smooth: int) -> None:
+    check_tensor("codebook", codebook)
+    check_tensor("table", table)
+    if codebook.ndim != 2 or 0 in codebook.shape:
+        raise ValueError(
+            f"codebook: expected shape [V, C] with V, C >= 1, got {list(codebook.shape)}"
+        )
+    if table.ndim != 2 or table.shape[0] != codebook.shape[0]:
+        raise ValueError(
+            f"table: expected shape {[codebook.shape[0], 'D']} ([V, D]), got {list(table.shape)}"
+        )
+    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1:
+        raise ValueError(f"smooth: expected an int of at least 1, got {smooth!r}")
+    worst = float((codebook.detach().double().norm(dim=-1) - 1).abs().max())
+    if not worst < 1e-2:
+        raise ValueError(
+            f"codebook: expected codes of unit length, got one that is off by {worst:.3g}"
+        )

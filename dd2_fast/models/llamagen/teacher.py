@@ -1,0 +1,103 @@
+"""The LlamaGen teacher: class-conditional autoregressive logits over a raster of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops.checks import check_number
+from ..checks import check_labels, check_tokens, start_tokens
+from ..sampling import Choose, categorical
+from .backbone import LlamaGenBackbone
+
+
+class LlamaGenTeacher(LlamaGenBackbone):
+    """``p(q_i | q_<i, y)`` by LlamaGen (arXiv 2406.06525), under the released parameter names.
+
+    The arguments are those of :class:`LlamaGenBackbone`.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.output = nn.Linear(self.config["width"], self.vocabulary, bias=False)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits ``[*, V]`` of features ``[*, D]``."""
+        return self.output(features)
+
+    def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Teacher-forced logits ``[B, n, V]``; row ``i`` depends on tokens before ``i`` only.
+
+        Arguments and errors are those of :meth:`LlamaGenBackbone.forward`.
+        """
+        return self.head(self(tokens_or_embeddings, labels))
+
+    def guidance_scale(self, cfg: float) -> float:
+        """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""
+        check_number("cfg", cfg)
+        return float(cfg)
+
+    @property
+    def steps(self) -> list[slice]:
+        """The positions of each step: one token."""
+        return [slice(i, i + 1) for i in range(self.num_tokens)]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        labels: Tensor,
+        choose: Choose,
+        *,
+        guided: bool = False,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens ``[B, n]`` that ``choose(positions, logits, uncond_logits)`` picks one by one.
+
+        Args:
+            labels: int64 ``[B]``.
+            choose: gets the positions as a slice of one and logits ``[B, 1, V]``; returns int64
+                tokens ``[B, 1]``.
+            guided: whether ``uncond_logits`` are computed too (else None), in the same batch.
+            prefix: int64 ``[B, m]``, the first tokens, which are kept.
+        """
+        check_labels(labels, self.num_classes)
+        tokens, first = start_tokens(labels, self.num_tokens, prefix, self.vocabulary)
+        batch = labels.shape[0]
+        if guided:
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        cache = self.new_cache(len(labels))
+        h = self.cls_embedding["embedding_table"](labels)[:, None]
+        if first:
+            known = self.embed_codes(tokens[:, :first])
+            h = torch.cat([h, torch.cat([known, known]) if guided else known], dim=1)
+        for here in self.steps[first:]:
+            logits = self.head(self.norm(self.run_step(h, cache)[:, -1:]))
+            chosen = choose(here, logits[:batch], logits[batch:] if guided else None)
+            check_tokens(chosen, 1, self.vocabulary)
+            tokens[:, here] = chosen
+            h = self.embed_codes(tokens[:, here])
+            h = torch.cat([h, h]) if guided else h
+        return tokens
+
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        cfg: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Tokens ``[B, n]`` drawn one after the other with a KV cache.
+
+        Args:
+            labels: int64 ``[B]``. cfg: guidance scale, 1 is none.
+            top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
+            seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label, so
+                parts of a job need seeds of their own.
+        """
+        scale = self.guidance_scale(cfg)
+        choose = categorical(scale, top_k, top_p, seed)
+        return self.generate(labels, choose, guided=scale != 1.0)

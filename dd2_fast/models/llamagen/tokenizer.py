@@ -1,0 +1,126 @@
+"""LlamaGen's tokenizers VQ-16 and VQ-8: images to a raster of codes on the unit sphere and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...ops import nearest_code
+from ..checks import check_embeddings, check_tokens
+from .vq import Decoder, Encoder
+
+
+class LlamaGenTokenizer(nn.Module):
+    """A VQ auto-encoder of square images, under the released parameter names.
+
+    Latents and codes are L2-normalised where they meet. Any square raster is taken unless ``grid``
+    fixes it. Tokens and codes are raster ordered; VQ-16 makes one token of 16 x 16 pixels.
+
+    Args:
+        channels: of the first convolution. multiples: of ``channels`` at each resolution, which
+            halves from one to the next. latents: Z, the encoder's output channels.
+        blocks: residual blocks at each resolution of the encoder; the decoder has one more.
+        vocabulary: V. dimension: C. grid: tokens along a side, or None for any.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 128,
+        multiples: Sequence[int] = (1, 1, 2, 2, 4),
+        latents: int = 256,
+        blocks: int = 2,
+        vocabulary: int = 16384,
+        dimension: int = 8,
+        grid: int | None = None,
+    ) -> None:
+        super().__init__()
+        if channels % 32 or channels < 32:
+            raise ValueError(f"channels: expected a multiple of 32, got {channels}")
+        if not multiples:
+            raise ValueError("multiples: expected at least one resolution, got none")
+        self.config: dict[str, Any] = dict(
+            channels=channels,
+            multiples=list(multiples),
+            latents=latents,
+            blocks=blocks,
+            vocabulary=vocabulary,
+            dimension=dimension,
+            grid=grid,
+        )
+        self.grid, self.factor = grid, 2 ** (len(multiples) - 1)
+        self.encoder = Encoder(channels, multiples, latents, blocks)
+        self.decoder = Decoder(channels, multiples, latents, blocks)
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(vocabulary, dimension)})
+        self.quant_conv = nn.Conv2d(latents, dimension, 1)
+        self.post_quant_conv = nn.Conv2d(dimension, latents, 1)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes ``[V, C]``, of unit length, float32 or wider."""
+        weight = self.get_parameter("quantize.embedding.weight").detach()
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return F.normalize(weight.to(wide), dim=-1)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Unit vectors ``[B, n, C]`` of images ``[B, 3, H, W]``, before the nearest code."""
+        self._check_images(images)
+        dtype = self.post_quant_conv.weight.dtype
+        z = self.quant_conv(self.encoder(2 * images.to(dtype) - 1))
+        wide = torch.promote_types(z.dtype, torch.float32)
+        return F.normalize(z.flatten(2).transpose(1, 2).to(wide), dim=-1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens ``[B, n]`` (int64, row by row) of images ``[B, 3, H, W]`` in [0, 1]."""
+        return nearest_code(self.latents(images), self.codebook)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
+        codebook = self.codebook
+        check_tokens(tokens, self._count("tokens", tokens, 2), codebook.shape[0])
+        return codebook[tokens]
+
+    def reconstruct(self, embeddings: Tensor) -> Tensor:
+        """The decoder's images ``[B, 3, H, W]``, in [-1, 1] but unclamped, of ``[B, n, C]``."""
+        count = self._count("embeddings", embeddings, 3)
+        check_embeddings("embeddings", embeddings, count, self.config["dimension"])
+        side = math.isqrt(count)
+        z = embeddings.to(self.post_quant_conv.weight.dtype).transpose(1, 2)
+        return self.decoder(self.post_quant_conv(z.unflatten(2, (side, side))))
+
+    def decode(self, embeddings: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [0, 1] of embeddings ``[B, n, C]``, codes or not."""
+        return (self.reconstruct(embeddings) * 0.5 + 0.5).clamp(0, 1)
+
+    def _count(self, name: str, value: Any, dimensions: int) -> int:
+        """The number of tokens that ``value`` should have: ``grid^2``, or its own if square."""
+        if self.grid is not None:
+            return self.grid**2
+        if not isinstance(value, Tensor) or value.ndim != dimensions:
+            return 0
+        count = value.shape[1]
+        if count < 1 or math.isqrt(count) ** 2 != count:
+            raise ValueError(f"{name}: expected n to be a square number of tokens, got {count}")
+        return count
+
+    def _check_images(self, images: Any) -> None:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images: expected a float torch.Tensor, got {got}")
+        side = images.shape[-1] if images.ndim else 0
+        wanted = (
+            f"['B', 3, S, S] with S a multiple of {self.factor}"
+            if self.grid is None
+            else str(["B", 3, self.grid * self.factor, self.grid * self.factor])
+        )
+        fits = side > 0 and (
+            side % self.factor == 0 if self.grid is None else side == self.grid * self.factor
+        )
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not fits:
+            raise ValueError(f"images: expected shape {wanted}, got {list(images.shape)}")

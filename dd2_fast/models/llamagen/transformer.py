@@ -1,0 +1,115 @@
+"""What the LlamaGen teacher, its backbone and DD1's students share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..transformer import KVCache
+from .layers import EPS, Block, Constants, rotary_table
+
+_ATTACHED = ("tokenizer", "teacher")
+
+
+class LlamaGenTransformer(nn.Module):
+    """What teacher and student share: the class embedding, the blocks, the norm, the codebook.
+
+    Args:
+        width, layers, heads, hidden: of the blocks; ``hidden`` is SwiGLU's inner width.
+        num_classes: classes without the null class. grid: tokens along a side of the image.
+        vocabulary: V. dimension: C.
+        codebook: code vectors ``[V, C]``; None takes those of the attached ``tokenizer``.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        num_classes: int,
+        grid: int,
+        vocabulary: int,
+        dimension: int,
+        codebook: Tensor | None,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or width % (4 * heads):
+            raise ValueError(
+                f"heads: expected heads of a multiple of 4 channels, "
+                f"got {heads} over width = {width}"
+            )
+        if grid < 1:
+            raise ValueError(f"grid: expected at least 1, got {grid}")
+        self.num_tokens, self.num_classes = grid * grid, num_classes
+        self.grid, self.dimension, self.vocabulary = grid, dimension, vocabulary
+        self.width, self.heads, self.head_size = width, heads, width // heads
+        self.cls_embedding = nn.ModuleDict(
+            {"embedding_table": nn.Embedding(num_classes + 1, width)}
+        )
+        self.layers = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=EPS)
+        tensors = {"rotary": rotary_table(grid, self.head_size)}
+        if codebook is not None:
+            self._check_codebook(codebook)
+            tensors["codebook"] = codebook.detach().clone()
+        self.constants = Constants(**tensors)
+
+    tokenizer: Any = None
+    teacher: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _ATTACHED:
+            super().__setattr__(name, value)
+            return
+        if name == "tokenizer" and value is not None:
+            self._check_codebook(value.codebook)
+        object.__setattr__(self, name, value)
+
+    def _check_codebook(self, codebook: Tensor) -> None:
+        expected = [self.vocabulary, self.dimension]
+        if list(codebook.shape) != expected:
+            raise ValueError(
+                f"codebook: expected shape {expected} ([V, C]), got {list(codebook.shape)}"
+            )
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors ``[V, C]``: the model's own, or those of the attached tokenizer."""
+        own = getattr(self.constants, "codebook", None)
+        if own is not None:
+            return own
+        if self.tokenizer is None:
+            raise ValueError(
+                f"codebook: {type(self).__name__} has none; attach a tokenizer "
+                "(model.tokenizer = ...) or pass codebook="
+            )
+        return self.tokenizer.codebook
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, to which inputs are cast."""
+        return self.norm.weight.dtype
+
+    def run_blocks(self, h: Tensor) -> Tensor:
+        """``h [B, m, D]`` through every block; row 0 is the class."""
+        rotation = self.constants.rotary[: h.shape[1]]
+        for block in self.layers:
+            h = block(h, rotation)
+        return h
+
+    def new_cache(self, batch: int) -> list[KVCache]:
+        """An empty cache for :meth:`run_step`, one entry a block."""
+        sizes = (batch, self.heads, self.num_tokens, self.head_size)
+        return [KVCache(*sizes, like=self.norm.weight) for _ in self.layers]
+
+    def run_step(self, h: Tensor, cache: list[KVCache]) -> Tensor:
+        """The next rows ``h [B, m, D]`` through every block: any number at first, then one."""
+        start = cache[0].filled
+        rotation = self.constants.rotary[start : start + h.shape[1]]
+        for block, entry in zip(self.layers, cache, strict=True):
+            h = block(h, rotation, entry)
+        return h

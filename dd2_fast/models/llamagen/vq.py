@@ -1,0 +1,151 @@
+"""The convolutional encoder and decoder of LlamaGen's tokenizers, under their released names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """``shortcut(x) + Conv(SiLU(GN(Conv(SiLU(GN(x))))))``, 3x3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = group_norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention of one head over all positions, on the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a strided convolution, padded at the bottom and the right only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the resolution by repetition, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then a step to the next one (None at the last)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, attends: bool, step: str | None
+    ) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(
+            ResidualBlock(outputs if i else inputs, outputs) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(AttentionBlock(outputs) for _ in range(blocks if attends else 0))
+        self.downsample = Downsample(outputs) if step == "down" else None
+        self.upsample = Upsample(outputs) if step == "up" else None
+
+    def forward(self, h: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            h = block(h)
+            if len(self.attn):
+                h = self.attn[i](h)
+        for step in (self.downsample, self.upsample):
+            if step is not None:
+                h = step(h)
+        return h
+
+
+def middle(channels: int) -> nn.ModuleList:
+    """Residual block, attention, residual block at the lowest resolution."""
+    return nn.ModuleList(
+        [
+            ResidualBlock(channels, channels),
+            AttentionBlock(channels),
+            ResidualBlock(channels, channels),
+        ]
+    )
+
+
+class Encoder(nn.Module):
+    """Images ``[B, 3, H, W]`` in [-1, 1] to latents ``[B, Z, H / f, W / f]``."""
+
+    def __init__(self, channels: int, multiples: Sequence[int], latents: int, blocks: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        last = len(multiples) - 1
+        widths = [channels, *(channels * m for m in multiples)]
+        self.conv_blocks = nn.ModuleList(
+            Level(widths[i], widths[i + 1], blocks, i == last, "down" if i < last else None)
+            for i in range(last + 1)
+        )
+        self.mid = middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], latents, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for block in (*self.conv_blocks, *self.mid):
+            h = block(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Decoder(nn.Module):
+    """Latents ``[B, Z, h, w]`` to images ``[B, 3, f h, f w]``, in [-1, 1] but unclamped."""
+
+    def __init__(self, channels: int, multiples: Sequence[int], latents: int, blocks: int) -> None:
+        super().__init__()
+        last = len(multiples) - 1
+        widths = [channels * m for m in reversed(multiples)]
+        self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
+        self.mid = middle(widths[0])
+        # In the order in which they run: level 0 is the lowest resolution, the one that attends.
+        self.conv_blocks = nn.ModuleList(
+            Level(widths[max(i - 1, 0)], widths[i], blocks + 1, i == 0, "up" if i < last else None)
+            for i in range(last + 1)
+        )
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.conv_in(z)
+        for block in (*self.mid, *self.conv_blocks):
+            h = block(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

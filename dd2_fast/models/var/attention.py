@@ -1,0 +1,77 @@
+"""Which tokens see which: whole scales, a cache of them, or DD1's lower scales and oneself.
+
+Attention runs scale by scale over the tokens it may see, so no mask is needed: at VAR-d16's shape
+on a CPU that takes two thirds of the time of one call with a dense mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Attend(Protocol):
+    """Mixes ``v`` by ``softmax(scale q k)``; all are ``[B, heads, tokens, size]``."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor: ...
+
+
+class LowerScales:
+    """Tokens see their own and lower scales: VAR's teacher forcing."""
+
+    def __init__(self, slices: Sequence[slice]) -> None:
+        self.slices = slices
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        mixed = [
+            F.scaled_dot_product_attention(
+                q[:, :, own], k[:, :, : own.stop], v[:, :, : own.stop], scale=scale
+            )
+            for own in self.slices
+        ]
+        return torch.cat(mixed, dim=2)
+
+
+class ScaleCache:
+    """The same one scale at a time: keys and values of one block, filled as they come."""
+
+    def __init__(self, batch: int, heads: int, length: int, size: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, heads, length, size)
+        self.values = like.new_empty(batch, heads, length, size)
+        self.filled = 0
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        start, self.filled = self.filled, self.filled + k.shape[2]
+        self.keys[:, :, start : self.filled] = k
+        self.values[:, :, start : self.filled] = v
+        keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+        return F.scaled_dot_product_attention(q, keys, values, scale=scale)
+
+
+class StrictlyLowerScales:
+    """Tokens see strictly lower scales and themselves: DD1's students.
+
+    A scale of more than one token has a mask ``[m, end]``: everything below, and the diagonal.
+    """
+
+    def __init__(self, slices: Sequence[slice], device: torch.device) -> None:
+        self.slices = slices
+        self.masks: list[Tensor | None] = []
+        for own in slices:
+            size = own.stop - own.start
+            mask = torch.ones(size, own.stop, dtype=torch.bool, device=device)
+            mask[:, own] = torch.eye(size, dtype=torch.bool, device=device)
+            self.masks.append(mask if size > 1 else None)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        mixed = [
+            F.scaled_dot_product_attention(
+                q[:, :, own], k[:, :, : own.stop], v[:, :, : own.stop], attn_mask=mask, scale=scale
+            )
+            for own, mask in zip(self.slices, self.masks, strict=True)
+        ]
+        return torch.cat(mixed, dim=2)

@@ -1,0 +1,211 @@
+"""VAR's transformer: what its teachers, DD1's students and DD2's networks have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_embeddings, check_labels
+from .attention import Attend, LowerScales, ScaleCache
+from .blocks import Block, HeadNorm, modulation_layer
+from .scales import Scales
+from .tokenizer import VARTokenizer
+
+
+class VARTransformer(nn.Module):
+    """Embeddings, blocks and the last norm under the released names, of tokens at given levels.
+
+    ``tokenizer`` is attached, not a submodule: nothing moves, saves or trains it with the model.
+    One with other scales is attached at this model's, its weights shared.
+    """
+
+    tokenizer: VARTokenizer | None = None
+    _ATTACHED: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
+    def __init__(
+        self,
+        scales: Scales,
+        levels: Sequence[int],
+        *,
+        dimension: int,
+        num_classes: int,
+        width: int,
+        layers: int,
+        heads: int,
+        shared_aln: bool,
+        l2_norm: bool,
+    ) -> None:
+        """``levels``: how many tokens there are at each level."""
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width: expected a multiple of heads = {heads}, got {width}")
+        self.scales, self.levels = scales, tuple(levels)
+        self.patch_nums, self.grid = scales.sides, scales.grid
+        self.num_tokens, self.num_classes = scales.num_tokens, num_classes
+        self.dimension, self.width, self.heads = dimension, width, heads
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_1LC = nn.Parameter(torch.empty(1, sum(levels), width))
+        self.word_embed = nn.Linear(dimension, width)
+        self.class_emb = nn.Embedding(num_classes + 1, width)
+        self.lvl_embed = nn.Embedding(len(self.levels), width)
+        self.shared_ada_lin = modulation_layer(width, 6) if shared_aln else None
+        self.blocks = nn.ModuleList(
+            Block(width, heads, shared_aln=shared_aln, l2_norm=l2_norm) for _ in range(layers)
+        )
+        self.head_nm = HeadNorm(width)
+        embeddings = (self.class_emb.weight, self.lvl_embed.weight)
+        for weight in (self.pos_start, self.pos_1LC, *embeddings):
+            nn.init.trunc_normal_(weight, std=math.sqrt(1 / width / 3))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self._ATTACHED:
+            super().__setattr__(name, value)
+            return
+        if name == "tokenizer" and value is not None:
+            value = self._fitting(value)
+        object.__setattr__(self, name, value)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The attached tokenizer's code vectors ``[V, C]``."""
+        return self.attached().codebook
+
+    def attached(self) -> VARTokenizer:
+        """The tokenizer, or a RuntimeError that says how to attach one."""
+        if self.tokenizer is None:
+            raise RuntimeError(
+                f"tokenizer: {type(self).__name__} needs VAR's tokenizer for its codebook and "
+                "next-scale input, and has none; set .tokenizer, or pass tokenizer= to "
+                "dd2_fast.checkpoints.load"
+            )
+        return self.tokenizer
+
+    def positions(self) -> Tensor:
+        """Level and position embedding of every token, ``[1, tokens, D]``."""
+        rows = [
+            row.expand(count, -1)
+            for row, count in zip(self.lvl_embed.weight, self.levels, strict=True)
+        ]
+        return self.pos_1LC + torch.cat(rows)
+
+    def modulations(self, condition: Tensor) -> list[Tensor]:
+        """What the class embedding ``[B, D]`` makes of every block's norms, one entry a block."""
+        if self.shared_ada_lin is not None:
+            condition = self.shared_ada_lin(condition)
+        return [cast(Block, block).modulation(condition) for block in self.blocks]
+
+    def _fitting(self, tokenizer: Any) -> VARTokenizer:
+        """The tokenizer at this model's scales."""
+        if not isinstance(tokenizer, VARTokenizer):
+            raise TypeError(f"tokenizer: expected a VARTokenizer, got {type(tokenizer).__name__}")
+        if tokenizer.codebook.shape[1] != self.dimension:
+            raise ValueError(
+                f"tokenizer: expected codes of dimension {self.dimension}, "
+                f"got {tokenizer.codebook.shape[1]}"
+            )
+        if tokenizer.patch_nums == self.patch_nums:
+            return tokenizer
+        return tokenizer.with_patch_nums(self.patch_nums)
+
+
+class VARBackbone(VARTransformer):
+    """Features of every token given the class and lower scales, what the classifier reads.
+
+    Tokens are embeddings of the codebook's space, codes or not; a scale reads them through the
+    tokenizer's next-scale input, so a :class:`VARTokenizer` must be attached as ``.tokenizer``.
+    Differentiable in the embeddings.
+
+    Args:
+        patch_nums: sides of the scales, 1 first. dimension: C.
+        num_classes: classes without the null class. width, layers, heads: the transformer.
+        shared_aln: one modulation layer for all blocks (the 512 px d36).
+        l2_norm: attention over unit queries and keys with a learned scale a head.
+
+    Source: Tian et al., Visual autoregressive modeling (arXiv 2404.02905).
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_nums: Sequence[int],
+        dimension: int = 32,
+        num_classes: int = 1000,
+        width: int = 1024,
+        layers: int = 16,
+        heads: int = 16,
+        shared_aln: bool = False,
+        l2_norm: bool = True,
+    ) -> None:
+        network: dict[str, Any] = dict(
+            dimension=dimension,
+            num_classes=num_classes,
+            width=width,
+            layers=layers,
+            heads=heads,
+            shared_aln=shared_aln,
+            l2_norm=l2_norm,
+        )
+        scales = Scales.of(patch_nums)
+        super().__init__(scales, [side**2 for side in scales.sides], **network)
+        self.backbone_config: dict[str, Any] = {"patch_nums": list(patch_nums), **network}
+        self.config: dict[str, Any] = self.backbone_config
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Features ``[B, n, D]``; those of a token depend on the class and lower scales only.
+
+        Args:
+            embeddings: ``[B, n, C]``; the last scale is not read.
+            labels: int64 ``[B]``; ``num_classes`` is the null class.
+        """
+        check_embeddings("embeddings", embeddings, self.num_tokens, self.dimension)
+        check_labels(labels, self.num_classes, embeddings.shape[0])
+        inputs = self.attached().next_inputs(embeddings)
+        condition = self.class_emb(labels)
+        h = torch.cat([self._start(condition), self._embed(inputs)], dim=1) + self.positions()
+        attend = LowerScales(self.scales.slices)
+        return self._blocks(h, condition, self.modulations(condition), [attend] * len(self.blocks))
+
+    def _start(self, condition: Tensor) -> Tensor:
+        return condition[:, None] + self.pos_start
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        return self.word_embed(inputs.to(self.word_embed.weight.dtype))
+
+    def _blocks(
+        self, h: Tensor, condition: Tensor, modulations: list[Tensor], attend: Sequence[Attend]
+    ) -> Tensor:
+        for block, modulation, mix in zip(self.blocks, modulations, attend, strict=True):
+            h = block(h, modulation, mix)
+        return self.head_nm(h, condition)
+
+    def new_steps(self, labels: Tensor) -> ScaleSteps:
+        """The backbone one scale after the other, with a KV cache, for ``labels [B]``."""
+        return ScaleSteps(self, labels)
+
+
+class ScaleSteps:
+    """Features of one scale a call; what depends on the class alone is computed once."""
+
+    def __init__(self, backbone: VARBackbone, labels: Tensor) -> None:
+        self.backbone, self.scale = backbone, 0
+        self.condition = backbone.class_emb(labels)
+        self.modulations = backbone.modulations(self.condition)
+        self.positions = backbone.positions()
+        size = self.condition.shape[1] // backbone.heads
+        self.caches = [
+            ScaleCache(len(labels), backbone.heads, backbone.num_tokens, size, self.condition)
+            for _ in backbone.blocks
+        ]
+
+    def __call__(self, inputs: Tensor | None) -> Tensor:
+        """Features ``[B, m, D]`` of the next scale, which reads ``inputs [B, m, C]`` (None for the
+        first)."""
+        backbone, own = self.backbone, self.backbone.scales.slices[self.scale]
+        self.scale += 1
+        h = backbone._start(self.condition) if inputs is None else backbone._embed(inputs)
+        h = h + self.positions[:, own]
+        return backbone._blocks(h, self.condition, self.modulations, self.caches)

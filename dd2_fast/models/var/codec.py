@@ -1,0 +1,158 @@
+"""The convolutional encoder and decoder of VAR's tokenizer, under the released names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class Residual(nn.Module):
+    """``skip(h) + Conv(SiLU(GN(Conv(SiLU(GN(h))))))``; a 1x1 skip where the channels change."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, outputs)
+        self.norm2, self.conv2 = _norm(outputs), _conv(outputs, outputs)
+        if inputs != outputs:
+            self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out = self.conv1(F.silu(self.norm1(h), inplace=True))
+        out = self.conv2(F.silu(self.norm2(out), inplace=True))
+        return out + (self.nin_shortcut(h) if hasattr(self, "nin_shortcut") else h)
+
+
+class Attention(nn.Module):
+    """``h + proj(softmax(q k / sqrt(C)) v)`` over all pixels, one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3, 1, -1)).transpose(-1, -2)
+        mixed = F.scaled_dot_product_attention(*qkv.unbind(1))
+        return h + self.proj_out(mixed[:, 0].transpose(-1, -2).unflatten(2, h.shape[2:]))
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = Residual(channels, channels)
+        self.attn_1 = Attention(channels)
+        self.block_2 = Residual(channels, channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
+
+
+class _Resample(nn.Module):
+    """A convolution after doubling (nearest neighbour), or one that halves."""
+
+    def __init__(self, channels: int, *, doubles: bool) -> None:
+        super().__init__()
+        self.doubles = doubles
+        stride, padding = (1, 1) if doubles else (2, 0)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.doubles:
+            return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+        return self.conv(F.pad(h, (0, 1, 0, 1)))
+
+
+class _Level(nn.Module):
+    """Residual blocks at one resolution, each with attention at the lowest, then a resampling."""
+
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, *, attention: bool, resample: str | None
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            Residual(outputs if i else inputs, outputs) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if attention else 0))
+        if resample is not None:
+            self.add_module(resample, _Resample(outputs, doubles=resample == "upsample"))
+        self._resample = resample
+
+    def forward(self, h: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            h = block(h)
+            h = self.attn[i](h) if self.attn else h
+        return h if self._resample is None else self.get_submodule(self._resample)(h)
+
+
+class Encoder(nn.Module):
+    """Images ``[B, 3, H, W]`` in [-1, 1] to ``[B, C, h, w]``, each level but the last halving."""
+
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], blocks: int, dimension: int
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in multipliers]
+        last = len(widths) - 1
+        self.conv_in = _conv(3, channels)
+        self.down = nn.ModuleList(
+            _Level(
+                widths[i - 1] if i else channels,
+                width,
+                blocks,
+                attention=i == last,
+                resample=None if i == last else "downsample",
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid = _Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = _conv(widths[-1], dimension)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(images)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
+
+
+class Decoder(nn.Module):
+    """Features ``[B, C, h, w]`` to images ``[B, 3, H, W]``, about [-1, 1]; one more block a level
+    than the encoder. The levels are numbered from the image, so they run from the last."""
+
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], blocks: int, dimension: int
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in multipliers]
+        last = len(widths) - 1
+        self.conv_in = _conv(dimension, widths[-1])
+        self.mid = _Middle(widths[-1])
+        self.up = nn.ModuleList(
+            _Level(
+                widths[min(i + 1, last)],
+                width,
+                blocks + 1,
+                attention=i == last,
+                resample="upsample" if i else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = _norm(widths[0])
+        self.conv_out = _conv(widths[0], 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(features))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))

@@ -1,0 +1,149 @@
+"""DD1's VAR students: all tokens from noise in one pass, or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_embeddings, check_labels
+from .attention import StrictlyLowerScales
+from .backbone import VARTransformer
+from .blocks import modulate
+from .scales import Scales, token_slices
+
+
+class _ContinuousHead(nn.Module):
+    """``Linear(LN(h) (1 + scale) + shift)``, (shift, scale) a table plus the class embedding."""
+
+    def __init__(self, width: int, dimension: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.linear = nn.Linear(width, dimension)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = (self.scale_shift_table + condition[:, None]).chunk(2, dim=1)
+        return self.linear(modulate(h, scale, shift))
+
+
+class DD1VARStudent(VARTransformer):
+    """A one-step generator: a class token, then the noise of all tokens, through VAR's blocks.
+
+    A token sees strictly lower scales and itself. Scales below ``split`` come from the classifier
+    as its largest code, the others from the continuous head. A second step puts the noise back
+    from scale ``second_step`` on, keeps what is below, marks it as data, and runs again.
+
+    Args:
+        split: first scale of the continuous head, 0 to S.
+        second_step: first scale that the second step generates, 1 to S - 1; None: ``split``, or the
+            nearest of these.
+        vocabulary: V. The others are :class:`VARBackbone`'s.
+
+    Source: Liu et al., Distilled Decoding 1 (arXiv 2412.17153).
+    """
+
+    teacher: Any = None
+    _ATTACHED: ClassVar[tuple[str, ...]] = ("tokenizer", "teacher")
+
+    def __init__(
+        self,
+        *,
+        patch_nums: Sequence[int],
+        split: int,
+        second_step: int | None = None,
+        vocabulary: int = 4096,
+        dimension: int = 32,
+        num_classes: int = 1000,
+        width: int = 1024,
+        layers: int = 16,
+        heads: int = 16,
+        shared_aln: bool = False,
+        l2_norm: bool = True,
+    ) -> None:
+        network: dict[str, Any] = dict(
+            dimension=dimension,
+            num_classes=num_classes,
+            width=width,
+            layers=layers,
+            heads=heads,
+            shared_aln=shared_aln,
+            l2_norm=l2_norm,
+        )
+        scales = Scales.of(patch_nums)
+        super().__init__(scales, [1, *(side**2 for side in scales.sides)], **network)
+        _check_scale("split", split, 0, scales.count)
+        if second_step is None:
+            second_step = min(max(split, 1), scales.count - 1)
+        _check_scale("second_step", second_step, 1, scales.count - 1)
+        self.config: dict[str, Any] = {
+            "patch_nums": list(patch_nums),
+            "split": split,
+            "second_step": second_step,
+            "vocabulary": vocabulary,
+            **network,
+        }
+        starts = [own.start for own in scales.slices] + [scales.num_tokens]
+        self._split, self._second = starts[split], starts[second_step]
+        self.head = nn.Linear(width, vocabulary)
+        self.n_d_embed = nn.Embedding(2, width)
+        self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(width, width) for _ in range(layers + 1))
+        self.final_layer_conti = _ContinuousHead(width, dimension)
+        self._attend: dict[torch.device, StrictlyLowerScales] = {}
+
+    def forward(self, noise: Tensor, labels: Tensor, *, steps: int = 1) -> Tensor:
+        """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and int64 ``labels [B]``.
+
+        Args:
+            steps: 1, or 2 for the second step too.
+        """
+        check_embeddings("noise", noise, self.num_tokens, self.dimension)
+        check_labels(labels, self.num_classes, noise.shape[0])
+        if isinstance(steps, bool) or steps not in (1, 2):
+            raise ValueError(f"steps: expected 1 or 2, got {steps!r}")
+        condition = self.class_emb(labels)
+        modulations = self.modulations(condition)
+        x = self._pass(noise, condition, modulations, 0)
+        if steps == 2:
+            x = torch.cat([x[:, : self._second], noise[:, self._second :]], dim=1)
+            x = self._pass(x, condition, modulations, self._second)
+        return x
+
+    def _pass(self, x: Tensor, condition: Tensor, modulations: list[Tensor], known: int) -> Tensor:
+        """``x [B, n, C]`` with everything but its first ``known`` tokens generated anew."""
+        tokens = self.word_embed(x.to(self.word_embed.weight.dtype))
+        start = condition[:, None] + self.pos_start
+        marks = self._marks(known)
+        h = torch.cat([start, tokens], dim=1) + self.positions() + marks[0]
+        attend = self._attention(h.device)
+        for block, modulation, mark in zip(self.blocks, modulations, marks[1:], strict=False):
+            h = block(h, modulation, attend, mark)
+        h = (h + marks[-1])[:, 1:]
+        split = max(known, self._split)
+        codes = self.head(self.head_nm(h[:, known:split], condition)).argmax(-1)
+        drawn = self.final_layer_conti(h[:, split:], condition)
+        return torch.cat([x[:, :known], self.codebook[codes].to(x.dtype), drawn.to(x.dtype)], dim=1)
+
+    def _marks(self, known: int) -> list[Tensor]:
+        """The data-or-noise embedding ``[n + 1, D]`` of the input, each block and the heads.
+
+        There are two rows each, so their Linears see two rows, not all tokens.
+        """
+        rows = self.n_d_embed.weight
+        pairs = [rows, *(layer(rows) for layer in self.layerwise_n_d_embed)]
+        data, noise = known + 1, self.num_tokens - known
+        return [torch.cat([pair[1].expand(data, -1), pair[0].expand(noise, -1)]) for pair in pairs]
+
+    def _attention(self, device: torch.device) -> StrictlyLowerScales:
+        if device not in self._attend:
+            with torch.inference_mode(False):
+                self._attend[device] = StrictlyLowerScales(token_slices(self.levels), device)
+        return self._attend[device]
+
+
+def _check_scale(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a scale in {low}..{high}, got {value}")

@@ -1,0 +1,128 @@
+"""VAR's tokenizer: images to codes of all scales and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_embeddings, check_tokens
+from .codec import Decoder, Encoder
+from .quantizer import MultiScaleQuantizer
+from .scales import Scales
+
+PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+
+class VARTokenizer(nn.Module):
+    """The multi-scale VQ autoencoder that VAR's teachers and students share.
+
+    Tokens and embeddings run scale by scale, row by row. Images are ``[B, 3, H, W]`` in [0, 1]
+    with ``H = W`` = the last scale's side times ``2^(levels - 1)``.
+
+    Args:
+        patch_nums: sides of the scales, 1 first. vocabulary: V. dimension: C.
+        channels: of the convolutions at full resolution, a multiple of 32.
+        multipliers: of ``channels``, one a resolution. blocks: residual blocks a resolution.
+        phis: convolutions that the scales share.
+
+    Source: Tian et al., Visual autoregressive modeling (arXiv 2404.02905), Alg. 1 and 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_nums: Sequence[int] = PATCH_NUMS,
+        vocabulary: int = 4096,
+        dimension: int = 32,
+        channels: int = 160,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        blocks: int = 2,
+        phis: int = 4,
+    ) -> None:
+        super().__init__()
+        self.scales = Scales.of(patch_nums)
+        if channels % 32:
+            raise ValueError(f"channels: expected a multiple of 32 (groups), got {channels}")
+        self.config: dict[str, Any] = dict(
+            patch_nums=list(patch_nums),
+            vocabulary=vocabulary,
+            dimension=dimension,
+            channels=channels,
+            multipliers=list(multipliers),
+            blocks=blocks,
+            phis=phis,
+        )
+        self.patch_nums = self.scales.sides
+        self.grid, self.num_tokens = self.scales.grid, self.scales.num_tokens
+        self.image_size = self.grid * 2 ** (len(multipliers) - 1)
+        self.encoder = Encoder(channels, multipliers, blocks, dimension)
+        self.decoder = Decoder(channels, multipliers, blocks, dimension)
+        self.quantize = MultiScaleQuantizer(
+            self.scales, vocabulary=vocabulary, dimension=dimension, phis=phis
+        )
+        self.quant_conv = nn.Conv2d(dimension, dimension, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(dimension, dimension, 3, padding=1)
+
+    def with_patch_nums(self, patch_nums: Sequence[int]) -> VARTokenizer:
+        """This tokenizer at other scales, for images of another size; the weights are shared."""
+        with torch.device("meta"):
+            other = VARTokenizer(**{**self.config, "patch_nums": list(patch_nums)})
+        other.encoder, other.decoder = self.encoder, self.decoder
+        other.quant_conv, other.post_quant_conv = self.quant_conv, self.post_quant_conv
+        other.quantize.embedding = self.quantize.embedding
+        other.quantize.quant_resi = self.quantize.quant_resi
+        return other.train(self.training)
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors ``[V, C]``."""
+        return self.quantize.embedding.weight.detach()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens ``[B, n]`` (int64) of images ``[B, 3, H, W]`` in [0, 1].
+
+        An image with a NaN or infinity gets -1.
+        """
+        self._check_images(images)
+        images = 2 * images.to(self.codebook.dtype) - 1
+        return self.quantize.encode(self.quant_conv(self.encoder(images)))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
+        check_tokens(tokens, self.num_tokens, self.codebook.shape[0])
+        return self.codebook[tokens]
+
+    def f_hat(self, embeddings: Tensor) -> Tensor:
+        """The decoder's input ``[B, C, g, g]``, in float32 or wider, of embeddings ``[B, n, C]``,
+        codes or not."""
+        self._check(embeddings)
+        return self.quantize.f_hat(embeddings)
+
+    def next_inputs(self, embeddings: Tensor) -> Tensor:
+        """What the scales after the first read, ``[B, n - 1, C]``, of embeddings ``[B, n, C]``."""
+        self._check(embeddings)
+        return self.quantize.next_inputs(embeddings)
+
+    def decode(self, embeddings: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``."""
+        f_hat = self.f_hat(embeddings).to(self.codebook.dtype)
+        images = self.decoder(self.post_quant_conv(f_hat))
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        return (images * 0.5 + 0.5).clamp(0, 1)
+
+    def _check(self, embeddings: Tensor) -> None:
+        check_embeddings("embeddings", embeddings, self.num_tokens, self.codebook.shape[1])
+
+    def _check_images(self, images: Tensor) -> None:
+        size = self.image_size
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images: expected a float torch.Tensor, got {got}")
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"images: expected shape ['B', 3, {size}, {size}], got {list(images.shape)}"
+            )

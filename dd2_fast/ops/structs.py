@@ -1,0 +1,70 @@
+"""Kernel arguments as plain C data: the structs of ``csrc/include/dd2/*.h`` in ctypes.
+
+The same names and fields as the extension's classes, for kernels that it does not hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+LOGIT_TYPES = ("kFloat32", "kBFloat16", "kFloat16")  # dd2::LogitType, in order
+
+
+def fields(names: str, kind: type) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class TeacherRows(ctypes.Structure):
+    """``dd2::TeacherRows``."""
+
+    _fields_ = [
+        *fields("logits uncond scale", ctypes.c_void_p),
+        *fields("logits_stride uncond_stride rows vocabulary top_k", ctypes.c_longlong),
+        ("top_p", ctypes.c_float),
+        ("logit_type", ctypes.c_int),
+    ]
+
+    def filtered(self) -> bool:
+        return 0 < self.top_k < self.vocabulary or self.top_p < 1
+
+
+class CsdLossParams(ctypes.Structure):
+    """``dd2::CsdLossParams``."""
+
+    _fields_ = [
+        *fields("x fake weight loss grad_x grad_fake grad_x_t", ctypes.c_void_p),
+        ("alpha", ctypes.c_float),
+        ("dmd", ctypes.c_bool),
+        ("weight_power", ctypes.c_float),
+    ]
+
+
+class ConditionalScoreParams(ctypes.Structure):
+    """``dd2::ConditionalScoreParams``."""
+
+    _fields_ = [
+        ("teacher", TeacherRows),
+        *fields("out jacobian x_t t direction codebook", ctypes.c_void_p),
+        *fields("draws dim", ctypes.c_longlong),
+        ("csd", CsdLossParams),
+        ("workspace", ctypes.c_void_p),
+    ]
+
+
+class NearestCodeParams(ctypes.Structure):
+    """``dd2::NearestCodeParams``."""
+
+    _fields_ = [
+        *fields("out x codebook", ctypes.c_void_p),
+        *fields("rows vocabulary dim", ctypes.c_longlong),
+    ]
+
+
+class SampleCodeParams(ctypes.Structure):
+    """``dd2::SampleCodeParams``."""
+
+    _fields_ = [
+        ("teacher", TeacherRows),
+        *fields("out seed index", ctypes.c_void_p),
+        ("inverse_temperature", ctypes.c_float),
+    ]

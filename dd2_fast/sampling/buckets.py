@@ -1,0 +1,80 @@
+"""A network called at a few fixed batch sizes, which compilation and CUDA graphs need."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Tensor]
+
+
+def bucket_sizes(largest: int) -> list[int]:
+    """Return 1, 2, 4, ... and the largest batch itself: padding at most doubles the work."""
+    sizes = [1]
+    while sizes[-1] < largest:
+        sizes.append(min(2 * sizes[-1], largest))
+    return sizes
+
+
+class BucketedCall:
+    """``function`` of tensors ``[B, ...]`` at every ``B`` up to the largest of its buckets.
+
+    A batch between two buckets is padded with copies of its first row and the result is cut. With
+    ``graphs`` each bucket is captured as a CUDA graph at its first use, all in one memory pool.
+
+    Raises what the function raises; RuntimeError with the reason where it cannot be captured.
+    """
+
+    def __init__(self, function: Function, largest: int, *, graphs: bool = False) -> None:
+        self._function, self._graphs = function, graphs
+        self._sizes = bucket_sizes(largest)
+        self._captured: dict[tuple[Any, ...], _CapturedCall] = {}
+        self._pool: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        count = len(inputs[0])
+        size = self._sizes[bisect.bisect_left(self._sizes, count)]
+        if size > count:
+            inputs = tuple(torch.cat([t, t[:1].expand(size - count, *t.shape[1:])]) for t in inputs)
+        result = self._replay(inputs) if self._graphs else self._function(*inputs)
+        return result[:count]
+
+    def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        kind = tuple((t.dtype, t.shape) for t in inputs)
+        if kind not in self._captured:
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            self._captured[kind] = _CapturedCall(self._function, inputs, self._pool)
+        return self._captured[kind](*inputs)
+
+
+class _CapturedCall:
+    """One CUDA graph of a function, with the tensors it reads and the one it writes."""
+
+    def __init__(self, function: Function, inputs: tuple[Tensor, ...], pool: Any) -> None:
+        self._inputs = [t.clone() for t in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles, and lets libraries choose and allocate, outside
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._graph, pool=pool):
+                self._output = function(*self._inputs)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"cuda_graphs: the network cannot be captured at batch {len(inputs[0])}; "
+                f"cuda_graphs=False runs it without ({error})"
+            ) from error
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._output.clone()

@@ -1,0 +1,105 @@
+"""Stage 0 (METHOD 3): an adapted teacher trained on tokens by the ordinary autoregressive loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..losses import TeacherScore
+from ..models import LlamaGenTeacher
+from .config import AdaptationConfig
+from .loop import Losses, Stage
+from .schedule import adam, ramp, set_rate
+
+
+class TokenPool(nn.Module):
+    """Sequences ``tokens [N, n]`` and their ``labels [N]``, a part of the run's saved state."""
+
+    tokens: Tensor
+    labels: Tensor
+
+    def __init__(self, count: int, num_tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(count, num_tokens, dtype=torch.int32))
+        self.register_buffer("labels", torch.zeros(count, dtype=torch.int64))
+
+    @classmethod
+    def of(cls, tokens: Tensor, labels: Tensor) -> TokenPool:
+        """A pool of given int64 ``tokens [N, n]`` and ``labels [N]``."""
+        if tokens.ndim != 2 or labels.shape != tokens.shape[:1]:
+            raise ValueError(
+                "tokens, labels: expected shapes [N, n] and [N], "
+                f"got {list(tokens.shape)} and {list(labels.shape)}"
+            )
+        pool = cls(*tokens.shape)
+        pool.tokens, pool.labels = tokens.int(), labels.clone()
+        return pool
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """int64 ``tokens`` and ``labels`` of ``size`` random sequences."""
+        chosen = torch.randint(len(self.labels), (size,), generator=rng).to(self.labels.device)
+        return self.tokens[chosen].long(), self.labels[chosen]
+
+
+class TeacherSamplesStage(Stage):
+    """Fills the pool with samples of a teacher, drawn with the settings of ``score``."""
+
+    def __init__(self, pool: TokenPool, score: TeacherScore, batch: int) -> None:
+        self.batch = min(batch, len(pool.labels))
+        super().__init__("samples", -(-len(pool.labels) // self.batch))
+        self.pool, self.score = pool, score
+
+    def step(self, index: int, rng: torch.Generator) -> Losses:
+        pool, score = self.pool, self.score
+        part = slice(index * self.batch, (index + 1) * self.batch)
+        labels = torch.randint(score.teacher.num_classes, pool.labels[part].shape, generator=rng)
+        labels = labels.to(pool.labels.device)
+        seed = int(torch.randint(2**62, (), generator=rng))
+        tokens = score.teacher.sample(
+            labels, cfg=score.cfg, top_k=score.top_k, top_p=score.top_p, seed=seed
+        )
+        pool.tokens[part], pool.labels[part] = tokens.int(), labels
+        return {}
+
+
+class AdaptationStage(Stage):
+    """Next-token cross-entropy of an adapted teacher that reads the code vectors of the pool.
+
+    Labels are dropped to the null class as in the teacher's own training, so that guidance still
+    has its unconditional logits. With ``embedding_noise`` the model reads noisy vectors.
+    """
+
+    def __init__(
+        self,
+        teacher: LlamaGenTeacher,
+        pool: TokenPool,
+        config: AdaptationConfig,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        if not teacher.adapted:
+            raise ValueError(
+                "teacher: expected one of dd2_fast.models.llamagen.adapt, got one with a token "
+                "table"
+            )
+        super().__init__("adaptation", config.steps, prepare)
+        self.teacher, self.pool, self.config = teacher.requires_grad_(True), pool, config
+        self.optimizers = {"teacher": adam(teacher, config.rate, config.betas, config.weight_decay)}
+
+    def step(self, index: int, rng: torch.Generator) -> Losses:
+        config, teacher = self.config, self.teacher
+        optimizer = self.optimizers["teacher"]
+        set_rate(optimizer, config.rate * ramp(index, self.steps, warmup=config.warmup))
+        tokens, labels = self.pool.batch(config.batch, rng)
+        dropped = torch.rand(labels.shape, generator=rng) < config.label_dropout
+        labels = torch.where(dropped.to(labels.device), teacher.num_classes, labels)
+        vectors = teacher.codebook[tokens]
+        noise = torch.randn(vectors.shape, generator=rng).to(vectors)
+        logits = teacher.logits(vectors + config.embedding_noise * noise, labels)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"nll": loss.detach()}

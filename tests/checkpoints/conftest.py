@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+from checkpoints import tiny
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader knows the made-up family and no other."""
+    tiny.install(monkeypatch)

@@ -1,0 +1,110 @@
+"""Loading maps the file: no second copy, pages read when used, the file itself never written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoints.tiny import teacher_tensors
+
+import dd2_fast
+from dd2_fast import checkpoints
+
+pytestmark = [
+    pytest.mark.usefixtures("family"),
+    pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc"),
+]
+MIB = 2**20
+SCRIPT = """
+import sys
+import pytest
+from checkpoints import tiny
+from dd2_fast import checkpoints
+
+def status():
+    lines = (line.split() for line in open("/proc/self/status"))
+    return {words[0]: int(words[1]) // 1024 for words in lines if words[0].endswith(":")
+            and words[0][:-1] in ("RssAnon", "RssFile", "VmHWM", "VmRSS")}
+
+tiny.install(pytest.MonkeyPatch())
+checkpoints.load(tiny.teacher_tensors())
+before = status()
+model = checkpoints.load(sys.argv[1])
+loaded = status()
+float(model.out.weight.sum() + model.table.weight.sum())
+touched = status()
+checkpoints.save(sys.argv[1] + ".copy", model)
+saved = status()
+for then in (loaded, touched, saved):
+    print(*(then[key] - before["VmRSS:" if key == "VmHWM:" else key]
+            for key in ("RssAnon:", "RssFile:", "VmHWM:")))
+"""
+
+
+def write(path: Path, tensors, container: str) -> Path:
+    if container == "safetensors":
+        safetensors.torch.save_file(tensors, path)
+    elif container == "ours":
+        checkpoints.save(path, checkpoints.load(tensors))
+    else:
+        torch.save({"model": tensors}, path)
+    return path
+
+
+@pytest.mark.parametrize("container", ["zip", "safetensors", "ours"])
+def test_a_large_file_costs_no_memory_of_its_own(tmp_path: Path, container: str):
+    tensors = {
+        "table.weight": torch.ones(3, 7168),
+        "out.weight": torch.ones(7168, 7168),
+        "out.bias": torch.ones(7168),
+    }
+    path = write(tmp_path / "big", tensors, container)
+    size = path.stat().st_size // MIB
+    assert size >= 196
+    root = Path(dd2_fast.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    for written in (path, Path(f"{path}.copy")):
+        written.unlink(missing_ok=True)  # pytest keeps the folders of the last runs
+    assert done.returncode == 0, done.stderr
+    loaded, touched, saved = ([int(v) for v in line.split()] for line in done.stdout.splitlines())
+    assert max(loaded) < 40, "resident after loading: private, of files, at the peak"
+    assert touched[0] < 40 and touched[1] > size - 10
+    assert saved[0] < 40 and saved[2] < size + 40
+
+
+@pytest.mark.parametrize("container", ["zip", "safetensors", "ours"])
+def test_storage_lies_in_the_file_and_writing_stays_private(tmp_path: Path, container: str):
+    path = write(tmp_path / "x", teacher_tensors(width=64, classes=50), container)
+    whole = path.read_bytes()
+    model = checkpoints.load(path)
+    ranges = [
+        [int(end, 16) for end in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(path))
+    ]
+    for parameter in model.parameters():
+        assert any(start <= parameter.data_ptr() < end for start, end in ranges)
+        parameter.zero_()
+    assert path.read_bytes() == whole
+    path.unlink()
+    assert torch.equal(model.out.bias, torch.zeros(64))
+
+
+def test_saving_over_the_file_a_model_was_loaded_from(tmp_path: Path):
+    path = write(tmp_path / "x.safetensors", teacher_tensors(), "ours")
+    for _ in range(3):
+        checkpoints.save(path, checkpoints.load(path))
+    for name, value in checkpoints.load(path).state_dict().items():
+        assert torch.equal(value, teacher_tensors()[name])

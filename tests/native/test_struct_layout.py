@@ -1,0 +1,102 @@
+"""The ctypes mirrors of the kernels' arguments against the headers, by the compilers themselves."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from native.build import DEFAULT_INCLUDES, compiler_command
+from native.compilers import require_nvrtc
+
+from dd2_fast.ops import launch, nvrtc, structs
+from dd2_fast.ops.nearest_code.plan import BLOCK_TOKENS
+
+# NVRTC's front end has no offsetof, but its own name for the address in a constant.
+OFFSET = """
+#ifdef __CUDACC_RTC__
+#define OFFSET(type, field) __INTADDR__(&((type*)0)->field)
+#else
+#define OFFSET(type, field) __builtin_offsetof(type, field)
+#endif
+"""
+HEADERS = {
+    "teacher_rows": [structs.TeacherRows],
+    "conditional_score": [structs.CsdLossParams, structs.ConditionalScoreParams],
+    "nearest_code": [structs.NearestCodeParams],
+    "sample_code": [structs.SampleCodeParams],
+}
+
+
+def checks(struct: type[ctypes.Structure]) -> str:
+    """C++ that compiles where the header's struct has these fields, no others, at these places."""
+    name, fields = f"dd2::{struct.__name__}", [field for field, *_ in struct._fields_]
+    lines = [f'static_assert(sizeof({name}) == {ctypes.sizeof(struct)}, "size");']
+    for field in fields:
+        place = getattr(struct, field)
+        lines.append(
+            f"static_assert(OFFSET({name}, {field}) == {place.offset} && "
+            f'sizeof({name}::{field}) == {place.size}, "{field}");'
+        )
+    lines.append(f"inline void fields_of({name}& value) {{ auto& [{', '.join(fields)}] = value; }}")
+    return "\n".join(lines)
+
+
+def logit_types() -> str:
+    return "\n".join(
+        f'static_assert(static_cast<int>(dd2::LogitType::{name}) == {i}, "{name}");'
+        for i, name in enumerate(structs.LOGIT_TYPES)
+    )
+
+
+def compile_host(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = folder / "layout.cpp"
+    path.write_text(source)
+    includes = [f"-I{path}" for path in DEFAULT_INCLUDES]
+    command = [*compiler_command(), "-std=c++17", "-fsyntax-only", *includes, str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def source() -> str:
+    includes = "".join(f'#include "dd2/{header}.h"\n' for header in HEADERS)
+    mirrored = [struct for group in HEADERS.values() for struct in group]
+    return "\n".join([OFFSET, includes, logit_types(), *map(checks, mirrored)])
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(compiler_command()[0]) is None, reason="no C++ compiler"
+)
+
+
+@needs_compiler
+def test_the_host_compiler_agrees(source: str, tmp_path: Path) -> None:
+    result = compile_host(source, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", ["missing", "moved", "size"])
+def test_the_check_finds_a_fault(fault: str, tmp_path: Path) -> None:
+    fields = dict(structs.TeacherRows._fields_)
+    if fault == "missing":
+        del fields["logit_type"]
+    elif fault == "moved":
+        fields = {"uncond": fields.pop("uncond"), **fields}
+    else:
+        fields["top_p"] = ctypes.c_double
+    wrong = type("TeacherRows", (ctypes.Structure,), {"_fields_": list(fields.items())})
+    result = compile_host(OFFSET + '#include "dd2/teacher_rows.h"\n' + checks(wrong), tmp_path)
+    assert result.returncode != 0
+
+
+def test_nvrtc_agrees(source: str) -> None:
+    require_nvrtc()
+    constants = (
+        '\n#include "dd2/nearest_code.cuh"\n'
+        f'static_assert(dd2::kThreads == {launch.THREADS}, "THREADS");\n'
+        f'static_assert(dd2::kBlockTokens == {BLOCK_TOKENS}, "BLOCK_TOKENS");\n'
+    )
+    nvrtc.compile_program(source + constants, (), "compute_80")

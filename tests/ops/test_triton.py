@@ -1,0 +1,198 @@
+"""The Triton backend without a GPU: its kernels run by Triton's interpreter, and every variant that
+the host code launches compiled ahead for three GPUs, within their shared memory and registers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dd2_fast.ops import registry
+
+TESTS = Path(__file__).resolve().parents[1]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+    ),
+    pytest.mark.skipif(INTERPRETED, reason="this process already is the interpreter's"),
+]
+# ptxas may spill a few words where that lets one more block onto a multiprocessor.
+SPILLED_LIMIT = 16  # bytes
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may have
+
+# Of the tests that every backend has to pass, those that take the interpreter seconds.
+QUICK = {
+    "conditional_score": "triton and (one_code or ragged-bfloat16 or dense_draws or dense_block "
+    "or many_draws-float32 or wide_codes-float16 or ties or invalid or minus_inf or extreme "
+    "or strided or leading or no_tokens or one_quantity or filtered-1e-45)",
+    "csd_loss": "triton and (dense_block or paper-wide or paper-filtered_draws or dmd-filtered "
+    "or low_precision or bounds or invalid or strides or no_rows)",
+    "sample_code": "triton and (one_code or shapes or invalid or llamagen-float32)",
+    "nearest_code": "triton and not (compile or -30)",
+    "triton_kernels": "threshold or streamed or size or clustered or digits or draws "
+    "or filtered-40-8 or filtered-70-9",
+}
+# Minutes: the models' sizes, torch.library's checks, torch.compile.
+LONG = {
+    "conditional_score": "triton and (var-float32 or llamagen-bfloat16 or noise_level or opcheck "
+    "or compiles or tiny)",
+    "csd_loss": "triton and (paper-var or paper-llamagen or noise_level or opcheck or compiles)",
+    "sample_code": "triton and (ragged-bfloat16 or strided or index_alone or ties or opcheck)",
+    "nearest_code": "triton",
+    "triton_kernels": "tiles",
+}
+
+
+def run_interpreted(name: str, select: str) -> int:
+    """Number of tests of a file that pass in a process of the interpreter; none may do else."""
+    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [*command, f"tests/ops/test_{name}.py", "-k", select],
+        cwd=TESTS.parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    passed = re.search(r"^(\d+) passed, \d+ deselected|^(\d+) passed in", run.stdout, re.M)
+    assert run.returncode == 0 and passed, run.stdout + run.stderr
+    return int(passed[1] or passed[2])
+
+
+@pytest.mark.parametrize(("name", "select"), QUICK.items(), ids=QUICK.keys())
+def test_interpreted(name: str, select: str) -> None:
+    assert run_interpreted(name, select) >= 8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "select"), LONG.items(), ids=LONG.keys())
+def test_interpreted_at_length(name: str, select: str) -> None:
+    assert run_interpreted(name, select) >= 5
+
+
+class Launch:
+    """One launch of a kernel, as far as compilation depends on it."""
+
+    def __init__(self, function: Any, arguments: tuple, options: dict[str, Any]) -> None:
+        from triton.compiler import ASTSource
+
+        values = dict(zip(function.arg_names, arguments, strict=False))
+        values |= {name: options.pop(name) for name in function.arg_names if name in options}
+        signature, constants, attributes = {}, {}, {}
+        for index, parameter in enumerate(function.params):
+            value = values[parameter.name]
+            signature[parameter.name] = kind = type_of(value)
+            general = parameter.is_constexpr or not parameter.do_not_specialize
+            if (
+                parameter.is_constexpr
+                or value is None
+                or (general and kind == "i32" and value == 1)
+            ):
+                signature[parameter.name] = "constexpr"
+                constants[index,] = value
+            elif kind[0] == "*" or (general and value % 16 == 0):
+                attributes[index,] = [["tt.divisibility", 16]]
+        self.source = ASTSource(function, signature, constants, attributes)
+        self.options = options
+        self.key = f"{function.__name__} {signature} {constants} {attributes} {options}"
+
+
+def type_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return "*" + names.get(value.dtype, "i64")
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def call_operators() -> None:
+    """The backend's functions on every kind of input that has a kernel variant of its own."""
+    from dd2_fast.ops.conditional_score import triton as conditional_score
+    from dd2_fast.ops.csd_loss import triton as csd_loss
+    from dd2_fast.ops.nearest_code import triton as nearest_code
+    from dd2_fast.ops.sample_code import triton as sample_code
+
+    half, wide = torch.bfloat16, torch.float32
+    for vocabulary, dim, dtype, guided, top_k, top_p in (
+        (4096, 32, wide, False, 0, 1.0),
+        (16384, 8, half, True, 900, 1.0),
+        (20_000, 64, torch.float16, True, 0, 0.9),
+        (1001, 32, half, True, 9, 1.0),
+        (1001, 200, wide, True, 0, 1.0),
+        (4096, 32, half, True, 900, 0.95),
+    ):
+        x_t, t = torch.zeros(64, 1, dim), torch.zeros(64, 1)
+        logits, codebook = torch.zeros(64, vocabulary, dtype=dtype), torch.zeros(vocabulary, dim)
+        teacher = (logits, logits if guided else None, torch.zeros(64))
+        conditional_score.conditional_x0(x_t, t, *teacher, codebook, top_k, top_p)
+        conditional_score.conditional_x0_vjp(x_t, x_t, t, *teacher, codebook, top_k, top_p)
+        seed = torch.zeros((), dtype=torch.int64)
+        for index in (None, torch.arange(64)):
+            sample_code.sample_code(*teacher, seed, index, top_k, top_p, 0.7)
+    nearest_code.nearest_code(x_t[:, 0], codebook)
+    posterior = (x_t, t, *teacher, codebook, top_k, top_p)
+    for weight, sid, objective, alpha, wants in (
+        (None, 1.0, "sid", 1.0, True),
+        (t, 0.0, "sid", 2.0, True),
+        (None, 1.0, "dmd", 1.0, False),
+    ):
+        csd_loss.csd_loss(x_t[:, 0], x_t, weight, sid, objective, alpha, wants, *posterior)
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, major: int) -> list[Launch]:
+    """What the host code launches for a GPU of a compute capability, each variant once."""
+    from triton.runtime.jit import JITFunction
+
+    from dd2_fast.ops.conditional_score import triton as conditional_score
+
+    found: dict[str, Launch] = {}
+
+    def record(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launch = Launch(function, arguments, options)
+        found[launch.key] = launch
+
+    monkeypatch.setattr(JITFunction, "run", record)
+    monkeypatch.setattr(conditional_score, "compute_major", lambda tensor: major)
+    call_operators()
+    return list(found.values())
+
+
+def spilled_bytes(ptx: str, capability: int, folder: Path) -> int:
+    from triton.backends.nvidia import compiler
+
+    source = folder / "kernel.ptx"
+    source.write_text(ptx)
+    architecture = re.search(r"\.target (sm_\w+)", ptx)[1]
+    command = [compiler.get_ptxas(capability).path, "-v", f"--gpu-name={architecture}"]
+    run = subprocess.run(
+        [*command, str(source), "-o", os.devnull], capture_output=True, text=True, check=True
+    )
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", run.stderr)))
+
+
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_compiles_within_limits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int
+) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = launches(monkeypatch, capability // 10)
+    assert len({launch.source.name for launch in found}) == 6
+    for launch in found:
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(launch.source, target=target, options=launch.options)
+        assert compiled.metadata.shared <= SHARED_LIMIT[capability], launch.key
+        assert spilled_bytes(compiled.asm["ptx"], capability, tmp_path) <= SPILLED_LIMIT, launch.key
+
+
+def test_registry_offers_it_after_the_compiled_kernels() -> None:
+    assert registry.BACKENDS.index("triton") == registry.BACKENDS.index("cupy") + 1
