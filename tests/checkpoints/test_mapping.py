@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from checkpoints.tiny import teacher_tensors
+from processes import run_python
 
-import dd2_fast
 from dd2_fast import checkpoints
 
 pytestmark = [
@@ -66,19 +63,10 @@ def test_a_large_file_costs_no_memory_of_its_own(tmp_path: Path, container: str)
     path = write(tmp_path / "big", tensors, container)
     size = path.stat().st_size // MIB
     assert size >= 196
-    root = Path(dd2_fast.__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
+    report = run_python("-c", SCRIPT, str(path), folder=tmp_path)
     for written in (path, Path(f"{path}.copy")):
         written.unlink(missing_ok=True)  # pytest keeps the folders of the last runs
-    assert done.returncode == 0, done.stderr
-    loaded, touched, saved = ([int(v) for v in line.split()] for line in done.stdout.splitlines())
+    loaded, touched, saved = ([int(v) for v in line.split()] for line in report.splitlines())
     assert max(loaded) < 40, "resident after loading: private, of files, at the peak"
     assert touched[0] < 40 and touched[1] > size - 10
     assert saved[0] < 40 and saved[2] < size + 40

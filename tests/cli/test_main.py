@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 
 import dd2_fast
 from dd2_fast import ops
@@ -67,10 +65,6 @@ def test_a_bug_is_not_hidden(monkeypatch) -> None:
         main(["info"])
 
 
-def test_runs_as_a_module() -> None:
-    root = Path(dd2_fast.__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "dd2_fast", "info"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"dd2_fast          {dd2_fast.__version__}\n")
+def test_runs_as_a_module(tmp_path: Path) -> None:
+    output = run_python("-m", "dd2_fast", "info", folder=tmp_path)
+    assert output.startswith(f"dd2_fast          {dd2_fast.__version__}\n")

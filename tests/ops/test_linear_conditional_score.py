@@ -3,15 +3,15 @@ the operator give, in any number of chunks, without the memory of the logits."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from ops.cases import GPU_BACKENDS, device_of, relative_error, runnable_backends
+from processes import run_python
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score, linear_conditional_score
@@ -316,14 +316,11 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("backend", runnable_backends(("cpu", "torch")))
-def test_peak_memory_is_below_the_logits(backend: str) -> None:
+def test_peak_memory_is_below_the_logits(backend: str, tmp_path: Path) -> None:
     """Of a process's own: forward and backward, 3000 tokens after a warm-up with 150."""
 
     def growth(which: str) -> int:
-        command = [sys.executable, "-c", MEMORY, backend, which]
-        run = subprocess.run(command, env=os.environ, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        return int(run.stdout)
+        return int(run_python("-c", MEMORY, backend, which, folder=tmp_path))
 
     logits = 2 * 3000 * 8192 * 4
     assert growth("fused") < logits / 4

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 
 import dd2_fast
 from dd2_fast.ops import available_backends, conditional_score, extension, nvrtc, registry
@@ -112,19 +111,6 @@ def test_operator_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.__name__.endswith("flow_solve.cuda")
 
 
-def run_python(code: str, folder: Path, **environment: str) -> str:
-    """Output of a fresh interpreter that cannot see the checkout, only the package under test."""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
-
-
 def test_without_extension_the_reference_runs_and_says_so(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['dd2_fast._C'] = None\n"
@@ -135,7 +121,7 @@ def test_without_extension_the_reference_runs_and_says_so(tmp_path: Path) -> Non
         "    assert all(ops.conditional_score(*a).isfinite().all() for _ in range(2))\n"
         "assert ['torch reference' in str(w.message) for w in caught] == [True], caught\n"
     )
-    run_python(code, tmp_path)
+    run_python("-c", code, folder=tmp_path)
 
 
 @pytest.mark.skipif(extension.load()[0] is None, reason="no compiled extension")
@@ -161,7 +147,7 @@ def test_every_instruction_set_agrees_with_the_reference(isa: str, tmp_path: Pat
         "    assert torch.equal(x, y)\n"
         "print(extension.native().build_info['cpu_instruction_set'])\n"
     )
-    used = run_python(code, tmp_path, DD2_FAST_CPU_ISA=isa)
+    used = run_python("-c", code, folder=tmp_path, DD2_FAST_CPU_ISA=isa).strip()
     assert used.startswith("x86-64-v") and used <= f"x86-64-{isa}" or used == "generic"
 
 
@@ -207,4 +193,4 @@ def test_importing_the_package_is_light(tmp_path: Path) -> None:
         "heavy = {'triton', 'cupy', 'sklearn', 'scipy', 'dd2_fast._C'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    run_python(code, tmp_path)
+    run_python("-c", code, folder=tmp_path)

@@ -8,12 +8,12 @@ import importlib.util
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import run_python
 
 from dd2_fast.ops import registry
 
@@ -52,30 +52,26 @@ LONG = {
 }
 
 
-def run_interpreted(name: str, select: str) -> int:
+def run_interpreted(name: str, select: str, folder: Path) -> int:
     """Number of tests of a file that pass in a process of the interpreter; none may do else."""
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [*command, f"tests/ops/test_{name}.py", "-k", select],
-        cwd=TESTS.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    passed = re.search(r"^(\d+) passed, \d+ deselected|^(\d+) passed in", run.stdout, re.M)
-    assert run.returncode == 0 and passed, run.stdout + run.stderr
+    command = ["-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-c", str(TESTS.parent / "pyproject.toml"), str(TESTS / "ops" / f"test_{name}.py")]
+    interpreter = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    output = run_python(*command, "-k", select, folder=folder, timeout=3600, **interpreter)
+    passed = re.search(r"^(\d+) passed, \d+ deselected|^(\d+) passed in", output, re.M)
+    assert passed, output
     return int(passed[1] or passed[2])
 
 
 @pytest.mark.parametrize(("name", "select"), QUICK.items(), ids=QUICK.keys())
-def test_interpreted(name: str, select: str) -> None:
-    assert run_interpreted(name, select) >= 8
+def test_interpreted(name: str, select: str, tmp_path: Path) -> None:
+    assert run_interpreted(name, select, tmp_path) >= 8
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "select"), LONG.items(), ids=LONG.keys())
-def test_interpreted_at_length(name: str, select: str) -> None:
-    assert run_interpreted(name, select) >= 5
+def test_interpreted_at_length(name: str, select: str, tmp_path: Path) -> None:
+    assert run_interpreted(name, select, tmp_path) >= 5
 
 
 class Launch:

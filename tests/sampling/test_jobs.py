@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_python
 
 from dd2_fast.cli import main
 from dd2_fast.sampling import NpzFile, PngFolder, Sampler, balanced_labels, run_job
@@ -139,12 +138,10 @@ def test_two_processes_share_a_job(tmp_path) -> None:
     """As torchrun starts them: disjoint indices, one result."""
     out = tmp_path / "a.npz"
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *("-m", "--", "dd2_fast", "sample", "--num", "23", "--batch-size", "4", "--out", str(out)),
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == f"wrote 23 images to {out}\n"
+    assert run_python(*command, folder=tmp_path) == f"wrote 23 images to {out}\n"
     labels = balanced_labels(23, 10, shuffled_by=0)
     with np.load(out) as archive:
         assert archive["arr_1"].tolist() == labels

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import environment, run_python
 
 from dd2_fast import checkpoints
 from dd2_fast.training import loop
@@ -203,20 +204,23 @@ def test_killed_process_resumes_from_its_last_save(tmp_path: Path):
         """
     )
     here = str(Path(__file__).parent)
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root}
 
     def command(folder: str, mode: str) -> list[str]:
-        return [sys.executable, "-c", script, str(tmp_path / folder), here, mode]
+        return ["-c", script, str(tmp_path / folder), here, mode]
 
-    process = subprocess.Popen(command("cut", "hang"), stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, *command("cut", "hang")],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment(),
+    )
     assert process.stdout is not None and process.stdout.readline() == b"here\n"
     process.kill()
     process.wait()
     process.stdout.close()
     assert not (tmp_path / "cut" / "run.json").exists()
-    subprocess.run(command("cut", "run"), check=True, env=environment)
-    subprocess.run(command("whole", "run"), check=True, env=environment)
+    run_python(*command("cut", "run"), folder=tmp_path)
+    run_python(*command("whole", "run"), folder=tmp_path)
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
