@@ -4,10 +4,11 @@ from .csd import csd_loss
 from .dd1 import dd1_loss, flow_pairs
 from .fcs import fcs_loss
 from .gts import gts_loss
-from .noise import TimeDistribution, add_noise, draw_noisy
+from .noise import ImageRandom, TimeDistribution, add_noise, draw_noisy
 from .target import TeacherDistribution, TeacherScore
 
 __all__ = [
+    "ImageRandom",
     "TeacherDistribution",
     "TeacherScore",
     "TimeDistribution",

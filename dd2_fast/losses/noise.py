@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..ops.philox import image_normal, image_uniform
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,38 @@ class TimeDistribution:
         if self.density not in ("uniform", "linear"):
             raise ValueError(f"density: expected 'uniform' or 'linear', got {self.density!r}")
 
-    def sample(self, shape: tuple[int, ...], rng: torch.Generator, like: Tensor) -> Tensor:
-        """Levels of ``shape`` on the device of ``like``, drawn on the generator's device."""
-        u = torch.rand(shape, generator=rng, device=rng.device)
+    def of(self, u: Tensor) -> Tensor:
+        """Levels of uniforms ``u`` in [0, 1]: the inverse of the distribution function."""
         low, high = self.low, self.high
         if self.density == "linear":
-            u = (low**2 + (high**2 - low**2) * u).sqrt()
-        else:
-            u = low + (high - low) * u
-        return u.to(like.device, like.dtype)
+            return (low**2 + (high**2 - low**2) * u).sqrt()
+        return low + (high - low) * u
+
+
+class ImageRandom:
+    """Random numbers of the images of a batch: a function of (seed, image, calls before) each.
+
+    So they do not depend on how a batch is split over processes and passes, nor on the device.
+
+    Args:
+        seed: of the batch. images: int64 ``[B]``, which images of the batch, on the device where
+            the numbers are wanted.
+    """
+
+    def __init__(self, seed: int, images: Tensor) -> None:
+        self.seed, self.images, self._stream = seed, images, 1
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 uniforms ``[B, *shape]`` in (0, 1]."""
+        self._stream += 1
+        count = math.prod(shape)
+        u = image_uniform(self.seed, self.images, count, stream=self._stream)
+        return u.view(len(self.images), *shape).float()
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32 standard normals ``[B, *shape]``."""
+        self._stream += 1
+        return image_normal(self.seed, self.images, shape, stream=self._stream)
 
 
 def add_noise(x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -41,11 +67,9 @@ def add_noise(x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 
 
 def draw_noisy(
-    x: Tensor, draws: int, times: TimeDistribution, rng: torch.Generator
+    x: Tensor, draws: int, times: TimeDistribution, random: ImageRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``x_t [*, M, C]``, ``t [*, M]`` and the noise ``[*, M, C]`` of tokens ``x [*, C]``."""
-    shape = (*x.shape[:-1], draws)
-    t = times.sample(shape, rng, x)
-    noise = torch.randn((*shape, x.shape[-1]), generator=rng, device=rng.device)
-    noise = noise.to(x.device, x.dtype)
+    """``x_t [B, n, M, C]``, ``t [B, n, M]`` and the noise ``[B, n, M, C]`` of ``x [B, n, C]``."""
+    t = times.of(random.uniform(x.shape[1], draws)).to(x.dtype)
+    noise = random.normal(x.shape[1], draws, x.shape[2]).to(x.dtype)
     return add_noise(x, t, noise), t, noise

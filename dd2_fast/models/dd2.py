@@ -135,6 +135,11 @@ class DD2Guidance(DD2Network):
     ``head(x_t, t, features)`` is the flow head; ``x0 = x_t - t v``.
     """
 
+    def forward(self, x_t: Tensor, t: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Velocity of ``x_t [B, n, C]`` or ``[B, n, M, C]`` at noise level ``t``, given the clean
+        prefixes of ``embeddings [B, n, C]``: ``head(x_t, t, features(embeddings, labels))``."""
+        return self.head(x_t, t, self.features(embeddings, labels))
+
     def features(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]``; those of token ``i`` read ``embeddings[:, :i]`` only."""
         self._check("embeddings", embeddings, labels)

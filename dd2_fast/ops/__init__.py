@@ -5,13 +5,14 @@ from .csd_loss import csd_loss
 from .flow_solve import flow_solve
 from .linear_conditional_score import linear_conditional_score
 from .nearest_code import nearest_code
-from .registry import available_backends
+from .registry import available_backends, default_backend
 from .sample_code import sample_code
 
 __all__ = [
     "available_backends",
     "conditional_score",
     "csd_loss",
+    "default_backend",
     "flow_solve",
     "linear_conditional_score",
     "nearest_code",

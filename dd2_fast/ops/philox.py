@@ -44,3 +44,39 @@ def row_uniform(seed: Tensor, row: Tensor, stream: int) -> Tensor:
     key = (seed & _MASK, (seed >> 32) & _MASK)
     high, low, *_ = philox(zero, row & _MASK, (row >> 32) & _MASK, zero + stream, key)
     return (((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52
+
+
+def image_uniform(seed: int, indices: Tensor, count: int, *, stream: int) -> Tensor:
+    """Return float64 uniforms [B, count] in (0, 1), a function of (seed, index, stream, position).
+
+    indices [B] is int64. The values are multiples of 2^-32, offset by half of one. The counter is
+    (position / 4, index low, index high, stream), the key (seed low, seed high).
+    """
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    blocks = -(-count // 4)
+    low, high = (indices & _MASK)[:, None], ((indices >> 32) & _MASK)[:, None]
+    if indices.device.type == "cpu":
+        # A few hundred elements at a time: NumPy's cost of a call is a third of torch's.
+        counter = (
+            np.arange(blocks, dtype=np.int64)[None],
+            low.numpy(),
+            high.numpy(),
+            np.full((1, 1), stream),
+        )
+        words = torch.from_numpy(np.stack(philox(*counter, key), -1))
+    else:
+        block = torch.arange(blocks, device=indices.device)[None]
+        words = torch.stack(philox(block, low, high, torch.full_like(low, stream), key), -1)
+    return (words.flatten(1)[:, :count].double() + 0.5) * 2.0**-32
+
+
+def image_normal(seed: int, indices: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
+    """Return float32 standard normals [B, *shape] by Box-Muller, a function of (seed, index,
+    stream, position); indices [B] is int64."""
+    count = 1
+    for size in shape:
+        count *= size
+    u = image_uniform(seed, indices, count + count % 2, stream=stream)
+    radius, angle = (-2.0 * u[:, 0::2].log()).sqrt(), 2.0 * torch.pi * u[:, 1::2]
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)
+    return pairs[:, :count].reshape(indices.shape[0], *shape).float()

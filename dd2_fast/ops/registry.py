@@ -12,7 +12,8 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -97,9 +98,31 @@ def _unusable(op: str, name: str, device: torch.device, dtype: torch.dtype) -> s
     return _reason(name, device)
 
 
+_default = ""
+
+
+@contextmanager
+def default_backend(name: str | None) -> Iterator[None]:
+    """Operators called without ``backend=`` take this one inside the block, in every thread: a
+    backward pass runs in threads of its own. None leaves things as they are.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    global _default
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    before, _default = _default, name or _default
+    try:
+        yield
+    finally:
+        _default = before
+
+
 def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module that runs ``op``; ``backend=""`` takes DD2_FAST_BACKEND or the first usable."""
-    backend = backend or os.environ.get("DD2_FAST_BACKEND", "")
+    """The module that runs ``op``; ``backend=""`` takes that of :func:`default_backend`,
+    DD2_FAST_BACKEND or the first usable."""
+    backend = backend or _default or os.environ.get("DD2_FAST_BACKEND", "")
     if backend:
         if backend not in BACKENDS:
             raise ValueError(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import TeacherScore
+from ..losses import ImageRandom, TeacherScore
 from ..models import LlamaGenTeacher
 from .config import AdaptationConfig
 from .loop import Losses, Stage
-from .schedule import adam, ramp, set_rate
+from .parallel import Parallel
+from .schedule import ramp
+from .stages import draw_seed
+from .trained import Terms, Trained
 
 
 class TokenPool(nn.Module):
@@ -38,9 +42,13 @@ class TokenPool(nn.Module):
         pool.tokens, pool.labels = tokens.int(), labels.clone()
         return pool
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens`` and ``labels`` of ``size`` random sequences."""
-        chosen = torch.randint(len(self.labels), (size,), generator=rng).to(self.labels.device)
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, which sequences make a random batch."""
+        return torch.randint(len(self.labels), (size,), generator=rng)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 ``tokens`` and ``labels`` of the chosen sequences."""
+        chosen = chosen.to(self.labels.device)
         return self.tokens[chosen].long(), self.labels[chosen]
 
 
@@ -65,6 +73,19 @@ class TeacherSamplesStage(Stage):
         return {}
 
 
+class _Logits(nn.Module):
+    """A teacher whose call gives logits, which is what the processes' gradients are averaged by.
+
+    Every process has all of it, whatever the sharding of the other networks."""
+
+    def __init__(self, teacher: LlamaGenTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        return self.teacher.logits(vectors, labels)
+
+
 class AdaptationStage(Stage):
     """Next-token cross-entropy of an adapted teacher that reads the code vectors of the pool.
 
@@ -75,9 +96,10 @@ class AdaptationStage(Stage):
     def __init__(
         self,
         teacher: LlamaGenTeacher,
-        pool: TokenPool,
+        pool: Any,
         config: AdaptationConfig,
         prepare: Callable[[], object] | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         if not teacher.adapted:
             raise ValueError(
@@ -86,20 +108,26 @@ class AdaptationStage(Stage):
             )
         super().__init__("adaptation", config.steps, prepare)
         self.teacher, self.pool, self.config = teacher.requires_grad_(True), pool, config
-        self.optimizers = {"teacher": adam(teacher, config.rate, config.betas, config.weight_decay)}
+        parallel = parallel or Parallel(device=teacher.codebook.device)
+        self.trained = {
+            "teacher": Trained(_Logits(teacher), parallel, config.betas, config.weight_decay)
+        }
 
     def step(self, index: int, rng: torch.Generator) -> Losses:
-        config, teacher = self.config, self.teacher
-        optimizer = self.optimizers["teacher"]
-        set_rate(optimizer, config.rate * ramp(index, self.steps, warmup=config.warmup))
-        tokens, labels = self.pool.batch(config.batch, rng)
-        dropped = torch.rand(labels.shape, generator=rng) < config.label_dropout
-        labels = torch.where(dropped.to(labels.device), teacher.num_classes, labels)
-        vectors = teacher.codebook[tokens]
-        noise = torch.randn(vectors.shape, generator=rng).to(vectors)
-        logits = teacher.logits(vectors + config.embedding_noise * noise, labels)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return {"nll": loss.detach()}
+        config, teacher = self.config, self.trained["teacher"]
+        classes, codebook = self.teacher.num_classes, self.teacher.codebook
+        chosen, seed = self.pool.draw(config.batch, rng), draw_seed(rng)
+
+        def loss(part: Tensor) -> tuple[Tensor, Terms]:
+            *_, tokens, labels = self.pool.take(chosen[part])
+            random = ImageRandom(seed, part.to(labels.device))
+            labels = labels.where(random.uniform() >= config.label_dropout, classes)
+            vectors = codebook[tokens]
+            if config.embedding_noise:
+                vectors = vectors + config.embedding_noise * random.normal(*vectors.shape[1:])
+            logits = self.seen(logits=teacher(vectors, labels))
+            value = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            return value, {"nll": value}
+
+        rate = config.rate * ramp(index, self.steps, warmup=config.warmup)
+        return teacher.update("teacher", rate, config.batch, loss)

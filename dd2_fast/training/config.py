@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..losses import TimeDistribution
 from ..ops.csd_loss.api import OBJECTIVES
 
 _MAY_BE_ZERO = (
-    *("steps", "start", "warmup", "rate", "decay"),
+    *("steps", "start", "warmup", "rate", "decay", "seed", "cfg", "top_k", "micro_batch", "every"),
     *("noise", "dropout", "commitment", "auxiliary", "alpha", "power"),
 )
 
@@ -26,6 +27,11 @@ class _Checked:
             if value < 0 or (value == 0 and not zero):
                 wanted = "zero or more" if zero else "a positive number"
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,26 @@ class PairsConfig(_Checked):
 
 @dataclass(frozen=True)
 class Stage1Config(_Checked):
-    """GTS: the head alone, then everything."""
+    """GTS: the head alone, then everything; the rate falls from ``hold`` of the steps on.
+
+    ``target="ground_truth"`` is the teacher's analytic velocity, ``"sample"`` the plain
+    AR-diffusion loss's ``eps - q_i`` (an ablation).
+    """
 
     head_steps: int = 100
     steps: int = 300
     batch: int = 64
     draws: int = 2
     rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int = 20
+    hold: float = 0.5
     time_low: float = 0.02
+    target: str = "ground_truth"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("target", self.target, ("ground_truth", "sample"))
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,9 @@ class RegressionConfig(_Checked):
     steps: int = 1000
     batch: int = 64
     rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int = 20
+    hold: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -134,6 +155,7 @@ class DistillConfig(_Checked):
     guidance_rate: float = 1.5e-3
     guidance_floor: float = 0.4
     warmup: int = 50
+    hold: float = 0.5
     betas: tuple[float, float] = (0.0, 0.99)
     objective: str = "dmd"
     alpha: float = 1.0
@@ -146,12 +168,41 @@ class DistillConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
-            )
+        _one_of("objective", self.objective, OBJECTIVES)
         TimeDistribution(self.generator_time_low, 1.0, self.generator_time_density)
         TimeDistribution(self.guidance_time_low)
+
+
+@dataclass(frozen=True)
+class ExecutionConfig(_Checked):
+    """How the arithmetic of a step is done; it changes what is computed by rounding alone.
+
+    Args:
+        micro_batch: images of a pass on each process, gradients accumulate over the passes of a
+            batch; 0 takes a process's share at once.
+        precision: ``"float32"``, or ``"bfloat16"`` for frozen networks and, by autocast, trained
+            ones, whose weights and updates stay in float32.
+        compile: compile each block and head by torch.compile.
+        checkpoint_activations: keep no activations inside blocks; the backward pass computes them
+            again.
+        sharding: of trained networks on several processes, ``"replicate"`` (DDP) or ``"shard"``
+            (FSDP2).
+        report_every: steps between looks at the losses, each of which waits for the device.
+    """
+
+    micro_batch: int = 0
+    precision: str = "float32"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    sharding: str = "replicate"
+    report_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.report_every < 1:
+            raise ValueError(f"report_every: expected at least 1, got {self.report_every}")
+        super().__post_init__()
+        _one_of("precision", self.precision, ("float32", "bfloat16"))
+        _one_of("sharding", self.sharding, ("replicate", "shard"))
 
 
 @dataclass(frozen=True)

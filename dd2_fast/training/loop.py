@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .parallel import Parallel
 from .state import RunState
+from .trained import Trained
 
 Losses = Mapping[str, Tensor | float]
 _SMOOTHING = 0.98
@@ -25,8 +27,8 @@ _REFRESH = 0.5
 class Stage:
     """One stage: ``steps`` calls of :meth:`step` that change the run's models in place.
 
-    A subclass puts whatever a resumed run needs besides the models into ``optimizers`` and
-    ``buffers``.
+    A subclass puts the networks it trains into ``trained``, and whatever else a resumed run needs
+    besides the models into ``buffers``.
 
     Args:
         name: of the stage, unique in the run.
@@ -36,8 +38,9 @@ class Stage:
 
     def __init__(self, name: str, steps: int, prepare: Callable[[], object] | None = None) -> None:
         self.name, self.steps, self._prepare = name, steps, prepare
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.trained: dict[str, Trained] = {}
         self.buffers: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
 
     def prepare(self) -> None:
         """Bring the models into the state this stage starts from."""
@@ -45,21 +48,32 @@ class Stage:
             self._prepare()
 
     def step(self, index: int, rng: torch.Generator) -> Losses:
-        """One update; the losses by name."""
+        """One update; the losses by name. Some may come at some steps only."""
         raise NotImplementedError
 
     def finish(self) -> None:
         """What remains after the last step."""
 
+    def seen(self, **value: Tensor) -> Tensor:
+        """Remember, in the order they come, which tensors of a step are finite."""
+        ((name, tensor),) = value.items()
+        self._sums.pop(name, None)
+        self._sums[name] = tensor.detach().sum(dtype=torch.float32)
+        return tensor
+
+    def first_bad(self) -> str | None:
+        """The first of the last step's seen tensors that had a NaN or infinity."""
+        return next((name for name, sum in self._sums.items() if not sum.isfinite()), None)
+
     def state_dict(self) -> dict[str, Any]:
         """Optimisers and buffers."""
-        optimizers = {name: value.state_dict() for name, value in self.optimizers.items()}
+        optimizers = {name: value.state_dict() for name, value in self.trained.items()}
         return {"optimizers": optimizers, "buffers": self.buffers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        for name, trained in self.trained.items():
+            trained.load_state_dict(state["optimizers"][name])
         self.buffers = dict(state["buffers"])
 
 
@@ -67,22 +81,48 @@ class Interrupted(KeyboardInterrupt):
     """Training was asked to stop and saved its state first."""
 
 
-def run_stages(stages: Sequence[Stage], state: RunState, *, progress: bool = True) -> None:
+class Watch:
+    """Is told of every step of a run; what this one does with it is nothing."""
+
+    def losses(self, stage: Stage, step: int, values: Mapping[str, float]) -> None:
+        """The losses of a step, the mean over the processes."""
+
+    def reported(self, stage: Stage, step: int) -> None:
+        """``step`` steps of the stage are made and their losses reported."""
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    state: RunState,
+    *,
+    progress: bool = True,
+    parallel: Parallel | None = None,
+    watch: Watch | None = None,
+) -> None:
     """Run every stage that ``state`` does not have behind it.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving the state.
-        FloatingPointError: a loss is not finite; the message has its stage, step and name.
+        FloatingPointError: a loss is not finite; the message has its stage, step and name and the
+            first tensor of the step that was not. The last saved state remains.
+        OSError: the state cannot be written; the last one remains.
     """
+    parallel = parallel or Parallel()
     with _stop_signals() as stopped:
         for index, stage in enumerate(stages):
             if stage.name not in state.done:
-                _run_stage(stage, index, state, stopped, progress)
+                _run_stage(stage, index, state, stopped, progress, parallel, watch or Watch())
     state.save({})
 
 
 def _run_stage(
-    stage: Stage, index: int, state: RunState, stopped: threading.Event, progress: bool
+    stage: Stage,
+    index: int,
+    state: RunState,
+    stopped: threading.Event,
+    progress: bool,
+    parallel: Parallel,
+    watch: Watch,
 ) -> None:
     if state.begin(stage.name, index):
         stage.prepare()
@@ -90,38 +130,66 @@ def _run_stage(
         stage.load_state_dict(state.stage_state())
     began, before = time.monotonic(), state.seconds[stage.name]
     shown = 0.0
+    pending: list[Losses] = []
     bar = tqdm(
-        total=stage.steps, initial=state.step, desc=stage.name, disable=not progress, mininterval=1
+        total=stage.steps,
+        initial=state.step,
+        desc=stage.name,
+        disable=not progress or parallel.rank > 0,
+        mininterval=1,
     )
     with bar:
         while state.step < stage.steps:
-            losses = stage.step(state.step, state.rng)
-            _accumulate(state.means, losses, stage.name, state.step)
+            pending.append(stage.step(state.step, state.rng))
             state.step += 1
+            bar.update()
+            if len(pending) < parallel.config.report_every and state.step < stage.steps:
+                continue
+            _report(pending, stage, state, parallel, watch)
             now = time.monotonic()
             state.seconds[stage.name] = before + now - began
-            if progress and (now - shown > _REFRESH or state.step == stage.steps):
+            if now - shown > _REFRESH or state.step == stage.steps:
                 bar.set_postfix({k: f"{v:.4g}" for k, v in state.means.items()}, refresh=False)
                 shown = now
-            bar.update()
-            if stopped.is_set():
+            stop, due = parallel.any(stopped.is_set(), state.due())
+            if stop or due:
                 state.save(stage.state_dict())
+            if stop:
                 raise Interrupted(
                     f"stopped in {stage.name} at step {state.step}; the same command continues"
                 )
-            if state.due():
-                state.save(stage.state_dict())
     stage.finish()
     state.finish()
 
 
-def _accumulate(means: dict[str, float], losses: Losses, stage: str, step: int) -> None:
+def _report(
+    pending: list[Losses], stage: Stage, state: RunState, parallel: Parallel, watch: Watch
+) -> None:
+    """Read the losses of the last steps, average them over the processes, and pass them on."""
+    names = [(i, name) for i, losses in enumerate(pending) for name in losses]
+    if names:
+        values = [torch.as_tensor(pending[i][n], dtype=torch.float32) for i, n in names]
+        flat = parallel.mean(torch.stack([v.to(parallel.device) for v in values])).tolist()
+        first = state.step - len(pending)
+        by_step: dict[int, dict[str, float]] = {}
+        for (i, name), value in zip(names, flat, strict=True):
+            by_step.setdefault(first + i, {})[name] = value
+        for step, losses in by_step.items():
+            _accumulate(state.means, losses, stage, step)
+            watch.losses(stage, step, losses)
+    pending.clear()
+    watch.reported(stage, state.step)
+
+
+def _accumulate(means: dict[str, float], losses: Losses, stage: Stage, step: int) -> None:
     """Running means of the losses; raises at the first that is not finite."""
     for name, loss in losses.items():
         value = float(loss)
         if not math.isfinite(value):
+            bad = stage.first_bad()
+            where = f"; the first tensor that was not finite is {bad}" if bad else ""
             raise FloatingPointError(
-                f"stage {stage}, step {step}: expected a finite loss {name!r}, got {value}"
+                f"stage {stage.name}, step {step}: expected a finite {name!r}, got {value}{where}"
             )
         means[name] = (
             value

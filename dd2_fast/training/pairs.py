@@ -22,9 +22,13 @@ class PairPool(nn.Module):
         self.register_buffer("tokens", torch.zeros(count, num_tokens, dtype=torch.int32))
         self.register_buffer("labels", torch.zeros(count, dtype=torch.int64))
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """``noise``, int64 ``tokens`` and ``labels`` of ``size`` random pairs."""
-        chosen = torch.randint(len(self.labels), (size,), generator=rng).to(self.labels.device)
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, which pairs make a random batch; :meth:`take` has them, or a part."""
+        return torch.randint(len(self.labels), (size,), generator=rng)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise``, int64 ``tokens`` and ``labels`` of the chosen pairs."""
+        chosen = chosen.to(self.labels.device)
         return self.noise[chosen], self.tokens[chosen].long(), self.labels[chosen]
 
 

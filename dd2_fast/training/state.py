@@ -1,12 +1,14 @@
 """The saved state of a run: every model, the current stage's optimisers, its step and random state.
 
-One file, written whole and renamed; a run continued from it gives what an uninterrupted run gives.
+A file written whole and renamed, and the one before it; a run continued from either gives what an
+uninterrupted run gives.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +17,26 @@ import torch
 from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
-from ..checkpoints.files import write_atomic
+from ..checkpoints.files import replacing
+from .parallel import Parallel
 
 STATE = "state.pt"
-_FORMAT = 1
+PREVIOUS = "state.previous.pt"
+_FORMAT = 2
 
 
 class RunState:
     """Models, position and history of a run, kept in ``folder/state.pt``.
+
+    The state before it is ``state.previous.pt``, which is taken where the newer file is missing or
+    damaged. On several processes all of them save and resume; the first writes.
 
     Args:
         folder: the run's output folder.
         modules: every model that any stage reads or trains, by name.
         settings: flat settings; a state with others is refused.
         seed: of the run; each stage draws from its own generator.
-        every: seconds between saves.
+        every: seconds between saves. parallel: the processes.
     """
 
     def __init__(
@@ -40,8 +47,10 @@ class RunState:
         *,
         seed: int,
         every: float = 30.0,
+        parallel: Parallel | None = None,
     ) -> None:
-        self.path = folder / STATE
+        self.path, self.previous = folder / STATE, folder / PREVIOUS
+        self.parallel = parallel or Parallel()
         self.modules, self.settings = dict(modules), dict(settings)
         self.every = every
         self.done: list[str] = []
@@ -81,11 +90,15 @@ class RunState:
         return time.monotonic() - self._saved_at >= self.every
 
     def save(self, stage_state: Mapping[str, Any]) -> None:
-        """Write everything to the state file."""
+        """Write everything to the state file; the one there becomes the previous.
+
+        Raises:
+            OSError: it cannot be written (a full disk); both files are as before.
+        """
         state = {
             "format": _FORMAT,
             "settings": self.settings,
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "modules": {n: self.parallel.model_state(m) for n, m in self.modules.items()},
             "done": self.done,
             "stage": self.stage,
             "step": self.step,
@@ -95,27 +108,41 @@ class RunState:
             "rng": self.rng.get_state(),
             "stage_state": dict(stage_state),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.path, buffer.getvalue())
+        if self.parallel.rank == 0:
+            with replacing(self.path) as temporary:
+                _write(state, temporary)
+                if self.path.exists():
+                    os.replace(self.path, self.previous)
         self._saved_at = time.monotonic()
 
     def resume(self, *, replace: bool = False) -> bool:
-        """Load the state file if there is one; with ``replace``, ignore one that does not fit.
+        """Load the newest state that is whole; with ``replace``, ignore one that does not fit.
 
         Raises:
-            ValueError: it is damaged, or belongs to a run with other settings.
+            ValueError: both are damaged, or belong to a run with other settings.
         """
-        if not self.path.exists():
-            return False
-        try:
-            state = self._read()
-        except ValueError:
+        files = [path for path in (self.path, self.previous) if path.exists()]
+        state = None
+        for path in files:
+            try:
+                state = self._read(path)
+                break
+            except _DamagedState as error:
+                if replace:
+                    break
+                if path is files[-1]:
+                    raise ValueError(str(error)) from error
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+            except ValueError:
+                if not replace:
+                    raise
+                break
+        if state is None:
             if replace:
-                return False
-            raise
+                self.remove()
+            return False
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
+            self.parallel.load_model(module, state["modules"][name])
         self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
         self.means, self.losses = state["means"], state["losses"]
         self.seconds = state["seconds"]
@@ -123,24 +150,39 @@ class RunState:
         self._stage_state = state["stage_state"]
         return True
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, path: Path) -> dict[str, Any]:
         """The saved state, of this format and with this run's settings."""
         try:
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:
-            raise ValueError(
-                f"{self.path}: expected a saved training state, got a file that cannot be read "
+            raise _DamagedState(
+                f"{path}: expected a saved training state, got a file that cannot be read "
                 f"({type(error).__name__}); delete it to start anew"
             ) from error
         if found != _FORMAT:
-            raise ValueError(f"{self.path}: expected state format {_FORMAT}, got {found}")
-        check_settings(self.path, state["settings"], self.settings)
+            raise ValueError(f"{path}: expected state format {_FORMAT}, got {found}")
+        check_settings(path, state["settings"], self.settings)
         return state
 
     def remove(self) -> None:
-        """Delete the state file: the run is finished."""
-        self.path.unlink(missing_ok=True)
+        """Delete the state files: the run is finished."""
+        if self.parallel.rank == 0:
+            self.path.unlink(missing_ok=True)
+            self.previous.unlink(missing_ok=True)
+
+
+class _DamagedState(ValueError):
+    """A state file that cannot be read."""
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """As torch.save; a failing write raises its OSError, not what torch makes of it."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -169,5 +211,5 @@ def clear_finished(folder: Path, finished: bool, names: Iterable[str], overwrite
             f"{folder}: expected an empty folder or an interrupted run, found a finished one; "
             "choose another folder, or set overwrite"
         )
-    for name in (SETTINGS, STATE, *names):
+    for name in (SETTINGS, STATE, PREVIOUS, *names):
         (folder / name).unlink(missing_ok=True)

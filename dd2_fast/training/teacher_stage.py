@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from ..models import ARTeacher, VQTokenizer
 from .config import TeacherConfig
 from .loop import Losses, Stage
-from .schedule import adam, ramp, set_rate
+from .parallel import Parallel
+from .schedule import ramp
+from .trained import Terms, Trained
 
 
 class TeacherStage(Stage):
@@ -30,7 +32,7 @@ class TeacherStage(Stage):
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
         self.images, self.labels = images, labels
         self._tokens: Tensor | None = None
-        self.optimizers = {"teacher": adam(teacher, config.rate, (0.9, 0.95), config.weight_decay)}
+        self.trained = {"teacher": Trained(teacher, Parallel(), (0.9, 0.95), config.weight_decay)}
 
     def prepare(self) -> None:
         self.teacher.codebook.copy_(self.tokenizer.codebook)
@@ -39,7 +41,6 @@ class TeacherStage(Stage):
         config, teacher = self.config, self.teacher
         if self._tokens is None:
             self._tokens = self.tokenizer.encode(self.images)
-        set_rate(self.optimizers["teacher"], config.rate * ramp(index, self.steps, warmup=50))
         chosen = torch.randint(len(self.labels), (config.batch,), generator=rng)
         tokens, labels = self._tokens[chosen], self.labels[chosen]
         dropped = torch.rand(labels.shape, generator=rng) < config.label_dropout
@@ -48,9 +49,12 @@ class TeacherStage(Stage):
         other = torch.randint(len(teacher.codebook), tokens.shape, generator=rng)
         embeddings = teacher.codebook[torch.where(replaced, other, tokens)]
         noise = torch.randn(embeddings.shape, generator=rng)
-        logits = teacher.logits(embeddings + config.embedding_noise * noise, labels)
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-        self.optimizers["teacher"].zero_grad()
-        loss.backward()
-        self.optimizers["teacher"].step()
-        return {"nll": loss.detach()}
+        embeddings = embeddings + config.embedding_noise * noise
+
+        def loss(part: Tensor) -> tuple[Tensor, Terms]:
+            logits = teacher.logits(embeddings[part], labels[part])
+            value = F.cross_entropy(logits.flatten(0, 1), tokens[part].flatten())
+            return value, {"nll": value}
+
+        rate = config.rate * ramp(index, self.steps, warmup=50)
+        return self.trained["teacher"].update("teacher", rate, config.batch, loss)

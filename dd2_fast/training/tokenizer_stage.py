@@ -10,7 +10,9 @@ from ..models import VQTokenizer
 from ..ops import nearest_code
 from .config import TokenizerConfig
 from .loop import Losses, Stage
-from .schedule import adam, ramp, set_rate
+from .parallel import Parallel
+from .schedule import ramp
+from .trained import Terms, Trained
 
 _LLOYD_STEPS = 20
 _SMALLEST_COUNT = 1e-2
@@ -22,32 +24,33 @@ class TokenizerStage(Stage):
     def __init__(self, tokenizer: VQTokenizer, images: Tensor, config: TokenizerConfig) -> None:
         super().__init__("tokenizer", config.steps)
         self.tokenizer, self.images, self.config = tokenizer, images, config
-        self.optimizers = {"tokenizer": adam(tokenizer, config.rate, (0.9, 0.99))}
+        self.trained = {"tokenizer": Trained(tokenizer, Parallel(), (0.9, 0.99))}
 
     def step(self, index: int, rng: torch.Generator) -> Losses:
         config, tokenizer = self.config, self.tokenizer
         if index == config.continuous_steps:
             self._start_codes(rng)
-        set_rate(self.optimizers["tokenizer"], config.rate * ramp(index, self.steps, warmup=20))
         chosen = torch.randint(len(self.images), (config.batch,), generator=rng)
-        images = self.images[chosen]
-        latents = tokenizer.latents(images)
-        losses: dict[str, Tensor] = {}
-        quantised = latents
-        if index >= config.continuous_steps:
-            tokens = nearest_code(latents.detach(), tokenizer.codebook)
-            codes = tokenizer.codebook[tokens]
-            losses["commitment"] = F.mse_loss(latents, codes)
-            quantised = latents + (codes - latents).detach()
-            self._average_codes(latents.detach().flatten(0, 1), tokens.flatten(), rng)
-        losses["reconstruction"] = F.mse_loss(tokenizer.reconstruct(quantised), images[:, :1])
-        total = losses["reconstruction"]
-        if "commitment" in losses:
-            total = total + config.commitment * losses["commitment"]
-        self.optimizers["tokenizer"].zero_grad()
-        total.backward()
-        self.optimizers["tokenizer"].step()
-        return {name: loss.detach() for name, loss in losses.items()}
+
+        def loss(part: Tensor) -> tuple[Tensor, Terms]:
+            images = self.images[chosen[part]]
+            latents = tokenizer.latents(images)
+            terms: Terms = {}
+            quantised = latents
+            if index >= config.continuous_steps:
+                tokens = nearest_code(latents.detach(), tokenizer.codebook)
+                codes = tokenizer.codebook[tokens]
+                terms["commitment"] = F.mse_loss(latents, codes)
+                quantised = latents + (codes - latents).detach()
+                self._average_codes(latents.detach().flatten(0, 1), tokens.flatten(), rng)
+            total = F.mse_loss(tokenizer.reconstruct(quantised), images[:, :1])
+            terms["reconstruction"] = total
+            if "commitment" in terms:
+                total = total + config.commitment * terms["commitment"]
+            return total, terms
+
+        rate = config.rate * ramp(index, self.steps, warmup=20)
+        return self.trained["tokenizer"].update("tokenizer", rate, config.batch, loss)
 
     def finish(self) -> None:
         self.tokenizer.set_raw_codebook(self.tokenizer.codebook.clone())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dd2_fast.losses import (
+    ImageRandom,
     TeacherDistribution,
     TeacherScore,
     TimeDistribution,
@@ -266,10 +267,9 @@ def test_guided_score_uses_both_passes():
 
 
 def test_noise_levels_have_their_density():
-    rng = torch.Generator().manual_seed(0)
-    like = torch.zeros(1)
-    uniform = TimeDistribution(0.1, 1.0).sample((50000,), rng, like)
-    linear = TimeDistribution(0.1, 1.0, "linear").sample((50000,), rng, like)
+    u = torch.rand(50000, generator=torch.Generator().manual_seed(0))
+    uniform = TimeDistribution(0.1, 1.0).of(u)
+    linear = TimeDistribution(0.1, 1.0, "linear").of(u)
     assert abs(float(uniform.mean()) - 0.55) < 5e-3
     assert abs(float(linear.mean()) - (2 / 3) * (1 - 0.1**3) / (1 - 0.1**2)) < 5e-3
     assert float(uniform.min()) >= 0.1 and float(linear.max()) <= 1
@@ -279,9 +279,20 @@ def test_noise_levels_have_their_density():
         TimeDistribution(low=0.0)
 
 
+def test_numbers_of_an_image_do_not_depend_on_the_batch():
+    whole = ImageRandom(3, torch.arange(5))
+    u, z = whole.uniform(7), whole.normal(7, 2)
+    part = ImageRandom(3, torch.tensor([4, 2]))
+    assert torch.equal(part.uniform(7), u[[4, 2]]) and torch.equal(part.normal(7, 2), z[[4, 2]])
+    assert not torch.equal(ImageRandom(4, torch.arange(5)).uniform(7), u)
+    assert not torch.equal(whole.uniform(7), u), "each call has numbers of its own"
+    many = ImageRandom(0, torch.arange(4000)).normal(5)
+    assert abs(float(many.mean())) < 0.03 and abs(float(many.std()) - 1) < 0.03
+
+
 def test_draws_share_the_token():
     x = rand(2, 3, 4).float()
-    x_t, t, noise = draw_noisy(x, 5, TimeDistribution(), torch.Generator().manual_seed(0))
+    x_t, t, noise = draw_noisy(x, 5, TimeDistribution(), ImageRandom(0, torch.arange(2)))
     assert x_t.shape == (2, 3, 5, 4)
     want = (1 - t[1, 2, 4]) * x[1, 2] + t[1, 2, 4] * noise[1, 2, 4]
     torch.testing.assert_close(x_t[1, 2, 4], want)

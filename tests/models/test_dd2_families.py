@@ -9,7 +9,7 @@ import torch
 from parity import llamagen_models, var_models
 
 from dd2_fast.checkpoints import load, save
-from dd2_fast.losses import TeacherScore, csd_loss, draw_noisy, gts_loss
+from dd2_fast.losses import ImageRandom, TeacherScore, csd_loss, draw_noisy, gts_loss
 from dd2_fast.losses.noise import TimeDistribution
 from dd2_fast.models import DD2Generator, DD2Guidance
 from dd2_fast.models.llamagen import LlamaGenTeacher, adapt
@@ -127,7 +127,7 @@ def test_losses_reach_every_parameter(family: str) -> None:
     for network in (guidance, generator):
         torch.nn.init.normal_(network.head.output.weight, std=0.1)
         torch.nn.init.normal_(network.head.modulation.weight, std=0.1)
-    score, rng = TeacherScore(teacher, cfg=2.0, top_k=32), torch.Generator().manual_seed(0)
+    score, rng = TeacherScore(teacher, cfg=2.0, top_k=32), ImageRandom(0, torch.arange(2))
     times = TimeDistribution(0.02)
     tokens = teacher.sample(LABELS, cfg=1.5, top_k=32)
     x_t, t, _ = draw_noisy(teacher.codebook[tokens], 2, times, rng)

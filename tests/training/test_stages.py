@@ -119,7 +119,7 @@ def distill(setup: Setup, pool: PairPool | None = None, **changes) -> DistillSta
 def test_each_network_is_moved_by_its_own_loss_only(setup: Setup, objective: str):
     generator, guidance = weights(setup.generator), weights(setup.guidance)
     losses = distill(setup, guidance_rate=0.0, objective=objective).step(0, setup.rng)
-    assert set(losses) == {"csd", "fcs"}
+    assert set(losses) == {"csd", "fcs", "gap", "generator_norm", "guidance_norm"}
     assert torch.equal(weights(setup.guidance), guidance)
     assert not torch.equal(weights(setup.generator), generator)
     assert all(p.requires_grad for p in setup.guidance.parameters())
@@ -144,9 +144,9 @@ def test_auxiliary_regression_is_there_only_when_asked_for(setup: Setup):
 def test_guidance_updates_count(setup: Setup):
     stage = distill(setup, guidance_updates=3)
     stage.step(0, setup.rng)
-    state = next(iter(stage.optimizers["guidance"].state.values()))
+    state = next(iter(stage.trained["guidance"].optimizer.state.values()))
     assert int(state["step"]) == 3
-    state = next(iter(stage.optimizers["generator"].state.values()))
+    state = next(iter(stage.trained["generator"].optimizer.state.values()))
     assert int(state["step"]) == 1
 
 

@@ -79,16 +79,16 @@ def assert_same(a: Path, b: Path) -> None:
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     """SIGTERM to this process at the given call of any stage's step."""
     count = 0
-    accumulate = loop._accumulate
+    report = loop._report
 
     def counting(*arguments):
         nonlocal count
         count += 1
         if count == calls:
             os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate(*arguments)
+        return report(*arguments)
 
-    monkeypatch.setattr(loop, "_accumulate", counting)
+    monkeypatch.setattr(loop, "_report", counting)
 
 
 @pytest.fixture(scope="module")
