@@ -182,7 +182,9 @@ def _write(state: dict[str, Any], path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
