@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import dd2_fast
 from dd2_fast import ops
 from dd2_fast.cli import main
 
-COMMANDS = ("info", "demo", "sample", "train", "inspect", "convert")
+COMMANDS = ("info", "demo", "sample", "train", "make-data", "inspect", "convert")
 
 
 def test_version_and_help(capsys) -> None:
@@ -20,7 +21,7 @@ def test_version_and_help(capsys) -> None:
     assert capsys.readouterr().out == f"dd2-fast {dd2_fast.__version__}\n"
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {command} " in text for command in COMMANDS)
+    assert all(re.search(rf"\n    {command}\s", text) for command in COMMANDS)
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
         assert f"usage: dd2-fast {command}" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""Training data drawn from a teacher, each image a function of (seed, index, label) alone."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..losses import TeacherScore, flow_pairs
+from ..models.sampling import categorical, step_seed
+from ..ops.philox import row_uniform
+from ..sampling.noise import image_noise
+
+LABEL_RULES = ("balanced", "uniform")
+_LABEL_STREAM = 2  # the streams of sampling.noise are 0 and 1
+_NOISE_POSITION = 1 << 32  # beyond any token's, whose positions seed the draws of tokens
+
+
+def draw_labels(rule: str, num_classes: int, seed: int, indices: Tensor) -> Tensor:
+    """Labels of images, int64 ``[B]``: a function of (seed, index).
+
+    Args:
+        rule: ``"balanced"``, round the classes by index (the seed changes nothing), or
+            ``"uniform"``, independent draws.
+        indices: int64 ``[B]``.
+    """
+    if rule == "balanced":
+        return indices % num_classes
+    if rule != "uniform":
+        raise ValueError(f"labels: expected one of {', '.join(LABEL_RULES)}, got {rule!r}")
+    uniform = row_uniform(torch.tensor(seed, device=indices.device), indices, _LABEL_STREAM)
+    return (uniform * num_classes).long()
+
+
+def draw_tokens(score: TeacherScore, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+    """Samples of a teacher, int64 tokens ``[B, n]``; ``labels`` and ``indices`` are int64 ``[B]``.
+
+    An image in another batch is the same but where rounding moves a code's probability across its
+    uniform number.
+
+    Raises:
+        ValueError: the teacher's logits have a NaN or infinity.
+    """
+    teacher = score.teacher
+    scale = teacher.guidance_scale(score.cfg)
+    choose = categorical(scale, score.top_k, score.top_p, seed, indices)
+    guided = isinstance(scale, Tensor) or scale != 1.0
+    tokens = teacher.generate(labels, choose, guided=guided)
+    if (tokens < 0).any():
+        image, i = (tokens < 0).nonzero()[0].tolist()
+        raise ValueError(
+            "score: expected finite teacher's logits, got a NaN or infinity at "
+            f"token {i} of image {int(indices[image])}"
+        )
+    return tokens
+
+
+def pair_noise(seed: int, indices: Tensor, num_tokens: int, dimension: int) -> Tensor:
+    """The noise of DD1 pairs, float32 ``[B, n, C]``: a function of (seed, index).
+
+    It is not the noise that sampling takes for the same seed and index, so that a student is never
+    shown, or judged by, an image it was trained on because both seeds were left at 0.
+    """
+    return image_noise(step_seed(seed, _NOISE_POSITION), indices, (num_tokens, dimension))
+
+
+def no_guidance(teacher: Any) -> float:
+    """The ``cfg`` that means none: 0 for VAR, whose scale grows from 1, and 1 for the others."""
+    scale = teacher.guidance_scale(1.0)
+    return 0.0 if isinstance(scale, Tensor) else 1.0
+
+
+class TokenSource(Protocol):
+    """Where tokens and labels come from: a pool, shards, or the teacher itself."""
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """int64 ``tokens [size, n]`` and ``labels [size]``, a function of the generator's state."""
+
+
+class PairSource(Protocol):
+    """Where DD1's pairs come from."""
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise [size, n, C]`` and its int64 ``tokens [size, n]`` and ``labels [size]``."""
+
+
+class LiveSamples:
+    """Samples of a teacher drawn when asked for, on its device; holds no state.
+
+    Args:
+        score: the teacher and its sampling settings.
+        batch_size: images a pass of the teacher, which changes speed and memory only; None: all.
+    """
+
+    def __init__(self, score: TeacherScore, *, batch_size: int | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.score, self.batch_size = score, batch_size
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """int64 ``tokens [size, n]`` and uniform ``labels [size]``, new with every call."""
+        teacher = self.score.teacher
+        device = teacher.codebook.device
+        labels = torch.randint(teacher.num_classes, (size,), generator=rng).to(device)
+        seed = int(torch.randint(2**62, (), generator=rng))
+        indices = torch.arange(size, device=device)
+        tokens = [
+            draw_tokens(self.score, labels[part], indices[part], seed)
+            for part in _parts(size, self.batch_size)
+        ]
+        return torch.cat(tokens), labels
+
+
+class LivePairs:
+    """DD1's pairs solved when asked for, on the teacher's device; holds no state.
+
+    Args:
+        score: the teacher and its sampling settings.
+        ode_steps: Heun steps of the flow. batch_size: as of :class:`LiveSamples`.
+    """
+
+    def __init__(
+        self, score: TeacherScore, *, ode_steps: int = 20, batch_size: int | None = None
+    ) -> None:
+        for name, value in (("ode_steps", ode_steps), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.score, self.ode_steps, self.batch_size = score, ode_steps, batch_size
+
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise [size, n, C]``, its int64 ``tokens [size, n]`` and uniform ``labels [size]``."""
+        teacher = self.score.teacher
+        shape = (size, teacher.num_tokens, teacher.codebook.shape[1])
+        noise = torch.randn(shape, generator=rng).to(teacher.codebook)
+        labels = torch.randint(teacher.num_classes, (size,), generator=rng).to(noise.device)
+        tokens = [
+            flow_pairs(noise[part], labels[part], self.score, self.ode_steps)
+            for part in _parts(size, self.batch_size)
+        ]
+        return noise, torch.cat(tokens), labels
+
+
+def _parts(size: int, batch_size: int | None) -> list[slice]:
+    step = batch_size or max(size, 1)
+    return [slice(first, first + step) for first in range(0, max(size, 1), step)]
