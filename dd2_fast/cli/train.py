@@ -1,4 +1,4 @@
-"""`dd2-fast train`: a recipe from its first stage to a finished bundle."""
+"""`dd2-fast train`: a recipe, or a loaded teacher's configuration, to a finished generator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .settings import apply_settings, field_types
@@ -20,18 +22,31 @@ _RECIPES = {
         "--set kind=random a random correlated table",
     ),
 }
+_CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"
+_SOURCES = ("teacher", "tokenizer", "data")
+_CLOSE = 1e-4
+
+
+def config_names() -> list[str]:
+    """The configurations that come with the package."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.toml"))
 
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
+    recipes = "; ".join(f"{name}: {text}" for name, (_, text) in _RECIPES.items())
     parser = commands.add_parser(
         "train",
         help="distil a teacher into a one-step generator",
-        description="Run a recipe: train or build the teacher, distil it, and write a bundle of "
-        "safetensors with every setting as JSON. Running an interrupted command again resumes it.",
-        epilog="; ".join(f"{name}: {text}" for name, (_, text) in _RECIPES.items()),
+        description="Run a recipe and write its networks as safetensors with every setting as "
+        "JSON. Running an interrupted command again resumes it; torchrun shares it out.",
+        epilog=f"{recipes}; configurations of the recipe for a loaded teacher: "
+        f"{', '.join(config_names())}, or a .toml file of your own",
     )
-    parser.add_argument("recipe", choices=_RECIPES, help="what to train")
+    parser.add_argument("recipe", help="a recipe, a configuration or a .toml file")
+    parser.add_argument("--teacher", help="checkpoint of the teacher")
+    parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
+    parser.add_argument("--data", help="samples of dd2-fast make-data (default: drawn when needed)")
     parser.add_argument("--out", type=Path, help="folder to write (default runs/RECIPE)")
     parser.add_argument("--seed", type=int, help="of the whole run (default: the recipe's)")
     parser.add_argument(
@@ -41,6 +56,14 @@ def add_parser(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="override a field of the configuration, as in distill.steps=500; may be repeated",
     )
+    parser.add_argument("--backend", help="of every operator; torch is the plain reference trainer")
+    parser.add_argument(
+        "--check-parity",
+        type=int,
+        metavar="N",
+        help="train nothing: N steps of every stage, fused beside plain torch, and their "
+        "differences",
+    )
     parser.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
     parser.add_argument("--list", action="store_true", help="print the fields and their values")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -48,14 +71,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the recipe and print where the bundle is."""
+    """Run the recipe and print where its networks are."""
     import torch
 
-    module = importlib.import_module(f"dd2_fast.training.recipes.{arguments.recipe}")
-    config = getattr(module, _RECIPES[arguments.recipe][0])()
-    config = apply_settings(config, arguments.set)
-    if arguments.seed is not None:
-        config = dataclasses.replace(config, seed=arguments.seed)
+    from ..ops import default_backend
+
+    module, config = _configuration(arguments)
     if arguments.list:
         for name in field_types(config):
             print(f"{name}={_value(config, name)}")
@@ -64,17 +85,75 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
-    out = arguments.out or Path("runs") / arguments.recipe
+    if arguments.check_parity is not None:
+        return _check_parity(module, config, arguments)
+    out = arguments.out or Path("runs") / Path(arguments.recipe).stem
     try:
-        written = module.run(config, out, progress=not arguments.quiet)
+        with default_backend(arguments.backend):
+            written = module.run(config, out, progress=not arguments.quiet)
     except KeyboardInterrupt as interrupt:
         reason = str(interrupt) or "interrupted; the same command continues"
         raise KeyboardInterrupt(f"{reason} from {out}") from None
-    metrics = json.loads((written / "run.json").read_text(encoding="utf-8"))["metrics"]
-    if "teacher" in metrics:
-        print(quality_table(metrics))
+    report = json.loads((written / "run.json").read_text(encoding="utf-8"))
+    if "teacher" in report["metrics"]:
+        print(quality_table(report["metrics"]))
     print(f"wrote {written}")
     return 0
+
+
+def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
+    """The recipe's module and its configuration with everything the command line changes."""
+    name = arguments.recipe
+    recipe = "distil" if name not in _RECIPES else name
+    module = importlib.import_module(f"dd2_fast.training.recipes.{recipe}")
+    given = {key: getattr(arguments, key) for key in _SOURCES if getattr(arguments, key)}
+    if name in _RECIPES:
+        if given:
+            raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
+        config = getattr(module, _RECIPES[name][0])()
+    else:
+        from ..training.config import configure
+
+        config = configure(module.DistilConfig(), _read_toml(name))
+        config = configure(config, {"source": given})
+    config = apply_settings(config, arguments.set)
+    if arguments.seed is not None:
+        config = dataclasses.replace(config, seed=arguments.seed)
+    return module, config
+
+
+def _read_toml(name: str) -> dict[str, Any]:
+    """The table in a file, or in a configuration of the package."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    path = _CONFIGS / f"{name}.toml" if name in config_names() else Path(name)
+    if path.suffix != ".toml":
+        known = ", ".join((*_RECIPES, *config_names()))
+        raise ValueError(f"recipe: expected one of {known} or a .toml file, got {name!r}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: expected TOML, got {error}") from error
+
+
+def _check_parity(module: ModuleType, config: Any, arguments: argparse.Namespace) -> int:
+    """Print the differences; 1 where float32 parts differ by more than 1e-4."""
+    if not hasattr(module, "check_parity"):
+        raise ValueError(
+            f"--check-parity: expected a configuration of a loaded teacher, got {arguments.recipe}"
+        )
+    print(f"{'stage':12} {'network':10} {'steps':>5} {'loss':>9} {'gradient':>9} {'weights':>9}")
+    worst = 0.0
+    for part in module.check_parity(config, arguments.check_parity, backend=arguments.backend):
+        print(
+            f"{part.stage:12} {part.network:10} {part.steps:5d} {part.loss:9.1e} "
+            f"{part.gradient:9.1e} {part.weights:9.1e}",
+            flush=True,
+        )
+        worst = max(worst, part.loss, part.weights)
+    return int(worst > _CLOSE and config.execution.precision == "float32")
 
 
 def _value(config: Any, name: str) -> str:

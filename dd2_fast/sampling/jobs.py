@@ -194,20 +194,25 @@ def _open(
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[tuple[int, torch.device | None]]:
+def process_group(backend: str | None = "gloo") -> Iterator[tuple[int, torch.device | None]]:
     """This process's rank in the group that torchrun started, joined meanwhile, and its device.
 
     Without torchrun 0 and None.
+
+    Args:
+        backend: of torch.distributed; None takes NCCL for CUDA tensors and gloo for the others.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, None
         return
-    distributed.init_process_group("gloo")
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if backend is None:
+        backend = "gloo" if device is None else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend)
     try:
-        device = None
-        if torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
         yield distributed.get_rank(), device
     finally:
         distributed.destroy_process_group()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,19 @@ from ..losses import TimeDistribution
 from ..ops.csd_loss.api import OBJECTIVES
 
 _MAY_BE_ZERO = (
-    *("steps", "start", "warmup", "rate", "decay", "seed", "cfg", "top_k", "micro_batch", "every"),
+    *(
+        "steps",
+        "start",
+        "warmup",
+        "rate",
+        "decay",
+        "seed",
+        "cfg",
+        "top_k",
+        "micro_batch",
+        "images_every",
+        "updates",
+    ),
     *("noise", "dropout", "commitment", "auxiliary", "alpha", "power"),
 )
 
@@ -23,7 +36,7 @@ class _Checked:
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            zero = name.endswith(_MAY_BE_ZERO) and name != "ode_steps"
+            zero = name.endswith(_MAY_BE_ZERO) and name not in ("ode_steps", "guidance_updates")
             if value < 0 or (value == 0 and not zero):
                 wanted = "zero or more" if zero else "a positive number"
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
@@ -142,13 +155,17 @@ class AdaptationConfig(_Checked):
 
 @dataclass(frozen=True)
 class DistillConfig(_Checked):
-    """Stage 2: K guidance updates (FCS) with each generator update (CSD)."""
+    """Stage 2: K guidance updates (FCS) with each generator update (CSD).
+
+    ``aligned_updates`` is K after the alignment, 0 for the same.
+    """
 
     steps: int = 1800
     guidance_start: int = 100
     guidance_updates: int = 1
     align_steps: int = 0
     aligned_steps: int = 300
+    aligned_updates: int = 0
     batch: int = 64
     draws: int = 2
     generator_rate: float = 7e-4
@@ -225,3 +242,42 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
+    """A copy of a configuration with the values of a table, as TOML has them.
+
+    Raises:
+        ValueError: a name that is no field, or a value that a field refuses. TypeError: a value of
+            another type than the field's.
+    """
+    fields = {field.name for field in dataclasses.fields(config)}
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in fields:
+            raise ValueError(
+                f"{prefix}{name}: expected one of the fields {', '.join(sorted(fields))}"
+            )
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{prefix}{name}: expected a table, got {value!r}")
+            changes[name] = configure(current, value, f"{prefix}{name}.")
+        else:
+            changes[name] = _typed(f"{prefix}{name}", value, hints[name])
+    return dataclasses.replace(config, **changes)
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as a field of type ``kind`` keeps it."""
+    if isinstance(value, list):
+        value = tuple(value)
+    parts = typing.get_args(kind) if typing.get_origin(kind) is not tuple else ()
+    allowed = [typing.get_origin(part) or part for part in (parts or (kind,))]
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) not in allowed:
+        wanted = " or ".join(getattr(part, "__name__", str(part)) for part in allowed)
+        raise TypeError(f"{name}: expected a value of type {wanted}, got {value!r}")
+    return value

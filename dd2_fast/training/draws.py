@@ -14,6 +14,7 @@ from ..sampling.noise import image_noise
 
 LABEL_RULES = ("balanced", "uniform")
 _LABEL_STREAM = 2  # the streams of sampling.noise are 0 and 1
+_NUMBERS = 1 << 40  # so many that none comes twice; times a scale's tokens still 64 bits
 _NOISE_POSITION = 1 << 32  # beyond any token's, whose positions seed the draws of tokens
 
 
@@ -71,18 +72,15 @@ def no_guidance(teacher: Any) -> float:
     return 0.0 if isinstance(scale, Tensor) else 1.0
 
 
-class TokenSource(Protocol):
-    """Where tokens and labels come from: a pool, shards, or the teacher itself."""
+class Source(Protocol):
+    """Where a stage's images come from: a pool, shards, or the teacher itself."""
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens [size, n]`` and ``labels [size]``, a function of the generator's state."""
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, which images make a random batch; the same in every process."""
 
-
-class PairSource(Protocol):
-    """Where DD1's pairs come from."""
-
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """``noise [size, n, C]`` and its int64 ``tokens [size, n]`` and ``labels [size]``."""
+    def take(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        """int64 ``tokens [m, n]`` and ``labels [m]`` of chosen images; of pairs the ``noise
+        [m, n, C]`` before them."""
 
 
 class LiveSamples:
@@ -98,16 +96,18 @@ class LiveSamples:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.score, self.batch_size = score, batch_size
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens [size, n]`` and uniform ``labels [size]``, new with every call."""
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, numbers of images that were never drawn before."""
+        return torch.randint(_NUMBERS, (size,), generator=rng)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 ``tokens [m, n]`` and uniform ``labels [m]``, functions of the numbers."""
         teacher = self.score.teacher
-        device = teacher.codebook.device
-        labels = torch.randint(teacher.num_classes, (size,), generator=rng).to(device)
-        seed = int(torch.randint(2**62, (), generator=rng))
-        indices = torch.arange(size, device=device)
+        chosen = chosen.to(teacher.codebook.device)
+        labels = draw_labels("uniform", teacher.num_classes, 0, chosen)
         tokens = [
-            draw_tokens(self.score, labels[part], indices[part], seed)
-            for part in _parts(size, self.batch_size)
+            draw_tokens(self.score, labels[part], chosen[part], 0)
+            for part in _parts(len(chosen), self.batch_size)
         ]
         return torch.cat(tokens), labels
 
@@ -128,17 +128,26 @@ class LivePairs:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.score, self.ode_steps, self.batch_size = score, ode_steps, batch_size
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """``noise [size, n, C]``, its int64 ``tokens [size, n]`` and uniform ``labels [size]``."""
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, numbers of images that were never drawn before."""
+        return torch.randint(_NUMBERS, (size,), generator=rng)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise [m, n, C]``, its int64 ``tokens [m, n]`` and uniform ``labels [m]``, functions of
+        the numbers."""
         teacher = self.score.teacher
-        shape = (size, teacher.num_tokens, teacher.codebook.shape[1])
-        noise = torch.randn(shape, generator=rng).to(teacher.codebook)
-        labels = torch.randint(teacher.num_classes, (size,), generator=rng).to(noise.device)
+        chosen = chosen.to(teacher.codebook.device)
+        noise = pair_noise(0, chosen, *_noise_shape(teacher))
+        labels = draw_labels("uniform", teacher.num_classes, 0, chosen)
         tokens = [
             flow_pairs(noise[part], labels[part], self.score, self.ode_steps)
-            for part in _parts(size, self.batch_size)
+            for part in _parts(len(chosen), self.batch_size)
         ]
         return noise, torch.cat(tokens), labels
+
+
+def _noise_shape(teacher: Any) -> tuple[int, int]:
+    return teacher.num_tokens, teacher.codebook.shape[1]
 
 
 def _parts(size: int, batch_size: int | None) -> list[slice]:

@@ -151,9 +151,13 @@ class ShardedSamples:
     def __len__(self) -> int:
         return self.settings["num"]
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens [size, n]`` and ``labels [size]`` of random images."""
-        tokens, labels = self.read(self._choose(size, rng))
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, which images make a random batch."""
+        return torch.randint(len(self), (size,), generator=rng)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 ``tokens [m, n]`` and ``labels [m]`` of chosen images."""
+        tokens, labels = self.read(chosen)
         return tokens.to(self.device), labels.to(self.device)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,9 +196,6 @@ class ShardedSamples:
             raise ValueError(
                 f"{self.folder}: expected samples that fit the teacher, got {', '.join(wrong)}"
             )
-
-    def _choose(self, size: int, rng: torch.Generator) -> Tensor:
-        return torch.randint(len(self), (size,), generator=rng)
 
     def _check_files(self, verify: bool) -> None:
         entries = self.manifest.shards
@@ -274,11 +275,14 @@ class ShardedPairs:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """``noise [size, n, C]`` (float32), int64 ``tokens`` and ``labels`` of random pairs."""
-        indices = self.samples._choose(size, rng)
-        tokens, labels = (part.to(self.samples.device) for part in self.samples.read(indices))
-        return noise_of(self.settings, indices.to(self.samples.device)), tokens, labels
+    def draw(self, size: int, rng: torch.Generator) -> Tensor:
+        """int64 ``[size]``, which pairs make a random batch."""
+        return self.samples.draw(size, rng)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise [m, n, C]`` (float32), int64 ``tokens`` and ``labels`` of chosen pairs."""
+        tokens, labels = self.samples.take(chosen)
+        return noise_of(self.settings, chosen.to(self.samples.device)), tokens, labels
 
     def check_teacher(self, teacher: Any, *, weights: bool = False) -> None:
         """As :meth:`ShardedSamples.check_teacher`."""

@@ -53,7 +53,7 @@ def test_pairs_of_a_released_teacher_without_guidance(released, tmp_path, capsys
     assert main([*argv, "--out", str(out), "--num", "6"]) == 0
     assert capsys.readouterr().out == f"wrote 6 pairs in 1 shards to {out}\n"
     pairs = ShardedPairs(out, verify=True)
-    noise, tokens, labels = pairs.batch(9, torch.Generator().manual_seed(0))
+    noise, tokens, labels = pairs.take(pairs.draw(9, torch.Generator().manual_seed(0)))
     assert pairs.settings["cfg"] == 0.0 and pairs.settings["ode_steps"] == 3
     score = TeacherScore(var_models.teacher(), cfg=0.0)
     assert torch.equal(flow_pairs(noise, labels, score, 3), tokens)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance
 from ..config import DistillConfig
 from ..loop import Stage
-from ..pairs import PairPool
+from ..parallel import Parallel
 from ..stages import DistillStage, GuidanceStage
 
 
@@ -23,16 +27,23 @@ def distillation_stages(
     guidance: DD2Guidance,
     ema: DD2Generator,
     score: TeacherScore,
-    pool: PairPool | None,
+    pool: Any,
     config: DistillConfig,
+    parallel: Parallel | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> list[Stage]:
     """Guidance start and CSD; with ``align_steps``, performance alignment and CSD again.
 
     Alignment copies the EMA into the generator and trains the guidance network alone. The CSD
-    after it takes ``aligned_steps`` steps without the auxiliary loss.
+    after it takes ``aligned_steps`` steps without the auxiliary loss, and ``aligned_updates``
+    guidance updates each.
+
+    Args:
+        pool: of pairs, for the auxiliary loss; None: none. parallel: the processes.
+        prepare: called before the first of these stages.
     """
 
-    def distil(name: str, steps: int, pairs: PairPool | None) -> Stage:
+    def distil(name: str, steps: int, pairs: Any, config: DistillConfig) -> Stage:
         return DistillStage(
             name,
             steps,
@@ -43,13 +54,18 @@ def distillation_stages(
             pairs,
             config,
             lambda: copy_weights(generator, ema),
+            parallel,
         )
 
     stages: list[Stage] = [
-        GuidanceStage("guidance", config.guidance_start, generator, guidance, config),
-        distil("distill", config.steps, pool),
+        GuidanceStage(
+            "guidance", config.guidance_start, generator, guidance, config, prepare, parallel
+        ),
+        distil("distill", config.steps, pool, config),
     ]
     if config.align_steps:
+        updates = config.aligned_updates or config.guidance_updates
+        aligned = dataclasses.replace(config, guidance_updates=updates)
         stages += [
             GuidanceStage(
                 "align",
@@ -58,7 +74,8 @@ def distillation_stages(
                 guidance,
                 config,
                 lambda: copy_weights(ema, generator),
+                parallel,
             ),
-            distil("aligned", config.aligned_steps, None),
+            distil("aligned", config.aligned_steps, None, aligned),
         ]
     return stages

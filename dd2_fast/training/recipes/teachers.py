@@ -1,0 +1,123 @@
+"""Where a run's teacher and its samples come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import checkpoints
+from ...losses import TeacherScore
+from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
+from ...sampling.sources import bundled_names, bundled_path
+from ..draws import LivePairs, LiveSamples
+from ..shards import ShardedPairs, ShardedSamples
+
+# Small networks with random weights: every kind of arithmetic that the released ones have, to try
+# a recipe or measure it where there is no file.
+RANDOM = ("random-var", "random-llamagen")
+_CLASSES, _VOCABULARY, _DIMENSION = 10, 64, 8
+
+
+def load_teacher(source: str, tokenizer: str = "", seed: int = 0) -> Any:
+    """A frozen float32 teacher with its tokenizer.
+
+    Args:
+        source: a checkpoint, a bundle folder or a bundled name (their teacher), or one of
+            :data:`RANDOM`.
+        tokenizer: the file of its tokenizer, where ``source`` has none. seed: of random weights.
+
+    Raises:
+        ValueError: no source; what :func:`dd2_fast.checkpoints.load` raises; not a teacher; a
+            teacher without a tokenizer.
+    """
+    if not source:
+        raise ValueError(
+            "source.teacher: expected a checkpoint, a bundle or one of "
+            f"{', '.join((*bundled_names(), *RANDOM))}, got nothing; give --teacher"
+        )
+    if source in RANDOM:
+        teacher = _random_teacher(source, seed)
+    elif source in bundled_names() or Path(source).is_dir():
+        folder = bundled_path(source) if source in bundled_names() else Path(source)
+        bundle = checkpoints.load_bundle(folder)
+        teacher = bundle.teacher
+        teacher.tokenizer = bundle.tokenizer
+    else:
+        teacher = checkpoints.load(source, **({"tokenizer": tokenizer} if tokenizer else {}))
+    if not hasattr(teacher, "logits"):
+        raise ValueError(
+            f"source.teacher: expected a teacher, got a {type(teacher).__name__} in {source}"
+        )
+    if getattr(teacher, "tokenizer", None) is None:
+        raise ValueError(
+            f"source.tokenizer: expected the file of its tokenizer for the teacher {source}, got "
+            "nothing; give --tokenizer"
+        )
+    return teacher.float().eval().requires_grad_(False)
+
+
+def open_samples(
+    folder: str, score: TeacherScore, *, pairs: bool, ode_steps: int, device: torch.device
+) -> Any:
+    """What stage 1 and DD1 learn from: shards of ``dd2-fast make-data``, or the teacher itself.
+
+    Args:
+        folder: of the shards; empty draws from ``score`` whenever a batch is wanted.
+        pairs: whether noise is needed too. ode_steps: of pairs drawn when wanted.
+        device: where batches go.
+    """
+    if not folder:
+        return LivePairs(score, ode_steps=ode_steps) if pairs else LiveSamples(score)
+    samples = (ShardedPairs if pairs else ShardedSamples)(folder, device=device)
+    samples.check_teacher(score.teacher)
+    return samples
+
+
+def _random_teacher(name: str, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "random-var":
+            teacher: Any = VARTeacher(
+                patch_nums=(1, 2, 3, 4),
+                vocabulary=_VOCABULARY,
+                dimension=_DIMENSION,
+                num_classes=_CLASSES,
+                width=32,
+                layers=2,
+                heads=2,
+            )
+            tokenizer: Any = VARTokenizer(
+                patch_nums=(1, 2, 3, 4),
+                vocabulary=_VOCABULARY,
+                dimension=_DIMENSION,
+                channels=32,
+                multipliers=(1, 2),
+                blocks=1,
+            )
+            codes = tokenizer.quantize.embedding.weight
+        else:
+            teacher = LlamaGenTeacher(
+                width=32,
+                layers=2,
+                heads=2,
+                hidden=64,
+                num_classes=_CLASSES,
+                grid=4,
+                vocabulary=_VOCABULARY,
+                dimension=_DIMENSION,
+            )
+            tokenizer = LlamaGenTokenizer(
+                channels=32,
+                multiples=(1, 2),
+                latents=32,
+                blocks=1,
+                vocabulary=_VOCABULARY,
+                dimension=_DIMENSION,
+                grid=4,
+            )
+            codes = tokenizer.quantize.embedding.weight
+        torch.nn.init.normal_(codes)
+    teacher.tokenizer = tokenizer.eval().requires_grad_(False)
+    return teacher

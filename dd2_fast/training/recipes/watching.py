@@ -1,0 +1,91 @@
+"""What a run shows while it trains: curves, and images of the average generator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...sampling.noise import image_noise
+from ..config import _Checked
+from ..loop import Stage, Watch
+from ..parallel import Parallel
+from ..state import RunState
+from ..watch import RunLog, image_grid
+
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class WatchConfig(_Checked):
+    """What a run shows, and how often it saves.
+
+    Args:
+        save_every: seconds between saved states.
+        images_every: steps between grids of samples, 0 makes none. images: of a grid.
+        tensorboard: whether to write its events; None: where it is installed.
+    """
+
+    save_every: float = 600.0
+    images_every: int = 1000
+    images: int = 16
+    tensorboard: bool | None = None
+
+
+class RunWatch(Watch):
+    """Writes the losses of every step and, now and then, a grid of samples to the run's log."""
+
+    def __init__(
+        self, folder: Path, config: WatchConfig, ema: Any, parallel: Parallel, state: RunState
+    ) -> None:
+        self.config, self.ema, self.parallel = config, ema, parallel
+        self.log = RunLog(folder, config.tensorboard, enabled=parallel.rank == 0)
+        self.log.rewind(state.done, state.stage, state.step)
+        self._since: tuple[str, int, float] | None = None
+        self._shown = (state.stage, state.step)
+
+    def __enter__(self) -> RunWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.close()
+
+    def losses(self, stage: Stage, step: int, values: Mapping[str, float]) -> None:
+        named = {
+            f"grad/{name.removesuffix('_norm')}" if name.endswith("_norm") else name: value
+            for name, value in values.items()
+        }
+        for name, trained in stage.trained.items():
+            named[f"lr/{name}"] = trained.optimizer.param_groups[0]["lr"]
+        self.log.scalars(stage.name, step + 1, named)
+
+    def reported(self, stage: Stage, step: int) -> None:
+        batch = getattr(getattr(stage, "config", None), "batch", None)
+        now = time.perf_counter()
+        if batch and self._since is not None and self._since[0] == stage.name:
+            rate = batch * (step - self._since[1]) / max(now - self._since[2], 1e-9)
+            self.log.scalars(stage.name, step, {"images_per_second": rate})
+        every = self.config.images_every
+        if every and stage.name in ("distill", "aligned", "regression"):
+            before = self._shown[1] if self._shown[0] == stage.name else 0
+            if step // every > before // every or step == stage.steps:
+                self.show(stage.name, step)
+            self._shown = (stage.name, step)
+            now = time.perf_counter()
+        self._since = (stage.name, step, now)
+
+    @torch.no_grad()
+    def show(self, name: str, step: int) -> None:
+        """A grid of the average generator's images, always of the same noise and labels."""
+        ema, device = self.ema, self.parallel.device
+        index = torch.arange(self.config.images, device=device)
+        noise = image_noise(0, index, (ema.num_tokens, ema.dimension))
+        with self.parallel.autocast():
+            x = ema(noise, index % ema.num_classes)
+        if self.parallel.rank == 0:
+            images = ema.tokenizer.decode(x.to(ema.tokenizer.codebook.dtype))
+            self.log.images(name, step, image_grid(images, _COLUMNS))
