@@ -71,11 +71,17 @@ class Parallel:
             head.compile()
         if self.count > 1 and self.config.sharding == "shard":
             mesh = init_device_mesh(self.device.type, (self.count,))
-            for part in (*blocks, *([head] if isinstance(head, nn.Module) else [])):
-                fully_shard(part, mesh=mesh)
-            fully_shard(network, mesh=mesh)
-            if hasattr(network, "features"):
-                register_fsdp_forward_method(network, "features")
+            # VAR's network asks its blocks for their modulations itself.
+            apart = [getattr(block, "ada_lin", None) for block in blocks]
+            shared = [block for block in blocks if hasattr(block, "ada_gss")]
+            for part in (*apart, *blocks, head):
+                if isinstance(part, nn.Module):
+                    fully_shard(part, mesh=mesh)
+            # Not kept whole after a forward pass: the averages are taken shard by shard.
+            fully_shard(network, mesh=mesh, reshard_after_forward=True)
+            for module, method in ((network, "features"), *((b, "modulation") for b in shared)):
+                if hasattr(module, method):
+                    register_fsdp_forward_method(module, method)
 
     def replica(self, network: nn.Module) -> nn.Module:
         """What to call so that the backward pass averages gradients over the processes."""
