@@ -121,6 +121,9 @@ class RunState:
         Raises:
             ValueError: both are damaged, or belong to a run with other settings.
         """
+        if self.parallel.rank == 0:
+            for left_by_a_kill in self.path.parent.glob(f".{STATE}.*.tmp"):
+                left_by_a_kill.unlink()
         files = [path for path in (self.path, self.previous) if path.exists()]
         state = None
         for path in files:
