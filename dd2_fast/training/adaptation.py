@@ -56,13 +56,13 @@ class TeacherSamplesStage(Stage):
     """Fills the pool with samples of a teacher, drawn with the settings of ``score``."""
 
     def __init__(self, pool: TokenPool, score: TeacherScore, batch: int) -> None:
-        self.batch = min(batch, len(pool.labels))
-        super().__init__("samples", -(-len(pool.labels) // self.batch))
-        self.pool, self.score = pool, score
+        size = min(batch, len(pool.labels))
+        super().__init__("samples", -(-len(pool.labels) // size), batch=size)
+        self.pool, self.score, self.size = pool, score, size
 
     def step(self, index: int, rng: torch.Generator) -> Losses:
         pool, score = self.pool, self.score
-        part = slice(index * self.batch, (index + 1) * self.batch)
+        part = slice(index * self.size, (index + 1) * self.size)
         labels = torch.randint(score.teacher.num_classes, pool.labels[part].shape, generator=rng)
         labels = labels.to(pool.labels.device)
         seed = int(torch.randint(2**62, (), generator=rng))
@@ -106,7 +106,7 @@ class AdaptationStage(Stage):
                 "teacher: expected one of dd2_fast.models.llamagen.adapt, got one with a token "
                 "table"
             )
-        super().__init__("adaptation", config.steps, prepare)
+        super().__init__("adaptation", config.steps, prepare, config.batch)
         self.teacher, self.pool, self.config = teacher.requires_grad_(True), pool, config
         parallel = parallel or Parallel(device=teacher.codebook.device)
         self.trained = {

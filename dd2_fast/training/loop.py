@@ -34,10 +34,17 @@ class Stage:
         name: of the stage, unique in the run.
         steps: how many.
         prepare: called once before the first step, for example to copy weights between models.
+        batch: images of a step, where that is a number to show.
     """
 
-    def __init__(self, name: str, steps: int, prepare: Callable[[], object] | None = None) -> None:
-        self.name, self.steps, self._prepare = name, steps, prepare
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        prepare: Callable[[], object] | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self.name, self.steps, self.batch, self._prepare = name, steps, batch, prepare
         self.trained: dict[str, Trained] = {}
         self.buffers: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -131,10 +138,12 @@ def _run_stage(
     began, before = time.monotonic(), state.seconds[stage.name]
     shown = 0.0
     pending: list[Losses] = []
+    images = stage.batch or 1
     bar = tqdm(
-        total=stage.steps,
-        initial=state.step,
+        total=stage.steps * images,
+        initial=state.step * images,
         desc=stage.name,
+        unit="image" if stage.batch else "step",
         disable=not progress or parallel.rank > 0,
         mininterval=1,
     )
@@ -142,7 +151,7 @@ def _run_stage(
         while state.step < stage.steps:
             pending.append(stage.step(state.step, state.rng))
             state.step += 1
-            bar.update()
+            bar.update(images)
             if len(pending) < parallel.config.report_every and state.step < stage.steps:
                 continue
             _report(pending, stage, state, parallel, watch)

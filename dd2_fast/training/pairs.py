@@ -36,14 +36,14 @@ class PairsStage(Stage):
     """Fills the pool by solving the flow ODE token by token."""
 
     def __init__(self, pool: PairPool, score: TeacherScore, batch: int, ode_steps: int) -> None:
-        self.batch = min(batch, len(pool.labels))
-        super().__init__("pairs", -(-len(pool.labels) // self.batch))
+        self.size = min(batch, len(pool.labels))
+        super().__init__("pairs", -(-len(pool.labels) // self.size), batch=self.size)
         self.pool, self.score, self.ode_steps = pool, score, ode_steps
 
     @torch.no_grad()
     def step(self, index: int, rng: torch.Generator) -> Losses:
         pool = self.pool
-        part = slice(index * self.batch, (index + 1) * self.batch)
+        part = slice(index * self.size, (index + 1) * self.size)
         noise = torch.randn(pool.noise[part].shape, generator=rng).to(pool.noise)
         labels = torch.randint(self.score.teacher.num_classes, noise.shape[:1], generator=rng)
         labels = labels.to(pool.labels)

@@ -51,7 +51,7 @@ class GroundTruthScoreStage(Stage):
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
     ) -> None:
-        super().__init__("stage1", config.head_steps + config.steps, prepare)
+        super().__init__("stage1", config.head_steps + config.steps, prepare, config.batch)
         self.guidance, self.score, self.pool, self.config = guidance, score, pool, config
         self.parallel = parallel or Parallel()
         self.times = TimeDistribution(config.time_low)
@@ -111,7 +111,7 @@ class RegressionStage(Stage):
         ema: DD2Generator | None = None,
         ema_decay: float = 0.9999,
     ) -> None:
-        super().__init__("regression", config.steps, prepare)
+        super().__init__("regression", config.steps, prepare, config.batch)
         self.pool, self.config, self.codebook = pool, config, score.teacher.codebook
         self.generator, self.ema, self.ema_decay = generator, ema, ema_decay
         self.trained = {"generator": Trained(generator, parallel or Parallel(), config.betas)}
@@ -200,7 +200,7 @@ class GuidanceStage(Stage):
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
     ) -> None:
-        super().__init__(name, steps, prepare)
+        super().__init__(name, steps, prepare, config.batch)
         self.config = config
         parallel = parallel or Parallel(device=next(generator.parameters()).device)
         self.update = _GuidanceUpdates(self, generator, guidance, config, parallel)
@@ -232,7 +232,7 @@ class DistillStage(Stage):
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
     ) -> None:
-        super().__init__(name, steps, prepare)
+        super().__init__(name, steps, prepare, config.batch)
         self.generator, self.guidance, self.ema = generator, guidance, ema
         self.score, self.pool, self.config = score, pool, config
         self.parallel = parallel or Parallel(device=next(generator.parameters()).device)

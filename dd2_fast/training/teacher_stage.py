@@ -28,7 +28,7 @@ class TeacherStage(Stage):
         labels: Tensor,
         config: TeacherConfig,
     ) -> None:
-        super().__init__("teacher", config.steps)
+        super().__init__("teacher", config.steps, batch=config.batch)
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
         self.images, self.labels = images, labels
         self._tokens: Tensor | None = None

@@ -22,7 +22,7 @@ class TokenizerStage(Stage):
     """Reconstruction and commitment losses on ``images [N, 3, H, W]``."""
 
     def __init__(self, tokenizer: VQTokenizer, images: Tensor, config: TokenizerConfig) -> None:
-        super().__init__("tokenizer", config.steps)
+        super().__init__("tokenizer", config.steps, batch=config.batch)
         self.tokenizer, self.images, self.config = tokenizer, images, config
         self.trained = {"tokenizer": Trained(tokenizer, Parallel(), (0.9, 0.99))}
 

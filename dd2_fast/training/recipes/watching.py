@@ -64,10 +64,9 @@ class RunWatch(Watch):
         self.log.scalars(stage.name, step + 1, named)
 
     def reported(self, stage: Stage, step: int) -> None:
-        batch = getattr(getattr(stage, "config", None), "batch", None)
         now = time.perf_counter()
-        if batch and self._since is not None and self._since[0] == stage.name:
-            rate = batch * (step - self._since[1]) / max(now - self._since[2], 1e-9)
+        if stage.batch and self._since is not None and self._since[0] == stage.name:
+            rate = stage.batch * (step - self._since[1]) / max(now - self._since[2], 1e-9)
             self.log.scalars(stage.name, step, {"images_per_second": rate})
         every = self.config.images_every
         if every and stage.name in ("distill", "aligned", "regression"):

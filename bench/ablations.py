@@ -1,0 +1,193 @@
+"""DD2, DD1 and the ablations of the paper's Table 4 on the digits, at equal training time.
+
+    python bench/ablations.py --seed S --out runs/ablations    about half an hour of one core
+    python bench/quality.py ... --ablations runs/ablations     the table
+
+Every variant of a seed shares the tokenizer, the teacher and the classifier, and then has the same
+CPU seconds of one thread (counted in steps, whose cost was measured; the seconds it took are
+reported). A variant that is done is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dd2_fast.checkpoints.bundle import Bundle
+from dd2_fast.checkpoints.files import check_writable, write_atomic
+from dd2_fast.losses import TeacherScore
+from dd2_fast.metrics import evaluate, frechet_distance
+from dd2_fast.models import DD2Generator, DD2Guidance
+from dd2_fast.training.config import DistillConfig, RegressionConfig, Stage1Config
+from dd2_fast.training.data import load_digits
+from dd2_fast.training.loop import Stage
+from dd2_fast.training.recipes import digits
+from dd2_fast.training.stages import (
+    DistillStage,
+    GroundTruthScoreStage,
+    GuidanceStage,
+    RegressionStage,
+)
+
+# Steps for 228 CPU seconds of one thread, by the measured cost of a step: stage 1 0.050, regression
+# 0.0274, guidance 0.055, CSD 0.091, and 12 for the pairs.
+DD1_ALONE, PAPER_CSD, STARTED_CSD = 7900, 2220, 1800
+SAMPLES = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a variant does; every field that is not given is as in the paper's method."""
+
+    text: str
+    csd: int = PAPER_CSD
+    regression: int = 0
+    auxiliary: float = 0.0
+    target: str = "ground_truth"
+    start_generator: bool = True
+    start_guidance: bool = True
+
+
+VARIANTS = {
+    "dd1": Variant("DD1: regression alone", csd=0, regression=DD1_ALONE),
+    "dd2": Variant("DD2 as in the paper"),
+    "no_start_generator": Variant("without stage 1 for the generator", start_generator=False),
+    "no_start_guidance": Variant("without stage 1 for the guidance", start_guidance=False),
+    "ar_diffusion": Variant("stage 1 by plain AR diffusion, not GTS", target="sample"),
+    "dd1_start": Variant("DD2 from DD1's regression", csd=STARTED_CSD, regression=1000),
+    "dd1_start_auxiliary": Variant(
+        "the same with DD1's loss, weight 0.5 to 0", csd=STARTED_CSD, regression=1000, auxiliary=0.5
+    ),
+}  # fmt: skip
+
+
+def run_stage(stage: Stage, rng: torch.Generator) -> None:
+    if stage.steps:
+        stage.prepare()
+        for index in range(stage.steps):
+            losses = stage.step(index, rng)
+            if index % 200 == 0:
+                print(f"  {stage.name} {index}", {k: round(float(v), 3) for k, v in losses.items()})
+        stage.finish()
+
+
+def make_base(config: digits.DigitsConfig) -> tuple[dict[str, Any], Any]:
+    """Tokenizer, classifier, teacher and pairs of a seed."""
+    models, data = digits.build_models(config), load_digits()
+    for number, stage in enumerate(digits.build_stages(config, models, data)):
+        if stage.name in ("tokenizer", "classifier", "teacher", "pairs"):
+            run_stage(stage, torch.Generator().manual_seed(1_000_003 * (number + 1) + config.seed))
+    return models, data
+
+
+def train(variant: Variant, models: dict[str, Any], seed: int) -> tuple[DD2Generator, float]:
+    """The average generator of a variant and its CPU seconds."""
+    teacher, pool, score = models["teacher"], models["pool"], TeacherScore(models["teacher"])
+    rng = torch.Generator().manual_seed(seed)
+    network = dict(head_width=96, head_depth=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        guidance, fresh = (DD2Guidance.from_teacher(teacher, **network) for _ in range(2))
+    began = time.process_time()
+    if variant.csd:
+        config = Stage1Config(target=variant.target)
+        run_stage(GroundTruthScoreStage(guidance, score, pool, config), rng)
+    start = guidance if variant.csd and variant.start_generator else fresh
+    generator, ema = (DD2Generator.from_guidance(start) for _ in range(2))
+    if not variant.start_guidance:
+        guidance.load_state_dict(fresh.state_dict())
+    regression = RegressionConfig(steps=variant.regression)
+    averaged = None if variant.csd else ema
+    run_stage(
+        RegressionStage(
+            generator, score, pool, regression, ema=averaged, ema_decay=DistillConfig.ema_decay
+        ),
+        rng,
+    )
+    if variant.csd:
+        config = DistillConfig(steps=variant.csd, auxiliary=variant.auxiliary)
+        run_stage(
+            GuidanceStage("guidance", config.guidance_start, generator, guidance, config), rng
+        )
+        ema.load_state_dict(generator.state_dict())
+        pairs = pool if variant.auxiliary else None
+        run_stage(
+            DistillStage("distill", config.steps, generator, guidance, ema, score, pairs, config),
+            rng,
+        )
+    return ema.eval().requires_grad_(False), time.process_time() - began
+
+
+@torch.no_grad()
+def distance_to_teacher(bundle: Bundle, labels: torch.Tensor, seed: int) -> dict[str, float]:
+    """Fréchet distance of the generator's features, and of another draw, to the teacher's draws."""
+
+    def features(tokens_or_x: torch.Tensor) -> torch.Tensor:
+        decode, embed = bundle.tokenizer.decode, bundle.tokenizer.embed
+        x = tokens_or_x if tokens_or_x.is_floating_point() else embed(tokens_or_x)
+        return torch.cat([bundle.classifier.features(decode(part)) for part in x.split(500)])
+
+    draws = [features(bundle.teacher.sample(labels, seed=seed + 10 + i)) for i in range(2)]
+    noise = torch.randn(
+        len(labels), bundle.teacher.num_tokens, bundle.tokenizer.codebook.shape[1],
+        generator=torch.Generator().manual_seed(seed + 99),
+    )  # fmt: skip
+    x = torch.cat(
+        [bundle.generator(*p) for p in zip(noise.split(500), labels.split(500), strict=True)]
+    )
+    return {
+        "fd_teacher": frechet_distance(features(x), draws[0]),
+        "fd_teacher_floor": frechet_distance(draws[1], draws[0]),
+    }
+
+
+def judge(models: dict[str, Any], generator: DD2Generator, data: Any, seed: int) -> dict[str, Any]:
+    names = ("tokenizer", "teacher", "classifier")
+    for name in names:
+        models[name].eval().requires_grad_(False)
+    parts = {name: models[name] for name in names}
+    bundle = Bundle(**parts, generator=generator, stage1=None, settings={})
+    rows: dict[str, Any] = evaluate(bundle, data, num_samples=SAMPLES, seed=seed)
+    labels = data.test_labels.repeat(SAMPLES // len(data.test_labels))
+    rows["one_step"].update(distance_to_teacher(bundle, labels, seed))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    check_writable(arguments.out)
+    seed = arguments.seed
+    paths = {name: arguments.out / f"{name}-{seed}.json" for name in arguments.only}
+    missing = {name: path for name, path in paths.items() if not path.exists()}
+    if not missing:
+        return 0
+    models, data = make_base(digits.DigitsConfig(seed=seed))
+    for name, path in missing.items():
+        print(name, flush=True)
+        generator, seconds = train(VARIANTS[name], models, seed)
+        report = {
+            "variant": name,
+            "text": VARIANTS[name].text,
+            "seed": seed,
+            "cpu_seconds": round(seconds, 1),
+            "metrics": judge(models, generator, data, seed),
+        }
+        write_atomic(path, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+        print(name, round(seconds), report["metrics"]["one_step"], flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
