@@ -19,7 +19,7 @@ from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.models import DD2Generator, DD2Guidance, TableTeacher
 from dd2_fast.models.llamagen import adapt
 from dd2_fast.sampling.noise import image_noise
-from dd2_fast.training.adaptation import AdaptationStage, TokenPool
+from dd2_fast.training.adaptation import AdaptationStage
 from dd2_fast.training.config import AdaptationConfig, RegressionConfig, Stage1Config
 from dd2_fast.training.draws import (
     LivePairs,
@@ -285,10 +285,11 @@ def test_logits_that_are_not_finite_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_a_batch_is_the_pools_batch(folder, device) -> None:
-    samples, pool = ShardedSamples(folder, device=device), TokenPool.of(*everything(folder))
+def test_a_batch_is_what_was_drawn(folder, device) -> None:
+    samples, (tokens, labels) = ShardedSamples(folder, device=device), everything(folder)
     for size in (1, 60):
-        got, expected = (some(source, size, seed=1) for source in (samples, pool))
+        chosen = samples.draw(size, torch.Generator().manual_seed(1))
+        got, expected = samples.take(chosen), (tokens[chosen].long(), labels[chosen].long())
         assert all(
             torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, expected, strict=True)
         )

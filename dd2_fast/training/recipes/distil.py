@@ -167,8 +167,8 @@ class Networks:
     """The models of a run on its device, prepared for its processes; the trained ones start from
     the teacher and the seed.
 
-    ``teacher`` is frozen; a LlamaGen one with a token table has become a copy that reads any
-    vector, in float32 until stage 0 is over.
+    ``teacher`` is frozen; of a LlamaGen one with a token table it is a copy that reads any vector,
+    in float32 until stage 0 is over. ``source``, which draws samples, is the teacher as loaded.
     """
 
     def __init__(self, config: DistilConfig, parallel: Parallel) -> None:
@@ -176,6 +176,7 @@ class Networks:
         source = config.source
         teacher = load_teacher(source.teacher, source.tokenizer, config.seed)
         self.adapting = isinstance(teacher, LlamaGenTeacher) and not teacher.adapted
+        self.source: Any = teacher.to(parallel.device)
         if self.adapting:
             teacher = adapt(teacher, seed=config.seed)[0].requires_grad_(False)
         self.teacher: Any = teacher.to(parallel.device)
@@ -208,6 +209,7 @@ class Networks:
         self.teacher.requires_grad_(False)
         if self.config.execution.precision == "bfloat16":
             self.teacher.to(torch.bfloat16)
+            self.source.to(torch.bfloat16)
 
     def start_stage1(self) -> None:
         """The guidance network's backbone is the teacher's, as stage 0 left it."""
@@ -226,7 +228,7 @@ class Networks:
 def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
     """The stages in order; each starts from what the ones before left in ``networks``."""
     teacher = networks.teacher
-    samples = TeacherScore(teacher, **dataclasses.asdict(config.samples))
+    samples = TeacherScore(networks.source, **dataclasses.asdict(config.samples))
     score = TeacherScore(teacher, **dataclasses.asdict(config.score))
     dd2 = config.method == "dd2"
     pairs = bool(config.regression.steps or (dd2 and config.distill.auxiliary))
