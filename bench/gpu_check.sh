@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks that need an NVIDIA GPU, in one command, with nothing downloaded and in under 9 minutes:
+# All checks that need an NVIDIA GPU, in one command, with nothing downloaded and in under 10 minutes:
 # build, GPU tests of the compiled, NVRTC's and Triton's kernels, compute-sanitizer, benchmarks. A part that
 # fails is reported and the rest goes on.
 #
@@ -38,9 +38,11 @@ sanitized=("${gpu_tests[@]}" -k "cuda and not properties and (ragged or top_k_sm
 part build 130 env DD2_FAST_CUDA=1 python setup.py -q build_ext --inplace
 part tests 55 "${gpu_tests[@]}" -k "not cupy and not triton and not properties"
 usable='import dd2_fast.ops as ops; raise SystemExit(ops.available_backends("cuda")["cupy"])'
-part cupy 55 bash -c 'python -c "$0" && "$@"' "$usable" "${gpu_tests[@]}" -k "cupy and not properties"
+part cupy 60 bash -c 'python -c "$0" && "$@"' "$usable" "${gpu_tests[@]}" \
+  -k "cupy and not properties and not (flow_solve and float16)"
 # Triton compiles every variant on its first call, about a second each.
-part triton 80 "${gpu_tests[@]}" -k "triton and not properties and not bfloat16 and not (tiles and dense)"
+part triton 105 "${gpu_tests[@]}" -k "triton and not properties and not bfloat16 \
+  and not (tiles and dense) and not (flow_solve and (euler or float16))"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     part "$tool" 35 compute-sanitizer --tool "$tool" --error-exitcode 9 "${sanitized[@]}"

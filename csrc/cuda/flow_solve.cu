@@ -10,11 +10,7 @@ constexpr const char* kOp = "flow_solve";
 
 // Blocks that share the draws of a row, where the rows alone leave multiprocessors idle.
 unsigned blocks_a_row(const FlowSolveParams& p) {
-  int device = 0, processors = 0;
-  check(cudaGetDevice(&device), kOp, "current device");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), kOp,
-        "number of multiprocessors");
-  const long long wanted = (2 * processors + p.teacher.rows - 1) / p.teacher.rows;
+  const long long wanted = (2 * processor_count(kOp) + p.teacher.rows - 1) / p.teacher.rows;
   return static_cast<unsigned>(wanted < p.draws ? wanted : p.draws);
 }
 

@@ -53,6 +53,18 @@ def _shared_limit(device: int) -> int:
     return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
 
 
+@functools.cache
+def _processor_count(device: int) -> int:
+    runtime = nvrtc.cupy().cuda.runtime
+    return runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
+
+
+def processor_count(device: torch.device) -> int:
+    """Multiprocessors of the device."""
+    with torch.cuda.device(device):
+        return _processor_count(torch.cuda.current_device())
+
+
 def _choose(ways: Sequence[Way], device: int) -> tuple[Way, Kernel]:
     """The first that fits the device's shared memory."""
     limit = _shared_limit(device)

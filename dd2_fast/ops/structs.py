@@ -51,6 +51,17 @@ class ConditionalScoreParams(ctypes.Structure):
     ]
 
 
+class FlowSolveParams(ctypes.Structure):
+    """``dd2::FlowSolveParams``."""
+
+    _fields_ = [
+        ("teacher", TeacherRows),
+        *fields("out noise codebook", ctypes.c_void_p),
+        *fields("draws dim steps", ctypes.c_longlong),
+        ("heun", ctypes.c_bool),
+    ]
+
+
 class NearestCodeParams(ctypes.Structure):
     """``dd2::NearestCodeParams``."""
 

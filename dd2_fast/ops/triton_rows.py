@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
-_FLOAT_MAX = tl.constexpr(3.402823466e38)
+FLOAT_MAX = tl.constexpr(3.402823466e38)
 _INTERPOLATED_PASSES = tl.constexpr(12)  # then halving the floats, which ties cannot stall
 _COARSE_PASSES = tl.constexpr(3)  # then onto the row's own logits, which ends among the last few
 _LARGEST_BLOCK = 16384  # of a row that is held in registers
@@ -66,14 +66,14 @@ def _statistics(row, b_held, GUIDED: tl.constexpr, BLOCK: tl.constexpr, WHOLE: t
     total, square, count, bad = 0.0, 0.0, 0.0, 0.0
     for first in range(0, BLOCK if WHOLE else row[4], BLOCK):
         b_x = block_at(row, b_held, first, GUIDED, BLOCK, WHOLE)
-        m_finite = (b_x > float("-inf")) & (b_x <= _FLOAT_MAX)
+        m_finite = (b_x > float("-inf")) & (b_x <= FLOAT_MAX)
         b_finite = tl.where(m_finite, b_x, 0.0)
         largest = tl.maximum(largest, tl.max(tl.where(m_finite, b_x, float("-inf")), 0))
         smallest = tl.minimum(smallest, tl.min(tl.where(m_finite, b_x, float("inf")), 0))
         total += tl.sum(b_finite, 0)
         square += tl.sum(b_finite * b_finite, 0)
         count += tl.sum(m_finite.to(tl.float32), 0)
-        bad += tl.sum(tl.where(b_x <= _FLOAT_MAX, 0.0, 1.0), 0)
+        bad += tl.sum(tl.where(b_x <= FLOAT_MAX, 0.0, 1.0), 0)
     mean = total / tl.maximum(count, 1.0)
     variance = tl.maximum(square / tl.maximum(count, 1.0) - mean * mean, 0.0)
     return largest, smallest, mean, tl.sqrt(variance), count, bad

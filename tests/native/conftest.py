@@ -10,6 +10,11 @@ def conditional_score_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
 
 
 @pytest.fixture(scope="session")
+def flow_solve_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    return Shim("flow_solve", tmp_path_factory.mktemp("flow_solve"))
+
+
+@pytest.fixture(scope="session")
 def nearest_code_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
     return Shim("nearest_code", tmp_path_factory.mktemp("nearest_code"))
 

@@ -85,10 +85,14 @@ class Nvrtc:
 class Runtime:
     """``cupy.cuda.runtime``."""
 
+    cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 
-    def __init__(self, shared_limit: int) -> None:
-        self.shared_limit = shared_limit
+    def __init__(self, shared_limit: int, processors: int) -> None:
+        self.attributes = {
+            self.cudaDevAttrMaxSharedMemoryPerBlockOptin: shared_limit,
+            self.cudaDevAttrMultiProcessorCount: processors,
+        }
         self.context = False  # the driver has none before the runtime's first call
 
     def setDevice(self, device: int) -> None:
@@ -99,8 +103,8 @@ class Runtime:
         return 1
 
     def deviceGetAttribute(self, attrib: int, device: int) -> int:
-        assert (attrib, device) == (self.cudaDevAttrMaxSharedMemoryPerBlockOptin, 0)
-        return self.shared_limit
+        assert device == 0
+        return self.attributes[attrib]
 
 
 class Driver:
@@ -156,9 +160,9 @@ class FakeCupy:
 
     def __init__(
         self, on_launch: Callable[[Launch], None], shared_limit: int = H200_SHARED,
-        static_shared: int = 0,
+        static_shared: int = 0, processors: int = 132,
     ) -> None:  # fmt: skip
-        runtime = Runtime(shared_limit)
+        runtime = Runtime(shared_limit, processors)
         driver = Driver(runtime, on_launch, static_shared)
         self.cuda = SimpleNamespace(nvrtc=Nvrtc(), driver=driver, runtime=runtime)
 
@@ -176,5 +180,9 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCupy, cache: Any) -> None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     stream = SimpleNamespace(cuda_stream=STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    for cached in ("_load_kernel", "_shared_limit"):  # a fresh cache for this test alone
+    for cached in (
+        "_load_kernel",
+        "_shared_limit",
+        "_processor_count",
+    ):  # a fresh cache for this test alone
         monkeypatch.setattr(launch, cached, functools.cache(getattr(launch, cached).__wrapped__))

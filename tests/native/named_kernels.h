@@ -54,9 +54,9 @@ template <typename Params, std::size_t kCount>
 const char* record_launch(const NamedKernel<Params> (&kernels)[kCount],
                           void (*launcher)(const Params&, void*), const Params& params,
                           std::size_t stream, std::size_t limit, std::size_t static_shared,
-                          Launched* out) {
+                          int processors, Launched* out) {
   return error_of([&] {
-    fake_runtime::device = {limit, static_shared};
+    fake_runtime::device = {limit, static_shared, processors};
     fake_runtime::launched = {};
     launcher(params, reinterpret_cast<void*>(stream));
     const fake_runtime::Launch& l = fake_runtime::launched;
@@ -84,7 +84,8 @@ const char* record_launch(const NamedKernel<Params> (&kernels)[kCount],
     return run_named(kernels, name, *params, grid_x, grid_y, threads, shared, reverse_order);      \
   }                                                                                                \
   extern "C" const char* op##_launch(const Params* params, std::size_t stream, std::size_t limit,  \
-                                     std::size_t static_shared, Launched* out) {                   \
+                                     std::size_t static_shared, int processors,                    \
+                                     Launched* out) {                                              \
     return record_launch(kernels, &dd2::cuda::launch_##op, *params, stream, limit, static_shared,  \
-                         out);                                                                     \
+                         processors, out);                                                         \
   }

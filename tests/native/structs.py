@@ -69,7 +69,7 @@ class Shim:
         ]  # fmt: skip
         self._record = getattr(self.library, f"{stem}_launch")
         self._record.argtypes = [
-            ctypes.c_void_p, *[ctypes.c_size_t] * 3, ctypes.POINTER(Launched),
+            ctypes.c_void_p, *[ctypes.c_size_t] * 3, ctypes.c_int, ctypes.POINTER(Launched),
         ]  # fmt: skip
         self._record.restype = ctypes.c_char_p
 
@@ -87,12 +87,14 @@ class Shim:
         assert error is None, error.decode()
 
     def launched(
-        self, params: ctypes.Structure, *, stream: int, shared_limit: int, static_shared: int
-    ) -> Launched:
+        self, params: ctypes.Structure, *, stream: int, shared_limit: int, static_shared: int,
+        processors: int = 1,
+    ) -> Launched:  # fmt: skip
         """What the launcher asks for on a device with ``shared_limit`` bytes a block."""
         record = Launched()
         error = self._record(
-            ctypes.addressof(params), stream, shared_limit, static_shared, ctypes.byref(record)
-        )
+            ctypes.addressof(params), stream, shared_limit, static_shared, processors,
+            ctypes.byref(record),
+        )  # fmt: skip
         assert error is None, error.decode()
         return record

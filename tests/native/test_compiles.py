@@ -14,15 +14,22 @@ from native.compilers import Usage, require_nvcc, require_nvrtc, usage
 
 from dd2_fast.ops import nvrtc
 from dd2_fast.ops.conditional_score import plan as conditional_score
+from dd2_fast.ops.flow_solve import plan as flow_solve
 from dd2_fast.ops.launch import Way
 from dd2_fast.ops.nearest_code import plan as nearest_code
 from dd2_fast.ops.sample_code import plan as sample_code
-from dd2_fast.ops.structs import ConditionalScoreParams, SampleCodeParams, TeacherRows
+from dd2_fast.ops.structs import (
+    ConditionalScoreParams,
+    FlowSolveParams,
+    SampleCodeParams,
+    TeacherRows,
+)
 
 # Bytes of shared memory that a block can have.
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 KERNELS = {
     "conditional_score": conditional_score.KERNELS,
+    "flow_solve": flow_solve.KERNELS,
     "nearest_code": nearest_code.KERNELS,
     "sample_code": sample_code.KERNELS,
 }
@@ -41,6 +48,8 @@ def model_ways(header: str) -> Iterator[Way]:
         teacher = TeacherRows(rows=1, vocabulary=vocabulary, top_k=900, top_p=1.0)
         if header == "sample_code":
             yield sample_code.plan(SampleCodeParams(teacher=teacher))[0]
+        elif header == "flow_solve":
+            yield flow_solve.plan(FlowSolveParams(teacher, draws=1, dim=dim), processors=1)[0]
         elif header == "conditional_score":
             for direction in (0, 1):
                 params = ConditionalScoreParams(teacher, draws=1, dim=dim, direction=direction)

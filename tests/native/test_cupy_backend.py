@@ -14,8 +14,10 @@ from native.fake_cupy import H200_SHARED, STREAM, Driver, FakeCupy, Launch, Nvrt
 from native.structs import Shim
 from ops.cases import Case, make_case, relative_error
 from ops.test_csd_loss import make_inputs, value_and_gradients
+from ops.test_flow_solve import assert_flows_to
+from ops.test_flow_solve import make_inputs as make_flow
 
-from dd2_fast.ops import conditional_score, csd_loss, nearest_code, sample_code
+from dd2_fast.ops import conditional_score, csd_loss, flow_solve, nearest_code, sample_code
 from dd2_fast.ops.structs import ConditionalScoreParams
 
 STATIC = 1500  # bytes of shared memory that a kernel has of its own
@@ -44,11 +46,13 @@ class Gpu:
 @pytest.fixture(params=[H200_SHARED, SMALL], ids=["h200", "small"])
 def gpu(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    conditional_score_shim: Shim, nearest_code_shim: Shim, sample_code_shim: Shim,
+    conditional_score_shim: Shim, flow_solve_shim: Shim, nearest_code_shim: Shim,
+    sample_code_shim: Shim,
 ) -> Gpu:  # fmt: skip
     gpu = Gpu(
         request.param,
         conditional_score=conditional_score_shim,
+        flow_solve=flow_solve_shim,
         nearest_code=nearest_code_shim,
         sample_code=sample_code_shim,
     )
@@ -127,6 +131,20 @@ def test_csd_loss_and_gradients(gpu: Gpu, loss: dict, dim: int) -> None:
     assert len(gpu.launches) == (2 if loss.get("alpha") else 1)
 
 
+@pytest.mark.parametrize("name", REGIMES)
+@pytest.mark.parametrize("solver", ["heun", "euler"])
+def test_flow_solve(gpu: Gpu, name: str, solver: str) -> None:
+    rows, vocabulary, dim, draws, guided, top_k, top_p = REGIMES[name]
+    inputs = make_flow(rows, vocabulary, dim, draws, guided)
+    options = {"steps": 3, "solver": solver, "top_k": top_k, "top_p": top_p}
+    assert_flows_to(flow_solve(**inputs, **options, backend="cupy"), inputs, **options)
+    (launch,) = gpu.launches
+    padded = -(-dim // 8) * 8 if dim <= 8 else -(-dim // 32) * 32
+    staged = (0 < top_k < vocabulary) and gpu.stages(vocabulary + 4 * padded)
+    assert launch.kernel.endswith("true>") == staged
+    assert launch.grid == (rows, draws or 1, 1)
+
+
 @pytest.mark.parametrize("vocabulary", [19, 4096])
 def test_sample_code(gpu: Gpu, vocabulary: int) -> None:
     arguments = arguments_of(make_case(6, vocabulary, 1, top_k=900, top_p=0.95))
@@ -162,6 +180,8 @@ def test_nothing_is_launched_without_tokens(gpu: Gpu, shape: tuple) -> None:
     assert conditional_score(**arguments).shape == arguments["x_t"].shape
     assert nearest_code(torch.zeros(0, 3), torch.zeros(9, 3), backend="cupy").shape == (0,)
     assert sample_code(torch.zeros(0, 9), backend="cupy").shape == (0,)
+    flow = make_flow(shape[0], 20, 3, shape[1])
+    assert flow_solve(**flow, backend="cupy").shape == flow["noise"].shape[:-1]
     assert not gpu.launches
 
 

@@ -3,43 +3,32 @@ errors of logic, not races; those need compute-sanitizer on a GPU."""
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
-from native.structs import TeacherRows, build_shim, fields, teacher_rows
+from native.structs import Shim, teacher_rows
 from ops.test_flow_solve import assert_flows_to, make_inputs
 
 from dd2_fast.ops import flow_solve
+from dd2_fast.ops.flow_solve.plan import way
+from dd2_fast.ops.structs import FlowSolveParams
 
 STAGED = pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 SOLVERS = pytest.mark.parametrize("solver", ["heun", "euler"])
 
 
-class Params(ctypes.Structure):
-    """``dd2::FlowSolveParams``."""
-
-    _fields_ = [
-        ("teacher", TeacherRows),
-        *fields("out noise codebook", ctypes.c_void_p),
-        *fields("draws dim steps", ctypes.c_longlong),
-        ("heun", ctypes.c_bool),
-    ]
-
-
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build_shim("flow_solve", tmp_path_factory.mktemp("flow_solve"))
+@pytest.fixture
+def kernel(flow_solve_shim: Shim) -> Shim:
+    return flow_solve_shim
 
 
 def run(
-    kernel: ctypes.CDLL, inputs: dict, *, staged: bool, steps: int = 5, solver: str = "heun",
+    kernel: Shim, inputs: dict, *, staged: bool, steps: int = 5, solver: str = "heun",
     top_k: int = 0, top_p: float = 1.0, blocks: int = 1, reverse_order: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     noise, logits, codebook = (inputs[n].contiguous() for n in ("noise", "logits", "codebook"))
     scale = torch.as_tensor(inputs["guidance_scale"]).expand(len(logits)).contiguous().float()
     out = torch.full(noise.shape[:-1], -7)
-    params = Params(
+    params = FlowSolveParams(
         teacher=teacher_rows(logits, inputs["uncond_logits"], scale, top_k, top_p),
         out=out.data_ptr(),
         noise=noise.data_ptr(),
@@ -49,8 +38,7 @@ def run(
         steps=steps,
         heun=solver == "heun",
     )
-    error = kernel.flow_solve(ctypes.byref(params), staged, blocks, reverse_order)
-    assert error is None, error.decode()
+    kernel.run(way(params, staged=staged, blocks=blocks), params, reverse_order=reverse_order)
     return out
 
 
@@ -74,9 +62,7 @@ REGIMES = {
 @STAGED
 @SOLVERS
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
-def test_equals_the_float64_flow(
-    kernel: ctypes.CDLL, regime: tuple, solver: str, staged: bool
-) -> None:
+def test_equals_the_float64_flow(kernel: Shim, regime: tuple, solver: str, staged: bool) -> None:
     *shape, guided, top_k, top_p, steps = regime
     inputs = make_inputs(*shape, guided)
     options = {"top_k": top_k, "top_p": top_p, "steps": steps, "solver": solver}
@@ -85,7 +71,7 @@ def test_equals_the_float64_flow(
 
 @STAGED
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
-def test_half_precision_logits(kernel: ctypes.CDLL, dtype: torch.dtype, staged: bool) -> None:
+def test_half_precision_logits(kernel: Shim, dtype: torch.dtype, staged: bool) -> None:
     for dim in (8, 12):
         inputs = make_inputs(6, 303, dim, 2, True, dtype)
         options = {"top_k": 60, "top_p": 0.9, "steps": 6}
@@ -94,7 +80,7 @@ def test_half_precision_logits(kernel: ctypes.CDLL, dtype: torch.dtype, staged: 
 
 @STAGED
 @pytest.mark.parametrize("blocks", [2, 3, 9])
-def test_blocks_share_the_draws_of_a_row(kernel: ctypes.CDLL, blocks: int, staged: bool) -> None:
+def test_blocks_share_the_draws_of_a_row(kernel: Shim, blocks: int, staged: bool) -> None:
     inputs = make_inputs(2, 200, 6, 7)
     options = {"top_k": 50, "top_p": 0.9, "staged": staged}
     wanted = run(kernel, inputs, **options)
@@ -103,7 +89,7 @@ def test_blocks_share_the_draws_of_a_row(kernel: ctypes.CDLL, blocks: int, stage
 
 @STAGED
 @SOLVERS
-def test_thread_order_changes_nothing(kernel: ctypes.CDLL, solver: str, staged: bool) -> None:
+def test_thread_order_changes_nothing(kernel: Shim, solver: str, staged: bool) -> None:
     """A missing barrier that one order of the threads hides, the reverse order may show."""
     for dim in (8, 40):
         inputs = make_inputs(3, 600, dim, 2)
@@ -114,7 +100,7 @@ def test_thread_order_changes_nothing(kernel: ctypes.CDLL, solver: str, staged: 
 
 @STAGED
 @pytest.mark.parametrize("top_k", [0, 14, 600], ids=["all", "few", "most"])
-def test_equal_codes_give_the_first(kernel: ctypes.CDLL, top_k: int, staged: bool) -> None:
+def test_equal_codes_give_the_first(kernel: Shim, top_k: int, staged: bool) -> None:
     inputs = make_inputs(6, 400, 4, guided=False)
     for name, dim in (("codebook", 0), ("logits", 1)):
         inputs[name] = torch.cat([inputs[name]] * 2, dim)
@@ -124,7 +110,7 @@ def test_equal_codes_give_the_first(kernel: ctypes.CDLL, top_k: int, staged: boo
 
 @STAGED
 @pytest.mark.parametrize("filters", [(7, 1.0), (0, 0.5), (250, 0.5), (0, 1e-6)])
-def test_only_kept_codes_are_found(kernel: ctypes.CDLL, filters: tuple, staged: bool) -> None:
+def test_only_kept_codes_are_found(kernel: Shim, filters: tuple, staged: bool) -> None:
     """Ties stay together; one step ends between codes, next to ones that the filters drop."""
     inputs = make_inputs(4, 500, 4, guided=False)
     values = torch.tensor([0.0, -0.0, 1.5, -2.0, 3e4, -torch.inf])
@@ -138,9 +124,7 @@ def test_only_kept_codes_are_found(kernel: ctypes.CDLL, filters: tuple, staged: 
 
 @STAGED
 @pytest.mark.parametrize("filters", [{}, {"top_k": 30}, {"top_p": 0.9}], ids=["none", "k", "p"])
-def test_invalid_tokens_give_minus_one_alone(
-    kernel: ctypes.CDLL, filters: dict, staged: bool
-) -> None:
+def test_invalid_tokens_give_minus_one_alone(kernel: Shim, filters: dict, staged: bool) -> None:
     inputs = make_inputs(9, 200, 4, 2)
     wanted = flow_solve(**inputs, **filters, steps=5, backend="torch")
     inputs["logits"][1, 7] = torch.nan

@@ -5,6 +5,8 @@ where they pay."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from torch import device
 
 from dd2_fast.ops import launch
 from dd2_fast.ops.conditional_score import plan as conditional_score
+from dd2_fast.ops.flow_solve import plan as flow_solve
 from dd2_fast.ops.nearest_code import plan as nearest_code
 from dd2_fast.ops.sample_code import plan as sample_code
 from dd2_fast.ops.structs import (
     ConditionalScoreParams,
     CsdLossParams,
+    FlowSolveParams,
     NearestCodeParams,
     SampleCodeParams,
     TeacherRows,
@@ -27,21 +31,23 @@ from dd2_fast.ops.structs import (
 
 ADDRESS = 4096  # of tensors that nothing reads
 A100_SHARED = 166_912
-# bytes a block can have, bytes of every kernel
-DEVICES = [(H200_SHARED, 1456), (A100_SHARED, 1456), (50_000, 600), (H200_SHARED, 0)]
+# bytes a block can have, bytes of every kernel, multiprocessors
+DEVICES = [
+    (H200_SHARED, 1456, 132), (A100_SHARED, 1456, 108), (50_000, 600, 1), (H200_SHARED, 0, 132)
+]  # fmt: skip
 # vocabularies about the limits of those devices
 VOCABULARIES = (1, 12_000, 16_384, 41_000, 57_748, 58_112, 58_113)
 FILTERS = ((0, 1.0), (900, 1.0), (0, 0.5), (10**7, 1.0))
 
 
-def teachers() -> list[TeacherRows]:
+def teachers(counts: Sequence[int] = (0, 43_520)) -> list[TeacherRows]:
     return [
         TeacherRows(
             logits=ADDRESS, scale=ADDRESS, rows=rows, vocabulary=vocabulary, top_k=top_k,
             top_p=top_p, logit_type=logit_type,
         )
         for rows, vocabulary, (top_k, top_p), logit_type in product(
-            (0, 43_520), VOCABULARIES, FILTERS, range(3)
+            counts, VOCABULARIES, FILTERS, range(3)
         )
     ]  # fmt: skip
 
@@ -57,6 +63,16 @@ def conditional_score_params() -> list[ConditionalScoreParams]:
     ] + [ConditionalScoreParams(teacher=teachers()[-1], dim=3, draws=0)]
 
 
+def flow_solve_params() -> list[FlowSolveParams]:
+    """A row's draws are shared by as many blocks as rows leave multiprocessors idle."""
+    return [
+        FlowSolveParams(teacher=teacher, dim=dim, draws=draws, steps=2, heun=True)
+        for teacher, dim, draws in product(
+            teachers((0, 1, 131, 43_520)), (1, 8, 9, 32, 33, 70), (0, 1, 3, 1000)
+        )
+    ]
+
+
 def sample_code_params() -> list[SampleCodeParams]:
     return [SampleCodeParams(teacher=teacher, inverse_temperature=1.0) for teacher in teachers()]
 
@@ -70,29 +86,32 @@ def nearest_code_params() -> list[NearestCodeParams]:
 
 OPERATORS = {
     "conditional_score": (conditional_score, conditional_score_params),
+    "flow_solve": (flow_solve, flow_solve_params),
     "sample_code": (sample_code, sample_code_params),
     "nearest_code": (nearest_code, nearest_code_params),
 }
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize("limits", DEVICES, ids=lambda limits: "{}-{}".format(*limits))
+@pytest.mark.parametrize("limits", DEVICES, ids=lambda limits: "{}-{}-{}".format(*limits))
 def test_plans_equal_the_launchers(
-    op: str, limits: tuple[int, int], request: pytest.FixtureRequest,
+    op: str, limits: tuple[int, int, int], request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     shim: Shim = request.getfixturevalue(f"{op}_shim")
-    shared_limit, static_shared = limits
+    shared_limit, static_shared, processors = limits
     launches: list[Launch] = []
     install(monkeypatch, FakeCupy(launches.append, shared_limit, static_shared), tmp_path)
     module, make_params = OPERATORS[op]
+    plan = partial(module.plan, processors=processors) if op == "flow_solve" else module.plan
     seen = set()
     for params in make_params():
         recorded = shim.launched(
-            params, stream=STREAM, shared_limit=shared_limit, static_shared=static_shared
-        )
+            params, stream=STREAM, shared_limit=shared_limit, static_shared=static_shared,
+            processors=processors,
+        )  # fmt: skip
         launches.clear()
-        launch.launch(module.plan(params), params, device("cuda"))
+        launch.launch(plan(params), params, device("cuda"))
         planned = [(i.kernel, i.params, i.grid, i.block, i.shared, i.stream) for i in launches]
         wanted = [] if recorded.kernel is None else [
             (recorded.kernel.decode(), ctypes.addressof(params), tuple(recorded.grid),

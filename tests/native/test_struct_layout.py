@@ -25,6 +25,7 @@ OFFSET = """
 HEADERS = {
     "teacher_rows": [structs.TeacherRows],
     "conditional_score": [structs.CsdLossParams, structs.ConditionalScoreParams],
+    "flow_solve": [structs.FlowSolveParams],
     "nearest_code": [structs.NearestCodeParams],
     "sample_code": [structs.SampleCodeParams],
 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops.cases import runnable_backends
+from ops.cases import GPU_BACKENDS, device_of, runnable_backends
 from ops.oracle import kept_codes, posterior_mean
 from scipy import stats
 from scipy.integrate import solve_ivp
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dd2_fast.ops import flow_solve, nearest_code
 
-BACKENDS = pytest.mark.parametrize("backend", runnable_backends(("torch", "cpu", "cuda")))
+BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
 )
@@ -62,10 +62,6 @@ def make_inputs(
         "uncond_logits": uncond.to(device, dtype) if guided else None,
         "guidance_scale": scale.to(device) if guided else 1.0,
     }
-
-
-def device_of(backend: str) -> str:
-    return "cuda" if backend == "cuda" else "cpu"
 
 
 def double(inputs: dict) -> dict:
@@ -282,14 +278,13 @@ def test_compiles_without_graph_breaks(backend: str) -> None:
         assert torch.equal(compiled(noise, steps), solve(noise, steps))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_cuda_graph() -> None:
-    inputs = make_inputs(32, 512, 8, 3, backend="cuda")
-    wanted = flow_solve(**inputs, top_k=50)
+@pytest.mark.parametrize("backend", runnable_backends(GPU_BACKENDS))
+def test_cuda_graph(backend: str) -> None:
+    inputs = make_inputs(32, 512, 8, 3, backend=backend)
+    wanted = flow_solve(**inputs, top_k=50, backend=backend)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = flow_solve(**inputs, top_k=50)
+        captured = flow_solve(**inputs, top_k=50, backend=backend)
     captured.fill_(-7)
     graph.replay()
     assert torch.equal(captured, wanted)

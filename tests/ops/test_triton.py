@@ -37,8 +37,11 @@ QUICK = {
     "csd_loss": "triton and (dense_block or paper-wide or paper-filtered_draws or dmd-filtered "
     "or low_precision or bounds or invalid or strides or no_rows)",
     "sample_code": "triton and (one_code or shapes or invalid or llamagen-float32)",
+    "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
+    "or two_draws-euler-float16 or two_steps-heun-float32 or posterior_mean or k-token "
+    "or (are_found and 1-triton) or (equal_codes and 7-triton))",
     "nearest_code": "triton and not (compile or -30)",
-    "triton_kernels": "threshold or streamed or size or clustered or digits or draws "
+    "triton_kernels": "threshold or streamed or size or clustered or digits or draws or flow "
     "or filtered-40-8 or filtered-70-9",
 }
 # Minutes: the models' sizes, torch.library's checks, torch.compile.
@@ -47,6 +50,9 @@ LONG = {
     "or compiles or tiny)",
     "csd_loss": "triton and (paper-var or paper-llamagen or noise_level or opcheck or compiles)",
     "sample_code": "triton and (ragged-bfloat16 or strided or index_alone or ties or opcheck)",
+    "flow_solve": "triton and (fine or ragged-heun or no_filter-heun-float32 or draws-heun-float16 "
+    "or draws-euler-bfloat16 or one_token or only_kept or equal_codes or invalid or strided "
+    "or shapes or opcheck or compiles)",
     "nearest_code": "triton",
     "triton_kernels": "tiles",
 }
@@ -103,8 +109,11 @@ class Launch:
 
 def type_of(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        return "*" + names.get(value.dtype, "i64")
+        names = {
+            torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
+            torch.int32: "i32", torch.int64: "i64",
+        }  # fmt: skip
+        return "*" + names[value.dtype]
     return "fp32" if isinstance(value, float) else "i32"
 
 
@@ -112,11 +121,13 @@ def call_operators() -> None:
     """The backend's functions on every kind of input that has a kernel variant of its own."""
     from dd2_fast.ops.conditional_score import triton as conditional_score
     from dd2_fast.ops.csd_loss import triton as csd_loss
+    from dd2_fast.ops.flow_solve import triton as flow_solve
     from dd2_fast.ops.nearest_code import triton as nearest_code
     from dd2_fast.ops.sample_code import triton as sample_code
 
     half, wide = torch.bfloat16, torch.float32
     for vocabulary, dim, dtype, guided, top_k, top_p in (
+        (1, 1, wide, False, 0, 1.0),
         (4096, 32, wide, False, 0, 1.0),
         (16384, 8, half, True, 900, 1.0),
         (20_000, 64, torch.float16, True, 0, 0.9),
@@ -129,6 +140,8 @@ def call_operators() -> None:
         teacher = (logits, logits if guided else None, torch.zeros(64))
         conditional_score.conditional_x0(x_t, t, *teacher, codebook, top_k, top_p)
         conditional_score.conditional_x0_vjp(x_t, x_t, t, *teacher, codebook, top_k, top_p)
+        for solver in ("heun", "euler"):
+            flow_solve.flow_solve(x_t, *teacher, codebook, 20, solver, top_k, top_p)
         seed = torch.zeros((), dtype=torch.int64)
         for index in (None, torch.arange(64)):
             sample_code.sample_code(*teacher, seed, index, top_k, top_p, 0.7)
@@ -182,7 +195,7 @@ def test_compiles_within_limits(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = launches(monkeypatch, capability // 10)
-    assert len({launch.source.name for launch in found}) == 6
+    assert len({launch.source.name for launch in found}) == 8
     for launch in found:
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(launch.source, target=target, options=launch.options)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 from ops.cases import INTERPRETED, Case, device_of, make_case, relative_error
+from ops.test_flow_solve import assert_flows_to, make_inputs
 from torch import Tensor
 
-from dd2_fast.ops import conditional_score, sample_code
+from dd2_fast.ops import conditional_score, flow_solve, sample_code
 from dd2_fast.ops.filtering import filter_logits, guided_logits
 
 pytestmark = [
@@ -60,6 +61,9 @@ def test_rows_beyond_one_block_are_streamed() -> None:
     x0 = conditional_score(**case.arguments("triton"), prediction="x0")
     assert relative_error(x0, exact) < 1e-4
     assert draws(case, "triton", seed=3) == draws(case, "float64", seed=3)
+    inputs = make_inputs(2, 20_000, 4, backend="triton")
+    for options in ({"steps": 1}, {"steps": 2, "top_k": 900}):
+        assert_flows_to(flow_solve(**inputs, **options, backend="triton"), inputs, **options)
 
 
 def draws(case: Case, backend: str, seed: int, dtype: torch.dtype = torch.float32) -> list[int]:
@@ -73,6 +77,51 @@ def draws(case: Case, backend: str, seed: int, dtype: torch.dtype = torch.float3
 def test_draws_equal_the_float64_draws(dtype: torch.dtype, filters: tuple[int, float]) -> None:
     case = make_case(30, 333, 1, top_k=filters[0], top_p=filters[1], dtype=dtype)
     assert draws(case, "triton", 2**40 + 5, dtype) == draws(case, "float64", 2**40 + 5)
+
+
+@pytest.mark.parametrize("filters", [(0, 1.0), (300, 0.9), (20_000, 1.0)], ids=str)
+@pytest.mark.parametrize("vocabulary", [100, 5000, 20_000])
+def test_flow_keeps_what_the_filters_keep(vocabulary: int, filters: tuple[int, float]) -> None:
+    """In order, over the ends of the parts that a row is read in; logits have ties."""
+    from dd2_fast.ops.flow_solve.triton import _keep_codes
+    from dd2_fast.ops.triton_rows import TeacherRows
+
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(4, vocabulary, generator=generator).to(torch.bfloat16)
+    logits[0, ::3] = -torch.inf
+    logits[1] = -torch.inf
+    logits[2, vocabulary // 2] = torch.nan
+    moved, scale = (value.to(device_of("triton")) for value in (logits, torch.ones(4)))
+    count, largest, code, kept = _keep_codes(TeacherRows(moved, None, scale, *filters))
+    wanted = filter_logits(logits.double(), *filters)
+    assert largest[[0, 3]].tolist() == wanted[[0, 3]].amax(1).tolist()
+    if code is None or kept is None:
+        assert filters[0] in (0, 20_000) and count.tolist() == [vocabulary, 0, 0, vocabulary]
+        return
+    for row in (0, 3):
+        (codes,) = torch.where(wanted[row] > -torch.inf)
+        assert code[row, : count[row]].tolist() == codes.tolist()
+        assert kept[row, : count[row]].tolist() == wanted[row, codes].tolist()
+    assert count[[1, 2]].tolist() == [0, 0]
+
+
+def test_flow_of_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dd2_fast.ops.flow_solve import triton
+
+    inputs = make_inputs(5, 90, 3, 2, backend="triton")
+    options = {"steps": 3, "top_k": 20, "top_p": 0.9}
+    whole = flow_solve(**inputs, **options, backend="triton")
+    monkeypatch.setattr(triton, "_KEPT", 2 * 90 + 1)
+    assert torch.equal(flow_solve(**inputs, **options, backend="triton"), whole)
+    assert_flows_to(whole, inputs, **options)
+
+
+@pytest.mark.parametrize("dim", [1, 33, 130, 5000])
+@pytest.mark.parametrize("top_k", [0, 9])
+def test_flow_over_codes_of_any_width(dim: int, top_k: int) -> None:
+    inputs = make_inputs(3, 40, dim, backend="triton")
+    options = {"steps": 3, "top_k": top_k}
+    assert_flows_to(flow_solve(**inputs, **options, backend="triton"), inputs, **options)
 
 
 def solve(arguments: dict, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def flow_solve(
         guidance_scale: ``s``, a number or broadcastable to ``[*]``; 1 is none.
         top_k: how many of the largest logits to keep; 0 keeps all.
         top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
-        backend: ``"cuda"``, ``"cpu"``, ``"torch"``, or None for the fastest that can run.
+        backend: a name in :func:`available_backends`, or None for the fastest that can run.
 
     Returns:
         int64 codes ``[*]`` or ``[*, M]``; -1 where the row has no code left, or a NaN or +inf in

@@ -1,19 +1,15 @@
-"""Arguments of the compiled kernels from tensors; used by the ``cpu`` and ``cuda`` backends."""
+"""Arguments of the compiled kernels from tensors; used by ``cpu``, ``cuda`` and ``cupy``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension
-from ..native import TeacherRows
+from ..native import Launcher, TeacherRows
 
 
 def run(
-    launch: Callable[[Any], None],
+    launch: Launcher,
     noise: Tensor,
     logits: Tensor,
     uncond_logits: Tensor | None,
@@ -25,11 +21,11 @@ def run(
     top_p: float,
 ) -> Tensor:
     """Codes ``[R, M]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p, launch.structs)
     noise, codebook = noise.contiguous(), codebook.contiguous()
     out = torch.empty(noise.shape[:2], dtype=torch.int64, device=noise.device)
     launch(
-        extension.native().FlowSolveParams(
+        launch.structs.FlowSolveParams(
             teacher=teacher.arguments,
             out=out.data_ptr(),
             noise=noise.data_ptr(),
