@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,16 +16,19 @@ TOKEN_STREAM = 1
 _MASK = 0xFFFFFFFF
 
 
-def image_uniform(seed: int, indices: Tensor, count: int, *, stream: int) -> Tensor:
+def image_uniform(seed: int | Tensor, indices: Tensor, count: int, *, stream: int) -> Tensor:
     """Return float64 uniforms [B, count] in (0, 1), a function of (seed, index, stream, position).
 
-    indices [B] is int64. The values are multiples of 2^-32, offset by half of one. The counter is
+    indices [B] is int64, and so is a seed [B] given as a tensor, which a compiled or captured
+    function can read. The values are multiples of 2^-32, offset by half of one. The counter is
     (position / 4, index low, index high, stream), the key (seed low, seed high).
     """
-    key = (seed & _MASK, (seed >> 32) & _MASK)
+    if isinstance(seed, Tensor):
+        seed = seed[:, None]
+    key: Any = (seed & _MASK, (seed >> 32) & _MASK)
     blocks = -(-count // 4)
     low, high = (indices & _MASK)[:, None], ((indices >> 32) & _MASK)[:, None]
-    if indices.device.type == "cpu":
+    if indices.device.type == "cpu" and isinstance(seed, int):
         # A few hundred elements at a time: NumPy's cost of a call is a third of torch's.
         counter = (
             np.arange(blocks, dtype=np.int64)[None],
@@ -38,10 +43,11 @@ def image_uniform(seed: int, indices: Tensor, count: int, *, stream: int) -> Ten
     return (words.flatten(1)[:, :count].double() + 0.5) * 2.0**-32
 
 
-def image_noise(seed: int, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+def image_noise(seed: int | Tensor, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return float32 standard normal noise [B, *shape] by Box-Muller, one draw an image index.
 
-    indices [B] is int64 and says which images of the job with this seed are wanted.
+    indices [B] is int64 and says which images of the job with this seed are wanted; seed is one
+    number or int64 [B]. Devices agree up to the rounding of logarithm and cosine.
     """
     count = 1
     for size in shape:
