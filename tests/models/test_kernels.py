@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dd2_fast.models.kernels import attention, convolution_layout, upsample_conv
+from dd2_fast.models.kernels import Linear, attention, convolution_layout, linear, upsample_conv
 
 MASK = torch.ones(256, 680, dtype=torch.bool).tril(diagonal=400)
 
@@ -61,3 +61,19 @@ def test_the_layout_has_the_same_values_and_lasts() -> None:
     weight = torch.randn(8, 32, 3, 3)
     for y in (F.conv2d(found, weight), F.group_norm(found, 4), upsample_conv(found, weight, None)):
         assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 60, 96), (300, 96), (2, 3, 96)])
+def test_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
+    """300 rows make a convolution, 6 do not; rows of a larger tensor are not next to each other."""
+    torch.manual_seed(0)
+    layer = Linear(96, 160, bias=bias)
+    x = torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
+    wanted = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    with torch.no_grad():
+        found = layer(x)
+    assert found.shape == wanted.shape and found.is_contiguous()
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    gradient = torch.autograd.grad(linear(x, layer.weight, layer.bias).sum(), layer.weight)[0]
+    torch.testing.assert_close(gradient, x.flatten(0, -2).sum(0).expand(160, -1), atol=1e-4, rtol=0)
