@@ -39,7 +39,8 @@ class Sampler(nn.Module):
         batch_size: images a pass; None takes 256. The images do not depend on it.
         cfg, top_k, top_p: guidance and filters of the teacher's steps; off by default.
         device: where to move the networks; None leaves them where they are.
-        dtype: what to convert the networks to; None leaves them as they are.
+        dtype: what to convert the networks to; None leaves them as they are. torch.bfloat16 is
+            the fast setting, on a CPU with its instructions too, and needs no `compile` there.
         cuda_graphs: replay the networks as CUDA graphs, one for every power of two of images,
             captured at its first use; call with `batch_size` images first for the least memory.
 
@@ -85,8 +86,8 @@ class Sampler(nn.Module):
     def compile(self, *args: Any, **settings: Any) -> None:
         """Compile the generator and the decoder in place by `torch.compile` at fixed shapes.
 
-        Each power of two of images compiles at its first use, which takes about a minute on a CPU
-        and pays for itself over some thousand calls: a single small call is faster without.
+        Each power of two of images compiles at its first use, which takes about a minute on a CPU.
+        There it gains next to nothing: VAR-d16 in bfloat16 took as long, the digits 5% less.
 
         Args:
             settings: of `torch.compile`; mode="max-autotune-no-cudagraphs" searches longer.
