@@ -138,7 +138,7 @@ def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -
         ),
         "set_prediction": ("Set prediction", "1 step, every token on its own"),
     }
-    panels = [Panel(*captions[name], to_uint8(images)) for name, images in grids.items()]
+    panels = [Panel(*captions[name], to_uint8(images).numpy()) for name, images in grids.items()]
     draw_panels(panels, columns=_CLASSES, scale=_SCALE).save(out)
     print(f"wrote {out}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .classifier import DigitsClassifier, train_classifier
+from .fidelity import fid
 from .frechet import frechet_distance, frechet_distance_per_class
 from .inception_score import inception_score
 from .likelihood import negative_log_likelihood
@@ -14,6 +15,7 @@ from .total_variation import total_variation
 __all__ = [
     "DigitsClassifier",
     "evaluate",
+    "fid",
     "frechet_distance",
     "frechet_distance_per_class",
     "inception_score",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .kernels import Linear
+
 _FREQUENCIES = 16
 
 
@@ -33,15 +35,13 @@ class FlowHead(nn.Module):
         self.blocks = blocks
         rates = torch.exp(-math.log(1000.0) * torch.arange(_FREQUENCIES) / (_FREQUENCIES - 1))
         self.register_buffer("frequencies", rates, persistent=False)
-        self.time = nn.Sequential(
-            nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        self.condition = nn.Linear(features, width)
-        self.input = nn.Linear(dimension, width)
-        self.modulation = nn.Linear(width, (3 * blocks + 2) * width)
-        self.expand = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
-        self.contract = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
-        self.output = nn.Linear(width, dimension)
+        self.time = nn.Sequential(Linear(2 * _FREQUENCIES, width), nn.SiLU(), Linear(width, width))
+        self.condition = Linear(features, width)
+        self.input = Linear(dimension, width)
+        self.modulation = Linear(width, (3 * blocks + 2) * width)
+        self.expand = nn.ModuleList(Linear(width, width) for _ in range(blocks))
+        self.contract = nn.ModuleList(Linear(width, width) for _ in range(blocks))
+        self.output = Linear(width, dimension)
         for layer in (self.modulation, self.output):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

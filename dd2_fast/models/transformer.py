@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .kernels import Linear
+
 
 class KVCache:
     """Keys and values ``[B, heads, n, width / heads]`` of one block, filled as tokens come."""
@@ -32,11 +34,11 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.expand = Linear(width, 4 * width)
+        self.contract = Linear(4 * width, width)
 
     def forward(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, width = h.shape
@@ -81,7 +83,7 @@ class CausalTransformer(nn.Module):
         self.num_tokens, self.num_classes, self.dimension = num_tokens, num_classes, dimension
         self.width, self.heads = width, heads
         self.class_embedding = nn.Embedding(num_classes + 1, width)
-        self.input = nn.Linear(dimension, width)
+        self.input = Linear(dimension, width)
         self.positions = nn.Parameter(torch.empty(num_tokens, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)

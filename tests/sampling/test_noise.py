@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from scipy import stats
 
 from dd2_fast.ops.philox import philox
+from dd2_fast.sampling.arguments import full_seed
 from dd2_fast.sampling.noise import image_noise, image_uniform
 
 
@@ -34,3 +36,15 @@ def test_each_image_has_its_own_noise_whatever_the_company() -> None:
     assert len({row.sum().item() for row in together}) == 6
     far = image_noise(4, torch.tensor([2**32]), (3, 3))
     assert not torch.equal(far[0], together[0])
+
+
+@pytest.mark.parametrize("seed", [5, -3, 2**63 + 9])
+def test_a_seed_in_a_tensor_draws_the_same_numbers(seed: int) -> None:
+    """The torch path, which devices and captured graphs take, against NumPy's."""
+    index = torch.tensor([0, 7, 2**33 + 1])
+    wanted = image_uniform(seed, index, 10, stream=2)
+    assert torch.equal(image_uniform(full_seed(seed, index), index, 10, stream=2), wanted)
+    noise = image_noise(full_seed(seed, index), index, (5, 3))
+    torch.testing.assert_close(noise, image_noise(seed, index, (5, 3)), atol=1e-6, rtol=0)
+    with torch.inference_mode():
+        assert torch.equal(image_noise(full_seed(seed, index), index, (5, 3)), noise)

@@ -48,6 +48,13 @@ def test_a_job_can_be_split_and_reordered(generator) -> None:
     assert not torch.equal(sampler(LABELS, seed=2, output="tokens"), whole)
 
 
+def test_refined_tokens_are_those_of_the_refined_embeddings(generator) -> None:
+    options = {"seed": 2, "teacher_steps": 6}
+    latents = sample(generator, LABELS, output="latent", **options)
+    codes = generator.tokenizer.codebook[sample(generator, LABELS, output="tokens", **options)]
+    assert torch.equal(latents, codes)
+
+
 def test_labels_may_be_an_int_a_list_or_a_tensor(generator) -> None:
     one = sample(generator, 7)
     assert one.shape == (1, 3, 8, 8)
@@ -70,6 +77,7 @@ def test_outputs_agree(generator) -> None:
     array = sample(generator, LABELS, output="np")
     assert array.shape == (11, 8, 8, 3) and array.dtype == np.uint8
     assert np.abs(array / 255 - images.permute(0, 2, 3, 1).numpy()).max() <= 0.5 / 255 + 1e-6
+    assert np.array_equal(array, sample(generator, LABELS, output="np", batch_size=4))
     pictures = sample(generator, LABELS, output="pil")
     assert all(np.array_equal(np.asarray(p), a) for p, a in zip(pictures, array, strict=True))
     assert pictures[0].mode == "RGB"

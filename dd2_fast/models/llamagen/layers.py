@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import Linear
 from ..transformer import KVCache
 
 EPS = 1e-5
@@ -71,8 +72,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.wqkv = nn.Linear(width, 3 * width, bias=False)
-        self.wo = nn.Linear(width, width, bias=False)
+        self.wqkv = Linear(width, 3 * width, bias=False)
+        self.wo = Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotation: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, width = x.shape
@@ -91,9 +92,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w1 = Linear(width, hidden, bias=False)
+        self.w3 = Linear(width, hidden, bias=False)
+        self.w2 = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ...ops import nearest_code
 from ..checks import check_embeddings, check_tokens
+from ..kernels import convolution_layout
 from .vq import Decoder, Encoder
 
 
@@ -92,7 +93,8 @@ class LlamaGenTokenizer(nn.Module):
         check_embeddings("embeddings", embeddings, count, self.config["dimension"])
         side = math.isqrt(count)
         z = embeddings.to(self.post_quant_conv.weight.dtype).transpose(1, 2)
-        return self.decoder(self.post_quant_conv(z.unflatten(2, (side, side))))
+        maps = convolution_layout(z.unflatten(2, (side, side)))
+        return self.decoder(self.post_quant_conv(maps))
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1] of embeddings ``[B, n, C]``, codes or not."""

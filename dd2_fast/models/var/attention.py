@@ -11,7 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from ..kernels import attention
 
 
 class Attend(Protocol):
@@ -28,9 +29,7 @@ class LowerScales:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         mixed = [
-            F.scaled_dot_product_attention(
-                q[:, :, own], k[:, :, : own.stop], v[:, :, : own.stop], scale=scale
-            )
+            attention(q[:, :, own], k[:, :, : own.stop], v[:, :, : own.stop], scale=scale)
             for own in self.slices
         ]
         return torch.cat(mixed, dim=2)
@@ -49,7 +48,7 @@ class ScaleCache:
         self.keys[:, :, start : self.filled] = k
         self.values[:, :, start : self.filled] = v
         keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-        return F.scaled_dot_product_attention(q, keys, values, scale=scale)
+        return attention(q, keys, values, scale=scale)
 
 
 class StrictlyLowerScales:
@@ -69,8 +68,8 @@ class StrictlyLowerScales:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         mixed = [
-            F.scaled_dot_product_attention(
-                q[:, :, own], k[:, :, : own.stop], v[:, :, : own.stop], attn_mask=mask, scale=scale
+            attention(
+                q[:, :, own], k[:, :, : own.stop], v[:, :, : own.stop], mask=mask, scale=scale
             )
             for own, mask in zip(self.slices, self.masks, strict=True)
         ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import Linear, linear
 from .attention import Attend
 
 _EPSILON = 1e-6
@@ -34,12 +35,12 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
+        self.mat_qkv = Linear(width, 3 * width, bias=False)
+        self.proj = Linear(width, width)
 
     def forward(self, h: Tensor, attend: Attend) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        qkv = linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         size = q.shape[-1]
         scale = 0.25 / math.sqrt(size)
@@ -57,8 +58,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
@@ -66,7 +67,7 @@ class FeedForward(nn.Module):
 
 def modulation_layer(width: int, count: int) -> nn.Sequential:
     """SiLU and a Linear from a class embedding to ``count`` vectors; zero at first."""
-    linear = nn.Linear(width, count * width)
+    linear = Linear(width, count * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.SiLU(), linear)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import attention, upsample_conv
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
@@ -43,7 +45,7 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3, 1, -1)).transpose(-1, -2)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(1))
+        mixed = attention(*qkv.unbind(1))
         return h + self.proj_out(mixed[:, 0].transpose(-1, -2).unflatten(2, h.shape[2:]))
 
 
@@ -69,7 +71,7 @@ class _Resample(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         if self.doubles:
-            return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+            return upsample_conv(h, self.conv.weight, self.conv.bias)
         return self.conv(F.pad(h, (0, 1, 0, 1)))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_embeddings, check_tokens
+from ..kernels import convolution_layout
 from .codec import Decoder, Encoder
 from .quantizer import MultiScaleQuantizer
 from .scales import Scales
@@ -109,7 +110,7 @@ class VARTokenizer(nn.Module):
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``."""
-        f_hat = self.f_hat(embeddings).to(self.codebook.dtype)
+        f_hat = convolution_layout(self.f_hat(embeddings).to(self.codebook.dtype))
         images = self.decoder(self.post_quant_conv(f_hat))
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         return (images * 0.5 + 0.5).clamp(0, 1)

@@ -1,0 +1,103 @@
+"""Products, attention, upsampling and memory layout in the form that is fastest where they run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Pairs of positions from which two bfloat16 matrix products win over the fused kernel on a CPU:
+# at 256 x 680 they take less than half its time, at 64 x 155 a third more.
+_PRODUCTS_PAY = 1 << 14
+
+# Pixels a channel from which folding the weights, C^2 work, is less than what it saves.
+_FOLDING_PAYS = 2
+
+# Rows and multiply-adds from which a float32 product is worth oneDNN's set-up.
+_MANY_ROWS, _MANY_PRODUCTS = 128, 1 << 22
+
+# A 3-tap kernel over an axis whose cells are repeated, as the 4 taps of a transposed convolution.
+_FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]``, as ``F.linear``.
+
+    Large float32 products without gradients on a CPU run as a 1x1 convolution over ``x`` with its
+    channels last, without a copy: MKL, which ``F.linear`` calls, has about half of oneDNN's speed
+    on AMD's processors. (bfloat16 goes to oneDNN anyway.)
+    """
+    rows = x.shape[:-1].numel()
+    if (
+        x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or rows < _MANY_ROWS
+        or rows * weight.numel() < _MANY_PRODUCTS
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return F.linear(x, weight, bias)
+    pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
+    mapped = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by :func:`linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """``softmax(scale q k^T) v`` over the allowed pairs, ``[B, heads, n, size]``.
+
+    In bfloat16 on a CPU long sequences go through two matrix products, which round the scores to
+    bfloat16 too.
+
+    Args:
+        q: ``[B, heads, n, size]``. k, v: ``[B, heads, m, size]``.
+        scale: None is ``1 / sqrt(size)``. mask: bool ``[n, m]``, True where a pair is allowed.
+    """
+    pairs = q.shape[-2] * k.shape[-2]
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or pairs < _PRODUCTS_PAY:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.matmul(q * scale, k.mT)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.matmul(scores.softmax(-1), v)
+
+
+def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution of ``h [B, C, H, W]`` with every pixel doubled, ``[B, O, 2H, 2W]``.
+
+    Of the nine taps several read copies of one pixel: with their weights added up it is a
+    transposed convolution of 4x4 taps and stride 2, 16 products a pixel of ``h`` instead of 36.
+
+    Args:
+        weight: ``[O, C, 3, 3]``. bias: ``[O]`` or None.
+    """
+    pixels = h.shape[0] * h.shape[2] * h.shape[3]
+    if h.device.type != "cpu" or pixels < _FOLDING_PAYS * h.shape[1]:  # not measured elsewhere
+        return F.conv2d(F.interpolate(h, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    fold = torch.tensor(_FOLD, dtype=weight.dtype, device=weight.device)
+    taps = torch.kron(fold, fold).T  # [9, 16]
+    inputs, outputs = weight.shape[1], weight.shape[0]
+    folded = weight.transpose(0, 1).reshape(-1, 9) @ taps
+    folded = folded.view(inputs, outputs, 4, 4)
+    if h.is_contiguous(memory_format=torch.channels_last):
+        folded = folded.contiguous(memory_format=torch.channels_last)
+    return F.conv_transpose2d(h, folded, bias, stride=2, padding=1)
+
+
+def convolution_layout(h: Tensor) -> Tensor:
+    """``h [B, C, H, W]`` with its channels last in memory on a CPU; the layers after it keep that.
+
+    The weights may stay as they are: oneDNN packs them from either layout at every call. Elsewhere
+    ``h`` is returned as it is, and the weights' own layout decides.
+    """
+    return h.contiguous(memory_format=torch.channels_last) if h.device.type == "cpu" else h

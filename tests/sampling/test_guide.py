@@ -1,0 +1,55 @@
+"""The README's code in place of the public models' sampling, run on the parity fixtures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import llamagen_models, var_models
+
+import dd2_fast
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def load(path: str, *, tokenizer: str) -> Any:
+    """The tiny model that stands for a released file."""
+    if path.startswith("c2i"):
+        assert tokenizer.startswith("vq_ds16")
+        return llamagen_models.make_teacher()
+    assert tokenizer.startswith("vae_ch160")
+    return var_models.student() if path.startswith("dd1") else var_models.teacher()
+
+
+@pytest.fixture
+def variables(monkeypatch) -> dict[str, Any]:
+    """What the section's code has defined at its end, drawing the likeliest tokens."""
+    section = re.search(r"## In place of.*?```python\n(.*?)```", README.read_text("utf-8"), re.S)
+    code, filters = re.subn(r"top_k=900(, top_p=0.96)?, seed", "top_k=1, seed", section[1])
+    assert filters == 2
+    monkeypatch.setattr(dd2_fast.checkpoints, "load", load)
+    var = var_models.arrays("var_tiny")["labels"]
+    gpt = llamagen_models.arrays("llamagen_tiny")["labels"]
+    variables: dict[str, Any] = {"label_B": var, "c_indices": gpt}
+    exec(code, variables)
+    return variables
+
+
+def test_the_teachers_draw_what_the_public_code_draws(variables) -> None:
+    wanted = var_models.arrays("var_tiny")["greedy_image_cfg1.5"]
+    assert var_models.relative_rms(variables["images"], wanted) < 1e-4
+    arrays = llamagen_models.arrays("llamagen_tiny")
+    assert torch.equal(variables["index_sample"], arrays["greedy_tokens_cfg2.0"])
+    decoded = variables["gpt"].tokenizer.reconstruct(arrays["codebook"][variables["index_sample"]])
+    torch.testing.assert_close(variables["samples"], decoded.clamp(-1, 1), atol=1e-5, rtol=0)
+
+
+def test_the_student_draws_in_one_step(variables) -> None:
+    labels = variables["label_B"]
+    exact = dd2_fast.sample(var_models.student(), labels, seed=0)
+    difference = variables["images_1"] - exact
+    assert variables["images_1"].shape == exact.shape and difference.square().mean() < 10**-2.5
+    assert variables["sampler"].generator.word_embed.weight.dtype == torch.bfloat16
