@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -13,7 +14,14 @@ import torch
 from processes import run_python
 
 import dd2_fast
-from dd2_fast.ops import available_backends, conditional_score, extension, nvrtc, registry
+from dd2_fast.ops import (
+    available_backends,
+    conditional_score,
+    default_backend,
+    extension,
+    nvrtc,
+    registry,
+)
 
 PACKAGE = Path(dd2_fast.__file__).parent
 ARGUMENTS = (torch.zeros(2, 3), 0.5, torch.zeros(2, 5), torch.randn(5, 3))
@@ -109,6 +117,30 @@ def test_operator_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_reason", lambda name, device: reasons.get(name, "no"))
     chosen = registry.resolve("flow_solve", "", torch.device("cuda"), torch.float32)
     assert chosen.__name__.endswith("flow_solve.cuda")
+
+
+def test_default_backend_is_for_a_block_and_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(backend: str = "") -> str:
+        name = registry.resolve("nearest_code", backend, torch.device("cpu"), torch.float32)
+        return name.__name__.rpartition(".")[2]
+
+    monkeypatch.delenv("DD2_FAST_BACKEND", raising=False)
+    usual, threads = chosen(), []
+    with default_backend("torch"):
+        thread = threading.Thread(target=lambda: threads.append(chosen()))
+        thread.start()
+        thread.join()
+        assert chosen() == "reference" and threads == ["reference"]
+        with default_backend(None):
+            assert chosen() == "reference"
+        with default_backend("cuda"), pytest.raises(RuntimeError, match="cannot run nearest_code"):
+            chosen()
+        with pytest.raises(ZeroDivisionError), default_backend("cpu"):
+            raise ZeroDivisionError
+        assert chosen() == "reference"
+    assert chosen() == usual
+    with pytest.raises(ValueError, match="backend: expected one of .*'magic'"):
+        default_backend("magic").__enter__()
 
 
 def test_without_extension_the_reference_runs_and_says_so(tmp_path: Path) -> None:
