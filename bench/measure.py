@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from dd2_fast.ops import available_backends
@@ -58,7 +59,7 @@ class Outcome:
 
     rounds: list[float] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 def usable(device: str) -> list[str]:
@@ -77,7 +78,7 @@ def run(problem: Problem, variants: list[str]) -> dict[str, Outcome]:
     for name in variants:
         try:
             outcomes[name].info, calls[name] = _prepare(problem, name)
-        except Exception as error:
+        except (Exception, pytest.skip.Exception) as error:
             outcomes[name].error = error
     timer = Timer(problem.device)
     estimate = {name: statistics.median(timer(c[0]) for _ in range(2)) for name, c in calls.items()}
