@@ -44,8 +44,8 @@ def problem(size: str, device: str) -> Problem:
         make=lambda variant: [make_variant(variant, data) for data in sets],
         check=check,
         bytes=size_in_bytes(*sets[0].values(), wanted),
-        # The distances and the weighted sum.
-        flops=2 * 2 * images * shape.rows * shape.vocabulary * shape.dim,
+        # The distances and the weighted sum of the codes that top-k leaves.
+        flops=2 * 2 * images * shape.rows * shape.kept * shape.dim,
         info={"images": images},
     )
 

@@ -70,7 +70,7 @@ def problem(size: str, device: str) -> Problem:
         check=check,
         bytes=size_in_bytes(*sets[0].values(), *wanted),
         # Distances, weighted sum, and both again for the Jacobian's product.
-        flops=2 * 4 * images * shape.rows * shape.vocabulary * shape.dim,
+        flops=2 * 4 * images * shape.rows * shape.kept * shape.dim,
         info={"images": images},
     )
 

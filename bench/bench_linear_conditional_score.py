@@ -93,7 +93,7 @@ def problem(size: str, device: str) -> Problem:
         check=check,
         bytes=size_in_bytes(*sets[0].values(), wanted),
         # The classifier on both hidden states, distances and weighted sum.
-        flops=2 * 2 * images * shape.rows * shape.vocabulary * (width + shape.dim),
+        flops=4 * images * shape.rows * (shape.vocabulary * width + shape.kept * shape.dim),
         info={"images": images},
     )
 

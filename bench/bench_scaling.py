@@ -59,7 +59,7 @@ def score_problem(axis: str, value: int, device: str, shape: Shape) -> Problem:
         make=make,
         check=check,
         bytes=size_in_bytes(*sets[0].values(), wanted),
-        flops=4 * shape.rows * shape.vocabulary * shape.dim,
+        flops=4 * shape.rows * shape.kept * shape.dim,
         seconds=0.25,
         info={"scaling": {"of": "conditional_score", "axis": axis, "value": value}},
     )

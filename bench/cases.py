@@ -23,6 +23,11 @@ class Shape:
     top_k: int = 0
     top_p: float = 1.0
 
+    @property
+    def kept(self) -> int:
+        """Codes of a row that top-k leaves: the others need no products."""
+        return self.top_k or self.vocabulary
+
     def images(self, device: str, most: int = 64) -> int:
         """How many images to take: on a CPU one; on a GPU up to ``most``, as its memory allows.
 

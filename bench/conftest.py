@@ -17,8 +17,8 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 import machine  # noqa: E402
 import measure  # noqa: E402
+from records import times_faster  # noqa: E402
 
-BASELINES = (("eager", "teacher", "reference"), ("compile",))  # of each column, what a group has
 Race = Callable[[Callable[[], measure.Problem]], None]
 
 
@@ -174,10 +174,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _row(label: str, bench: Any, variants: dict[str, Any]) -> str:
     median, info = bench.stats.median, bench.extra_info
-    faster = []
-    for names in BASELINES:
-        base = next((variants[name] for name in names if name in variants), None)
-        faster.append(f"{base.stats.median / median:.1f}" if base else "")
+    ratios = times_faster(variants, median, lambda bench: bench.stats.median)
+    faster = [f"{ratio:.1f}" if ratio else "" for ratio in ratios]
     limit, peak = info.get("limit_seconds"), info.get("peak_bytes")
     near = f"{100 * limit / median:.1f}" if limit else ""
     memory = f"{peak / 1e6:.1f}" if peak is not None else ""

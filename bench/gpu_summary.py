@@ -14,10 +14,9 @@ sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in f
 import torch
 
 from machine import gpu_state
-from records import Row, groups, load
+from records import Row, groups, load, times_faster
 
 LINES = 60
-BASELINES = (("eager", "teacher", "reference"), ("compile",))
 
 
 def read_parts(work: Path) -> list[dict[str, Any]]:
@@ -79,10 +78,8 @@ def table(parts: list[dict[str, Any]], rows: list[Row], most: int = LINES) -> li
 
 def _group_line(name: str, variants: dict[str, Row]) -> str:
     best = min(variants.values(), key=lambda row: row.median)
-    faster = []
-    for names in BASELINES:
-        base = next((variants[n] for n in names if n in variants), None)
-        faster.append(f"{base.median / best.median:.1f}" if base else "")
+    ratios = times_faster(variants, best.median, lambda row: row.median)
+    faster = [f"{ratio:.1f}" if ratio else "" for ratio in ratios]
     limit = best.extra.get("limit_seconds")
     near = f"{100 * limit / best.median:.0f}" if limit else ""
     others = " ".join(

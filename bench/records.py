@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# What a group is measured against: plain code, or what took its place; and the same compiled.
+BASELINES = (("eager", "teacher", "reference"), ("compile",))
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,14 @@ def groups(rows: list[Row]) -> dict[str, dict[str, Row]]:
     for row in rows:
         found.setdefault(row.group, {})[row.variant] = row
     return found
+
+
+def times_faster(
+    variants: dict[str, Any], median: float, seconds: Callable[[Any], float]
+) -> list[float | None]:
+    """How many times each of :data:`BASELINES` takes ``median``; ``seconds`` reads a variant's."""
+    ratios: list[float | None] = []
+    for names in BASELINES:
+        base = next((variants[name] for name in names if name in variants), None)
+        ratios.append(seconds(base) / median if base is not None else None)
+    return ratios

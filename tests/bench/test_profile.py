@@ -1,4 +1,4 @@
-"""profile.py at tiny size on the CPU: the trace holds the ranges of every step after the warm-up."""
+"""profile.py at tiny size on the CPU: its trace holds the ranges of the steps after the warm-up."""
 
 from __future__ import annotations
 
