@@ -19,6 +19,7 @@ from dd2_fast.training.lockstep import compare
 from measure import DEVICES, Call, Problem
 from training_cases import (
     MODELS,
+    STEPS,
     Trainer,
     batch_of,
     call,
@@ -33,7 +34,7 @@ VARIANTS = [
     pytest.param("compile", marks=pytest.mark.slow),  # the reference, compiled
     pytest.param("fused_compile", marks=pytest.mark.slow),
 ]
-CASES = [(m, s) for m in MODELS for s in steps_of(m)]
+CASES = [(model, step) for step in STEPS for model in MODELS if step in steps_of(model)]
 
 
 def problem(size: str, step: str, device: str) -> Problem:
@@ -63,7 +64,9 @@ def problem(size: str, step: str, device: str) -> Problem:
         # From the same moments of Adam, and of weights compare() sees to.
         trainer.stage.load_state_dict(copy.deepcopy(reference.stage.state_dict()))
         modules = trainer.modules, reference.modules
-        parts = compare([trainer.stage], [reference.stage], *modules, steps=2, backend=backend)
+        # After a step of Adam in bfloat16 the two are not where a difference tells anything.
+        steps = 1 if low else 2
+        parts = compare([trainer.stage], [reference.stage], *modules, steps=steps, backend=backend)
         error = max(max(part.loss, part.gradient) for part in parts)
         # In bfloat16 a logit next to a filter's threshold moves a code in or out.
         assert error < (5e-2 if low else 1e-4), f"{variant} is off by {error:.1e}: not timed"

@@ -15,9 +15,9 @@ import torch
 
 # Last on the path: this folder's profile.py must not stand in for Python's.
 sys.path.append(str(Path(__file__).parent))
-import machine  # noqa: E402
-import measure  # noqa: E402
-from records import times_faster  # noqa: E402
+import machine
+import measure
+from records import times_faster
 
 Race = Callable[[Callable[[], measure.Problem]], None]
 
@@ -46,11 +46,6 @@ def copy_bandwidth() -> Callable[[str], float]:
     return measure.copy_bandwidth
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 class Replay:
     """The clock of pytest-benchmark for rounds that were timed before: one goes by at each call."""
 
@@ -73,7 +68,7 @@ _STARTED = time.monotonic()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Raced benchmarks report by the replayed clock. Without timing only the tiny ones run, and not
     torch.compile, whose minutes would tell nothing."""
-    raced = [item for item in items if "race" in getattr(item, "fixturenames", ())]
+    raced = [item for item in items if _is_raced(item)]
     for item in raced:
         item.add_marker(pytest.mark.benchmark(timer=_CLOCK))
     if config.getoption("benchmark_disable"):
@@ -85,6 +80,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The rounds of a raced group belong together: :func:`race` asks for itself."""
+    if not _is_raced(item):
+        _skip_late(item.config)
+
+
+def _skip_late(config: pytest.Config) -> None:
+    if time.monotonic() - _STARTED > config.getoption("--bench-budget"):
+        pytest.skip("no time left of --bench-budget")
 
 
 @pytest.fixture
@@ -103,8 +109,7 @@ def race(request: pytest.FixtureRequest, benchmark: Any, _outcomes: dict) -> Rac
             benchmark.pedantic(calls[-1])
             return
         if group not in _outcomes:
-            if time.monotonic() - _STARTED > request.config.getoption("--bench-budget"):
-                pytest.skip("no time left of --bench-budget")
+            _skip_late(request.config)
             others = (_group(item) for item in request.session.items if _is_raced(item))
             problem = build()
             outcomes = measure.run(problem, [v for g, v in others if g == group])

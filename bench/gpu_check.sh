@@ -65,9 +65,9 @@ else
   printf 'sanitizer\tmissing\t0\n' >>"$work/parts.tsv"
 fi
 # What matters most comes first; what is left of the time goes to the rest.
-main="cuda and (filtered or nearest or d16 or llamagen_l)"
 operators=(bench/bench_{conditional_score,csd_loss,sample_code,nearest_code}.py)
-bench bench $(((end - SECONDS) * 55 / 100)) "${operators[@]}" bench/bench_training.py -k "$main"
+bench operators $(((end - SECONDS) * 40 / 100)) "${operators[@]}" -k "cuda and (filtered or nearest)"
+bench training $(((end - SECONDS) * 45 / 100)) bench/bench_training.py -k "cuda and (d16 or llamagen_l)"
 bench sampling $(((end - SECONDS) * 50 / 100)) bench/bench_sampling.py -m "slow or not slow"
 more=(bench/bench_{flow_solve,linear_conditional_score,scaling}.py)
 bench more $((end - SECONDS)) "${more[@]}" -k "cuda and not tiny"

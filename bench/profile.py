@@ -32,7 +32,7 @@ OPERATORS = (
     "linear_conditional_score",
     "flow_solve",
 )
-TRAINING = ("gts_head", "gts_whole", "fcs", "distill", "adaptation")
+TRAINING = ("distill", "gts_whole", "gts_head", "fcs", "adaptation")
 STAGES = ("operators", "sampling", "training", *OPERATORS, *TRAINING)
 # The sizes of operators, and of networks.
 SIZES = {"tiny": ("tiny", "tiny_var", "tiny_llamagen"),

@@ -39,11 +39,12 @@ except ModuleNotFoundError:  # Python 3.10
 
 # Gigabytes that two trainers of a model, the fused and the reference, take with their batch.
 MODELS = {"tiny_var": 1, "tiny_llamagen": 1, "var_d16": 60, "llamagen_l": 60}
+# What the most of a run goes into comes first.
 STEPS = {
-    "gts_head": "stage 1, the head alone",
-    "gts_whole": "stage 1, everything",
-    "fcs": "a guidance update on new images",
     "distill": "a guidance update and a generator update on the same images, the average",
+    "gts_whole": "stage 1, everything",
+    "gts_head": "stage 1, the head alone",
+    "fcs": "a guidance update on new images",
     "adaptation": "stage 0 of LlamaGen",
 }
 
@@ -62,15 +63,15 @@ def random_teacher(model: str, device: str) -> Any:
     torch.manual_seed(0)
     if model.startswith("tiny"):
         teacher = load_teacher("random-var" if model == "tiny_var" else "random-llamagen")
-    elif model == "var_d16":
-        tokenizer: Any = VARTokenizer()
-        teacher = VARTeacher(patch_nums=tokenizer.patch_nums)
+    else:
+        with torch.device(device):
+            tokenizer: Any = VARTokenizer() if model == "var_d16" else LlamaGenTokenizer()
+            if model == "var_d16":
+                teacher = VARTeacher(patch_nums=tokenizer.patch_nums)
+            else:
+                teacher = LlamaGenTeacher(width=1024, layers=24, heads=16, hidden=2816)
         teacher.tokenizer = tokenizer
         nn.init.normal_(tokenizer.quantize.embedding.weight)
-    else:
-        teacher = LlamaGenTeacher(width=1024, layers=24, heads=16, hidden=2816)
-        teacher.tokenizer = LlamaGenTokenizer()
-        nn.init.normal_(teacher.tokenizer.quantize.embedding.weight)
     if isinstance(teacher, LlamaGenTeacher):
         teacher = adapt(teacher, smooth=32 if model.startswith("tiny") else 1024, exact=False)[0]
     for network in (teacher, teacher.tokenizer):
@@ -128,11 +129,13 @@ class Trainer:
             parallel.prepare(trained)
             self.modules = {"teacher": trained}
             return AdaptationStage(trained, pool, config.adaptation, parallel=parallel)
-        guidance = DD2Guidance.from_teacher(teacher, **dataclasses.asdict(config.network))
+        with torch.device(parallel.device):
+            guidance = DD2Guidance.from_teacher(teacher, **dataclasses.asdict(config.network))
         self.modules = {"guidance": guidance}
         if not step.startswith("gts"):
-            generator = DD2Generator.from_guidance(guidance)
-            ema = DD2Generator.from_guidance(guidance).requires_grad_(False)
+            with torch.device(parallel.device):
+                generator = DD2Generator.from_guidance(guidance)
+                ema = DD2Generator.from_guidance(guidance).requires_grad_(False)
             self.modules |= {"generator": generator, "ema": ema}
         for network in self.modules.values():
             network.teacher = teacher
