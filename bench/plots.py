@@ -42,7 +42,7 @@ def _counted(rows: list[Row]) -> list[Row]:
     """Operators with counted bytes and FLOPs: plain code and the fastest of ours, of each group."""
     shown: dict[tuple[str, bool], Row] = {}
     for row in rows:
-        if row.group.split(" ")[0] not in _COLOURS or not _has_limits(row):
+        if row.words[0] not in _COLOURS or not _has_limits(row):
             continue
         key = (row.group, row.variant in _PLAIN)
         if row.variant in ("compile", "torch", "cdist", "sklearn", "head_then_score"):
@@ -71,7 +71,7 @@ def _roofline(figure: Figure, rows: list[Row]) -> None:
             own = [
                 (x, row)
                 for x, row in zip(intensities, rows, strict=True)
-                if row.group.split(" ")[0] == bench and (row.variant in _PLAIN) == plain
+                if row.words[0] == bench and (row.variant in _PLAIN) == plain
             ]
             if own:
                 axes.plot(

@@ -27,6 +27,12 @@ class Row:
         return f"{self.group} {self.variant}"
 
     @property
+    def words(self) -> tuple[str, str, str]:
+        """Benchmark, device and size, as every group is named."""
+        bench, device, size = (self.group.split(" ", 2) + ["", ""])[:3]
+        return bench, device, size
+
+    @property
     def spread(self) -> float:
         """The IQR over the median."""
         return self.iqr / self.median if self.median else 0.0

@@ -71,10 +71,11 @@ def by_device(records: list[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def rows_of(records: list[Record], bench: str) -> tuple[str, list[Row]]:
-    """Of one machine's files the newest that has the benchmark, and its rows."""
+def rows_of(records: list[Record], bench: str, device: str = "") -> tuple[str, list[Row]]:
+    """The first of the files that has the benchmark (on "cpu" or "cuda"), and its rows."""
     for record in records:
-        rows = [row for row in record.rows if row.group.split(" ")[0] == bench]
+        rows = [row for row in record.rows if row.words[0] == bench]
+        rows = [row for row in rows if device in ("", row.words[1])]
         if rows:
             return record.name, rows
     return "", []
@@ -93,20 +94,18 @@ def _files(records: list[Record]) -> str:
 def _coverage(records: list[Record]) -> str:
     """Which benchmark ran on which kind of device."""
     newest_first = [record for own in by_device(records).values() for record in own]
-    gpu = [record for record in newest_first if record.machine.get("gpu")]
-    cpu = [record for record in newest_first if not record.machine.get("gpu")]
     rows = [
-        [title, *(_sizes(rows_of(kind, bench)[1]) for kind in (cpu, gpu))]
+        [title, *(_sizes(rows_of(newest_first, bench, device)[1]) for device in ("cpu", "cuda"))]
         for bench, title in BENCHES.items()
     ]
     text = table(["sizes measured", "on a CPU", "on a GPU"], rows, left=3) + "\n"
-    if not gpu:
+    if not any(row.words[1] == "cuda" for record in records for row in record.rows):
         text += "\n**No GPU figure exists yet**: nothing here says how fast a GPU is.\n"
     return text
 
 
 def _sizes(rows: list[Row]) -> str:
-    names = dict.fromkeys((row.group.split(" ") + ["", ""])[2] for row in rows)
+    names = dict.fromkeys(row.words[2].split(" ")[0] for row in rows)
     return ", ".join(name for name in names if name) or "not measured"
 
 
@@ -143,8 +142,8 @@ def _tables(records: list[Record]) -> list[str]:
         if not rows:
             continue
         lines = [
-            _line(group, row, variants)
-            for group, variants in groups(rows).items()
+            _line(row, variants, bool(records[0].machine.get("gpu")))
+            for variants in groups(rows).values()
             for row in variants.values()
         ]
         parts.append(f"### {title[0].upper()}{title[1:]}\n\nFrom {name}.\n")
@@ -152,12 +151,15 @@ def _tables(records: list[Record]) -> list[str]:
     return parts
 
 
-def _line(group: str, row: Row, variants: dict[str, Row]) -> list[str]:
+def _line(row: Row, variants: dict[str, Row], gpu: bool) -> list[str]:
+    """Beside a GPU's rows, those of the machine's CPU say so."""
+    _, device, size = row.words
+    size = size or row.group
     ratios = times_faster(variants, row.median, lambda base: base.median)
     limit, peak = row.extra.get("limit_seconds"), row.extra.get("peak_bytes")
     first = row is next(iter(variants.values()))
     return [
-        " ".join(group.split(" ")[2:] or [group]) if first else "",
+        (f"{size} on the CPU" if gpu and device == "cpu" else size) if first else "",
         row.variant,
         f"{row.median * 1e3:.3g}" if row.median < 1 else f"{row.median * 1e3:.0f}",
         f"{row.spread:.0%}",
@@ -177,8 +179,9 @@ def _links(device: str, records: list[Record]) -> list[str]:
 
 
 def plotted(records: list[Record]) -> list[Row]:
-    """What a machine's plots show: of each benchmark the newest."""
-    return [row for bench in BENCHES for row in rows_of(records, bench)[1]]
+    """The newest rows of each benchmark for a machine's plots: its GPU's, where it has one."""
+    device = "cuda" if records[0].machine.get("gpu") else "cpu"
+    return [row for bench in BENCHES for row in rows_of(records, bench, device)[1]]
 
 
 def picture(records: list[Record], plot: str) -> str:

@@ -46,6 +46,15 @@ def test_a_gpu_file_comes_first_with_its_parts(tmp_path: Path) -> None:
     assert "|  | cuda | 2 | 5% | 4.0 |  |  |  |" in page
 
 
+def test_a_machine_with_a_gpu_may_have_measured_its_cpu_too(tmp_path: Path) -> None:
+    rows = [("csd_loss cpu var", "cpu", 8.0, 0.8), ("sample_code cuda var", "cuda", 2.0, 0.1)]
+    gpu_check_file(tmp_path / "gpu.json", rows)
+    page = make(tmp_path)
+    assert "| `csd_loss`, forward and backward | var | not measured |" in page
+    assert "| `sample_code` | not measured | var |" in page
+    assert "| var on the CPU | cpu | 8 |" in page and "| var | cuda | 2 |" in page
+
+
 def test_of_a_benchmark_the_newest_file_counts(tmp_path: Path) -> None:
     old = pytest_file(
         tmp_path / "old.json",
