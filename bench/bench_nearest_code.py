@@ -1,4 +1,5 @@
-"""``nearest_code``: every backend that can run here against plain eager code and torch.compile.
+"""``nearest_code``: every backend that can run here against plain eager code, torch.compile,
+``torch.cdist`` and, on a CPU, scikit-learn's search.
 
 pytest bench/bench_nearest_code.py --benchmark-only
 """
@@ -12,20 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd2_fast.ops import available_backends, nearest_code
+from cases import SHAPES, size_in_bytes
+from dd2_fast.ops import nearest_code
+from measure import DEVICES, Call, Problem, input_sets, usable
 
-# (tokens of one image, vocabulary, dim); on a GPU a batch of 64
-SHAPES = {"var": (680, 4096, 32), "llamagen": (256, 16384, 8)}
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-VARIANTS = {
-    device: [
-        "eager",
-        "cdist",
-        "compile",
-        *(name for name, reason in available_backends(device).items() if reason is None),
-    ]
-    for device in DEVICES
-}
+SIZES = ("tiny", "var", "llamagen")
 
 
 def plain_nearest(x: Tensor, codebook: Tensor) -> Tensor:
@@ -41,40 +33,49 @@ def make_variant(name: str, x: Tensor, codebook: Tensor) -> Callable[[], Tensor]
     if name == "compile":
         compiled = torch.compile(plain_nearest, dynamic=False)
         return lambda: compiled(x, codebook)
+    if name == "sklearn":
+        search = pytest.importorskip("sklearn.metrics").pairwise_distances_argmin
+        arrays = x.numpy(), codebook.numpy()
+        return lambda: torch.from_numpy(search(*arrays))
     return lambda: nearest_code(x, codebook, backend=name)
 
 
-@pytest.mark.parametrize(
-    ("device", "variant"), [(d, v) for d in DEVICES for v in VARIANTS[d]], ids=lambda v: v
-)
-@pytest.mark.parametrize("name", SHAPES)
-def bench_nearest_code(
-    benchmark: Any, copy_bandwidth: Callable[[str], float], name: str, device: str, variant: str
-) -> None:
-    rows, vocabulary, dim = SHAPES[name]
-    rows *= 64 if device == "cuda" else 1
-    generator = torch.Generator().manual_seed(0)
-    codebook = torch.randn(vocabulary, dim, generator=generator).to(device)
-    x = torch.randn(rows, dim, generator=generator).to(device)
-    function = make_variant(variant, x, codebook)
-    excess = (x - codebook[function()]).norm(dim=-1) - torch.cdist(
-        x, codebook, compute_mode="donot_use_mm_for_euclid_dist"
-    ).amin(-1)
-    error = excess.max().item()
-    assert error < 1e-4, f"{variant} is off by {error:.1e}: not timed"
+def problem(size: str, device: str) -> Problem:
+    shape = SHAPES[size]
+    images = shape.images(device)
+    generator = torch.Generator(device).manual_seed(0)
+    codebook = torch.randn(shape.vocabulary, shape.dim, generator=generator, device=device)
+    sets = [
+        torch.randn(images * shape.rows, shape.dim, generator=generator, device=device)
+        for _ in range(input_sets(device))
+    ]
+    exact = torch.cdist(sets[0], codebook, compute_mode="donot_use_mm_for_euclid_dist").amin(-1)
 
-    def timed() -> None:
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
+    def check(variant: str, call: Call) -> dict[str, Any]:
+        error = ((sets[0] - codebook[call()]).norm(dim=-1) - exact).max().item()
+        assert error < 1e-4, f"{variant} is off by {error:.1e}: not timed"
+        return {"error": error}
 
-    benchmark.group = f"nearest_code {device} {name}"
-    counted = 4 * (x.numel() + codebook.numel()) + 8 * rows
-    benchmark.extra_info.update(
-        variant=variant,
-        bytes=counted,
-        limit_seconds=counted / copy_bandwidth(device),
-        multiply_adds=rows * vocabulary * dim,
-        error=error,
+    return Problem(
+        group=f"nearest_code {device} {size}",
+        device=device,
+        make=lambda variant: [make_variant(variant, x, codebook) for x in sets],
+        check=check,
+        bytes=size_in_bytes(sets[0], codebook) + 8 * len(sets[0]),
+        flops=2 * len(sets[0]) * shape.vocabulary * shape.dim,
+        info={"images": images},
     )
-    benchmark.pedantic(timed, warmup_rounds=3, rounds=15)
+
+
+@pytest.mark.parametrize(
+    ("device", "variant"),
+    [
+        (d, v)
+        for d in DEVICES
+        for v in ("eager", "compile", "cdist", *(["sklearn"] * (d == "cpu")), *usable(d))
+    ],
+    ids=lambda v: v,
+)
+@pytest.mark.parametrize("size", SIZES)
+def bench_nearest_code(race: Any, size: str, device: str, variant: str) -> None:
+    race(lambda: problem(size, device))

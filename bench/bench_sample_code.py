@@ -13,35 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd2_fast.ops import available_backends, sample_code
+from cases import SHAPES, filtered, score_inputs, size_in_bytes
+from dd2_fast.ops import sample_code
+from measure import DEVICES, Call, Problem, input_sets, usable
 
-# (rows of one image, vocabulary, top_k, top_p); on a GPU a batch of 64
-SHAPES = {
-    "var": (680, 4096, 0, 1.0),
-    "var_filtered": (680, 4096, 900, 0.95),
-    "llamagen_filtered": (256, 16384, 900, 1.0),
-}
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-VARIANTS = {
-    device: [
-        "eager",
-        "compile",
-        *(name for name, reason in available_backends(device).items() if reason is None),
-    ]
-    for device in DEVICES
-}
-
-
-def filtered(logits: Tensor, uncond: Tensor, scale: float, top_k: int, top_p: float) -> Tensor:
-    guided = uncond.float() + scale * (logits.float() - uncond.float())
-    if top_k:
-        guided = guided.masked_fill(guided < guided.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        ordered, order = guided.sort(descending=True)
-        mass = ordered.softmax(-1)
-        dropped = mass.cumsum(-1) - mass >= top_p
-        guided = guided.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
-    return guided
+SIZES = ("tiny", "var", "var_filtered", "llamagen_filtered")
 
 
 def plain_sample(*arguments: Any) -> Tensor:
@@ -61,37 +37,42 @@ def make_variant(name: str, data: tuple[Any, ...]) -> Callable[[], Tensor]:
     )
 
 
-@pytest.mark.parametrize(
-    ("device", "variant"), [(d, v) for d in DEVICES for v in VARIANTS[d]], ids=lambda v: v
-)
-@pytest.mark.parametrize("name", SHAPES)
-def bench_sample_code(
-    benchmark: Any, copy_bandwidth: Callable[[str], float], name: str, device: str, variant: str
-) -> None:
-    rows, vocabulary, top_k, top_p = SHAPES[name]
-    rows *= 64 if device == "cuda" else 1
-    torch.manual_seed(0)
-    logits = torch.randn(rows, vocabulary, device=device)
-    uncond = logits * 2 + torch.randn(rows, vocabulary, device=device)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    data = ((logits * 2).to(dtype), uncond.to(dtype), 2.0, top_k, top_p)
-    function = make_variant(variant, data)
-    drawn = function()
-    allowed = filtered(*data).gather(1, drawn[:, None]) > -torch.inf
-    # A code at the very edge of top-p may go either way.
-    assert (~allowed).sum() <= 1, f"{variant} draws codes that the filters drop: not timed"
-    if variant not in ("eager", "compile"):
-        differing = (drawn != make_variant("torch", data)()).sum().item()
+def problem(size: str, device: str) -> Problem:
+    shape = SHAPES[size]
+    images = shape.images(device)
+    sets = []
+    for i in range(input_sets(device)):
+        data = score_inputs(shape, device, images=images, seed=i)
+        sets.append(tuple(data[key] for key in ("logits", "uncond", "scale", "top_k", "top_p")))
+    kept = filtered(*sets[0]) > -torch.inf
+    rows = len(kept)
+
+    def check(variant: str, call: Call) -> dict[str, Any]:
+        drawn = call()
+        # A code at the very edge of top-p may go either way.
+        dropped = (~kept.gather(1, drawn[:, None])).sum().item()
+        assert dropped <= 1, f"{variant} draws {dropped} codes that the filters drop: not timed"
+        if variant in ("eager", "compile"):
+            return {}
+        differing = (drawn != make_variant("torch", sets[0])()).sum().item()
         assert differing <= 2 + rows // 2500, f"{variant}: {differing} draws differ: not timed"
+        return {"differing_draws": differing}
 
-    def timed() -> None:
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = f"sample_code {device} {name}"
-    counted = 2 * data[0].numel() * data[0].element_size() + 8 * rows
-    benchmark.extra_info.update(
-        variant=variant, bytes=counted, limit_seconds=counted / copy_bandwidth(device)
+    return Problem(
+        group=f"sample_code {device} {size}",
+        device=device,
+        make=lambda variant: [make_variant(variant, data) for data in sets],
+        check=check,
+        bytes=size_in_bytes(*sets[0]) + 8 * rows,
+        info={"images": images},
     )
-    benchmark.pedantic(timed, warmup_rounds=3, rounds=15)
+
+
+@pytest.mark.parametrize(
+    ("device", "variant"),
+    [(d, v) for d in DEVICES for v in ("eager", "compile", *usable(d))],
+    ids=lambda v: v,
+)
+@pytest.mark.parametrize("size", SIZES)
+def bench_sample_code(race: Any, size: str, device: str, variant: str) -> None:
+    race(lambda: problem(size, device))

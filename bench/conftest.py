@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import statistics
+import itertools
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BASELINES = (("eager", "teacher"), ("compile",))  # of each column, whichever a group has
+# Last on the path: this folder's profile.py must not stand in for Python's.
+sys.path.append(str(Path(__file__).parent))
+import machine
+import measure
+from records import times_faster
+
+Race = Callable[[Callable[[], measure.Problem]], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-threads", type=int, default=0, help="CPU threads (0: torch's own)")
+    parser.addoption(
+        "--bench-budget",
+        type=float,
+        default=float("inf"),
+        help="seconds after which no further group is begun (their benchmarks are skipped)",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -29,44 +43,117 @@ def threads(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def copy_bandwidth() -> Callable[[str], float]:
     """Measured bytes a second, read plus written, of a large copy on a device."""
-    measured: dict[str, float] = {}
-
-    def measure(device: str) -> float:
-        if device not in measured:
-            source = torch.empty(
-                2**30 if device == "cuda" else 2**27, dtype=torch.uint8, device=device
-            )
-            source.fill_(1)
-            target = torch.empty_like(source)
-            seconds = []
-            for _ in range(12):
-                synchronize(device)
-                start = time.perf_counter()
-                target.copy_(source)
-                synchronize(device)
-                seconds.append(time.perf_counter() - start)
-            measured[device] = 2 * source.numel() / statistics.median(seconds[2:])
-        return measured[device]
-
-    return measure
+    return measure.copy_bandwidth
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+class Replay:
+    """The clock of pytest-benchmark for rounds that were timed before: one goes by at each call."""
+
+    __name__ = "perf_counter_or_cuda_events"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+_CLOCK = Replay()
+_STARTED = time.monotonic()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Raced benchmarks report by the replayed clock. Without timing only the tiny ones run, and not
+    torch.compile, whose minutes would tell nothing."""
+    raced = [item for item in items if _is_raced(item)]
+    for item in raced:
+        item.add_marker(pytest.mark.benchmark(timer=_CLOCK))
+    if config.getoption("benchmark_disable"):
+        params = {item: item.callspec.params for item in raced}
+        left = [
+            item
+            for item in raced
+            if not params[item]["size"].startswith("tiny") or params[item]["variant"] == "compile"
+        ]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The rounds of a raced group belong together: :func:`race` asks for itself."""
+    if not _is_raced(item):
+        _skip_late(item.config)
+
+
+def _skip_late(config: pytest.Config) -> None:
+    if time.monotonic() - _STARTED > config.getoption("--bench-budget"):
+        pytest.skip("no time left of --bench-budget")
+
+
+@pytest.fixture
+def race(request: pytest.FixtureRequest, benchmark: Any, _outcomes: dict) -> Race:
+    """Times this variant and, in turns with it, the others of its group that were selected.
+
+    The first of a group measures them all; each then reports its own rounds.
+    """
+    group, variant = _group(request.node)
+
+    def report(build: Callable[[], measure.Problem]) -> None:
+        if benchmark.disabled:
+            problem = build()
+            calls = problem.make(variant)
+            problem.check(variant, calls[0])
+            benchmark.pedantic(calls[-1])
+            return
+        if group not in _outcomes:
+            _skip_late(request.config)
+            others = (_group(item) for item in request.session.items if _is_raced(item))
+            problem = build()
+            outcomes = measure.run(problem, [v for g, v in others if g == group])
+            _outcomes.clear()  # results hold no tensors, but nobody asks for an old group again
+            _outcomes[group] = (problem.group, outcomes)
+        name, outcomes = _outcomes[group]
+        outcome = outcomes[variant]
+        if outcome.error is not None:
+            raise outcome.error
+        benchmark.group = name
+        benchmark.extra_info.update(outcome.info)
+        rounds = itertools.cycle(outcome.rounds)
+        benchmark.pedantic(lambda: _CLOCK.advance(next(rounds)), rounds=len(outcome.rounds))
+
+    return report
+
+
+@pytest.fixture(scope="session")
+def _outcomes() -> dict[Any, tuple[str, dict[str, measure.Outcome]]]:
+    return {}
+
+
+def _is_raced(item: pytest.Item) -> bool:
+    return "race" in getattr(item, "fixturenames", ())
+
+
+def _group(item: Any) -> tuple[Any, str]:
+    """What the variants of a problem have in common, and which this is."""
+    params = dict(item.callspec.params)
+    variant = params.pop("variant")
+    return (item.path, item.originalname, tuple(sorted(params.items()))), variant
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    from dd2_fast.ops import extension, nvrtc
+    threads = config.getoption("--bench-threads") or torch.get_num_threads()
+    machine.describe(machine_info, threads)
 
-    module, reason = extension.load()
-    cupy, missing = nvrtc.load()
-    machine_info["torch"] = torch.__version__
-    machine_info["threads"] = config.getoption("--bench-threads") or torch.get_num_threads()
-    machine_info["extension"] = dict(module.build_info) if module else reason
-    machine_info["nvrtc"] = cupy.cuda.nvrtc.getVersion() if cupy else missing
-    if torch.cuda.is_available():
-        machine_info["gpu"] = torch.cuda.get_device_name()
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    """Rounds and what names people stay out of files that are committed."""
+    for bench in output_json["benchmarks"]:
+        bench["stats"].pop("data", None)
+    commit = output_json.pop("commit_info", {})
+    output_json["commit"] = {key: commit.get(key) for key in ("id", "dirty")}
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -77,18 +164,26 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             groups[bench.group][bench.extra_info["variant"]] = bench
     if not groups:
         return
+    line = terminalreporter.line
     terminalreporter.section("ratios of medians, one run")
-    header = f"{'':44} {'ms':>9} {'x eager':>8} {'x compile':>10} {'x limit':>8}"
-    terminalreporter.line(header)
+    line(
+        f"{'':44} {'ms':>9} {'spread':>7} {'x eager':>8} {'x compile':>10} {'% limit':>8} {'MB':>8}"
+    )
     for group, variants in sorted(groups.items()):
         for name, bench in variants.items():
-            median, limit = bench.stats.median, bench.extra_info.get("limit_seconds")
-            faster = []
-            for names in BASELINES:
-                base = next((variants[name] for name in names if name in variants), None)
-                faster.append(f"{base.stats.median / median:.1f}" if base else "")
-            near = f"{median / limit:.1f}" if limit else ""
-            row = f"{group + ' ' + name:44} {median * 1e3:9.3f} {faster[0]:>8} {faster[1]:>10}"
-            terminalreporter.line(f"{row} {near:>8}")
-    terminalreporter.line("x eager (or the teacher), x compile: how many times faster;")
-    terminalreporter.line("x limit: time over counted bytes at the measured copy bandwidth")
+            line(_row(f"{group} {name}", bench, variants))
+    line("spread: IQR over median; x eager (or the teacher, the reference trainer), x compile: how")
+    line("many times faster; % limit: of the measured copy bandwidth or matrix rate, whichever is")
+    line("nearer, by counted bytes and FLOPs; MB: memory that a call adds at its peak")
+
+
+def _row(label: str, bench: Any, variants: dict[str, Any]) -> str:
+    median, info = bench.stats.median, bench.extra_info
+    ratios = times_faster(variants, median, lambda bench: bench.stats.median)
+    faster = [f"{ratio:.1f}" if ratio else "" for ratio in ratios]
+    limit, peak = info.get("limit_seconds"), info.get("peak_bytes")
+    near = f"{100 * limit / median:.1f}" if limit else ""
+    memory = f"{peak / 1e6:.1f}" if peak is not None else ""
+    spread = f"{100 * bench.stats.iqr / median:.0f}%"
+    row = f"{label:44} {median * 1e3:9.3f} {spread:>7} {faster[0]:>8} {faster[1]:>10}"
+    return f"{row} {near:>8} {memory:>8}"

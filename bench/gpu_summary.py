@@ -10,7 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 import torch
+
+from machine import gpu_state
+from records import Row, groups, load, times_faster
+
+LINES = 60
 
 
 def read_parts(work: Path) -> list[dict[str, Any]]:
@@ -18,66 +24,87 @@ def read_parts(work: Path) -> list[dict[str, Any]]:
     for line in (work / "parts.tsv").read_text().splitlines():
         name, status, seconds = line.split("\t")
         log = work / f"{name}.log"
-        closing = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+        closing = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
         parts.append(
             {"name": name, "status": status, "seconds": float(seconds), "closing": closing}
         )
     return parts
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     info: dict[str, Any] = {"torch": torch.__version__, "gpu": None}
     if torch.cuda.is_available():
-        info["gpu"] = torch.cuda.get_device_name()
-        query = "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu"
-        shown = subprocess.run(
-            ["nvidia-smi", query, "--format=csv"], capture_output=True, text=True
-        )
-        info["nvidia_smi"] = shown.stdout.splitlines()
+        info.update(gpu_state())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     info["commit"] = commit.stdout.strip() or None
     return info
 
 
-def bench_rows(work: Path) -> list[dict[str, Any]]:
-    path = work / "bench.json"
-    if not path.exists() or not path.read_text().strip():
-        return []
-    rows = []
-    for bench in json.loads(path.read_text())["benchmarks"]:
-        stats, extra = bench["stats"], bench["extra_info"]
-        rows.append(
-            {"group": bench["group"], "median_ms": stats["median"] * 1e3,
-             "iqr_ms": stats["iqr"] * 1e3, **extra}
-        )  # fmt: skip
+def bench_rows(work: Path) -> list[Row]:
+    """Of every benchmark part that wrote results."""
+    rows: list[Row] = []
+    for path in sorted(work.glob("*.json")):
+        try:
+            rows += load(path).rows
+        except ValueError:  # killed before it had any
+            continue
     return rows
 
 
-def print_table(parts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+def flat(row: Row) -> dict[str, Any]:
+    times = {"median_ms": row.median * 1e3, "iqr_ms": row.iqr * 1e3}
+    return {"group": row.group, "variant": row.variant, **times, **row.extra}
+
+
+def table(parts: list[dict[str, Any]], rows: list[Row], most: int = LINES) -> list[str]:
+    """One line a part and one a group: its fastest variant, then the others' times."""
+    lines = []
     for part in parts:
-        verdict = "ok" if part["status"] == "0" else f"FAILED ({part['status']})"
-        closing = part["closing"][0][:60] if part["closing"] else ""
-        print(f"{part['name']:10} {verdict:14} {part['seconds']:6.1f} s  {closing}")
-    eager = {r["group"]: r["median_ms"] for r in rows if r["variant"] == "eager"}
-    print(f"{'':48} {'ms':>9} {'spread':>8} {'x eager':>8} {'x limit':>8}")
-    for row in rows:
-        label = f"{row['group']} {row['variant']}"
-        limit = row["limit_seconds"] * 1e3
-        ratio = eager.get(row["group"], float("nan")) / row["median_ms"]
-        print(
-            f"{label:48} {row['median_ms']:9.3f} {row['iqr_ms']:8.3f} {ratio:8.1f} "
-            f"{row['median_ms'] / limit:8.1f}"
+        verdict = {"0": "ok", "124": "OUT OF TIME", "missing": "MISSING"}.get(
+            part["status"], f"FAILED ({part['status']})"
         )
+        closing = part["closing"][0][:70] if part["closing"] else ""
+        lines.append(f"{part['name']:10} {verdict:12} {part['seconds']:5.0f} s  {closing}")
+    lines.append(
+        f"{'':42} {'fastest':>12} {'ms':>8} {'spread':>6} {'x eager':>7} {'x comp.':>7} "
+        f"{'% limit':>7}  others, ms"
+    )
+    shown = [_group_line(name, variants) for name, variants in groups(rows).items()]
+    left = len(lines) + len(shown) - most
+    if left > 0:
+        shown = [*shown[: -left - 1], f"and {left + 1} more in the JSON"]
+    return lines + shown
+
+
+def _group_line(name: str, variants: dict[str, Row]) -> str:
+    best = min(variants.values(), key=lambda row: row.median)
+    ratios = times_faster(variants, best.median, lambda row: row.median)
+    faster = [f"{ratio:.1f}" if ratio else "" for ratio in ratios]
+    limit = best.extra.get("limit_seconds")
+    near = f"{100 * limit / best.median:.0f}" if limit else ""
+    others = " ".join(
+        f"{row.variant} {row.median * 1e3:.3g}" for row in variants.values() if row is not best
+    )
+    return (
+        f"{name[:42]:42} {best.variant[:12]:>12} {best.median * 1e3:8.3f} {best.spread:6.0%} "
+        f"{faster[0]:>7} {faster[1]:>7} {near:>7}  {others}"
+    )
 
 
 def main() -> int:
     work, out = Path(sys.argv[1]), Path(sys.argv[2])
-    parts, rows, info = read_parts(work), bench_rows(work), machine()
+    parts, rows, info = read_parts(work), bench_rows(work), describe_machine()
+    today = datetime.date.today()
     gpu = re.sub(r"[^a-z0-9]+", "-", (info["gpu"] or "no-gpu").lower()).strip("-")
-    target = out / f"{gpu}-{datetime.date.today()}.json"
-    result = {"machine": info, "parts": parts, "benchmarks": rows}
+    target = out / f"{gpu}-{today}.json"
+    result = {
+        "machine": info,
+        "date": str(today),
+        "parts": parts,
+        "benchmarks": [flat(row) for row in rows],
+    }
     target.write_text(json.dumps(result, indent=1) + "\n")
-    print_table(parts, rows)
+    print("\n".join(table(parts, rows, LINES - 1)))
     print(f"wrote {target}")
     return 0 if all(part["status"] == "0" for part in parts) else 1
 

@@ -1,0 +1,118 @@
+"""gpu_check.sh rehearsed without a GPU: commands in PATH stand in for Python, the sanitizer and
+``timeout``, and record what is asked of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_files import BENCH, pytest_file
+
+PARTS = ["build", "tests", "cupy", "triton", "memcheck", "racecheck",
+         "operators", "training", "sampling", "more"]  # fmt: skip
+
+PYTHON = """#!{python}
+import json, os, shutil, sys
+arguments = sys.argv[1:]
+with open("{folder}/calls.jsonl", "a") as file:
+    file.write(json.dumps(arguments) + "\\n")
+if "bench/gpu_summary.py" in arguments:
+    os.execv("{python}", ["{python}", *arguments])
+if arguments[0] == "-c" and "capability" in arguments[1]:
+    print("90a")
+print("closing line")
+for argument in arguments:
+    if argument.startswith("--benchmark-json="):
+        shutil.copy("{folder}/results.json", argument.partition("=")[2])
+sys.exit({failing!r} in " ".join(arguments))
+"""
+
+TIMEOUT = """#!/bin/sh
+shift 2
+echo "$1" >>"{folder}/limits"
+shift
+exec "$@"
+"""
+
+SANITIZER = """#!/bin/sh
+shift 4
+exec "$@"
+"""
+
+
+def rehearse(
+    folder: Path, failing: str, groups: int = 3
+) -> tuple[subprocess.CompletedProcess, Any]:
+    """Run it; the part whose command has ``failing`` in it fails."""
+    commands = folder / "commands"
+    commands.mkdir()
+    scripts = {"python": PYTHON, "timeout": TIMEOUT, "compute-sanitizer": SANITIZER}
+    for name, text in scripts.items():
+        for key, value in {"{python}": sys.executable, "{folder}": str(folder)}.items():
+            text = text.replace(key, value)
+        (commands / name).write_text(text.replace("{failing!r}", repr(failing)))
+        (commands / name).chmod(0o755)
+    rows = [(f"op {i} cuda", v, t, 0.1) for i in range(groups) for v, t in
+            (("eager", 9.0), ("compile", 4.5), ("cuda", 1.5))]  # fmt: skip
+    pytest_file(folder / "results.json", rows, {"limit_seconds": 0.0012})
+    run = subprocess.run(
+        [str(BENCH / "gpu_check.sh"), "--out", "out"],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    (result,) = (folder / "out").glob("*.json")
+    return run, json.loads(result.read_text())
+
+
+def test_runs_every_part_within_nine_minutes(tmp_path: Path) -> None:
+    run, result = rehearse(tmp_path, failing="nothing")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert [part["name"] for part in result["parts"]] == PARTS
+    assert {part["status"] for part in result["parts"]} == {"0"}
+    limits = [int(line) for line in (tmp_path / "limits").read_text().split()]
+    # The benchmarks share what is left, so here, where nothing takes time, they get the most.
+    assert len(limits) == len(PARTS) and sum(limits[:-4]) + 150 < 540
+    assert limits[-1] <= 525 and min(limits) >= 30
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    asked = " ".join(argument for call in calls for argument in call)
+    for name in sorted(path.name for path in BENCH.glob("bench_*.py")):
+        assert name in asked, f"gpu_check.sh runs no {name}"
+
+
+def test_goes_on_after_a_failure_and_says_which(tmp_path: Path) -> None:
+    run, result = rehearse(tmp_path, failing="setup.py")
+    assert run.returncode == 1
+    assert [part["name"] for part in result["parts"]] == PARTS
+    assert [part["name"] for part in result["parts"] if part["status"] != "0"] == ["build"]
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("build")]
+    assert "FAILED (1)" in line and "closing line" in line
+
+
+def test_the_table_has_each_group_and_its_ratios(tmp_path: Path) -> None:
+    run, result = rehearse(tmp_path, failing="nothing")
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("op 2 cuda")]
+    # fastest, ms, spread, times eager, times torch.compile, percent of the limit
+    assert line.split()[3:9] == ["cuda", "1.500", "7%", "6.0", "3.0", "80"]
+    assert {row["variant"] for row in result["benchmarks"]} == {"eager", "compile", "cuda"}
+    assert result["benchmarks"][0]["median_ms"] == pytest.approx(9.0)
+
+
+def test_the_table_stays_within_sixty_lines(tmp_path: Path) -> None:
+    run, result = rehearse(tmp_path, failing="nothing", groups=80)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 60
+    assert lines[-1].startswith("wrote ") and "more in the JSON" in lines[-2]
+    assert len({row["group"] for row in result["benchmarks"]}) == 80
+
+
+@pytest.mark.parametrize("arguments", [["--out"], ["--fast"]])
+def test_refuses_other_arguments(arguments: list[str]) -> None:
+    run = subprocess.run([str(BENCH / "gpu_check.sh"), *arguments], capture_output=True, text=True)
+    assert run.returncode == 2 and "gpu_check.sh: " in run.stderr

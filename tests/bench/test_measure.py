@@ -1,0 +1,117 @@
+"""measure.py and the fixture over it: turns, failures, limits, memory, and what the JSON holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from processes import run_python
+from result_files import BENCH
+
+
+@pytest.fixture(scope="module")
+def measure() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_measure", BENCH / "measure.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["bench_measure"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def problem(measure: ModuleType, calls: list[str], **options: Any) -> Any:
+    def check(variant: str, call: Any) -> dict[str, float]:
+        assert variant != "wrong", "wrong is off: not timed"
+        return {"error": 0.0}
+
+    return measure.Problem(
+        group="g",
+        device="cpu",
+        make=lambda variant: [lambda: calls.append(variant)],
+        check=check,
+        **options,
+    )
+
+
+def test_variants_take_turns_and_a_wrong_one_is_not_timed(measure: ModuleType) -> None:
+    calls: list[str] = []
+    outcomes = measure.run(problem(measure, calls), ["a", "wrong", "b"])
+    assert "wrong" not in calls
+    assert isinstance(outcomes["wrong"].error, AssertionError) and not outcomes["wrong"].rounds
+    for name in ("a", "b"):
+        assert outcomes[name].error is None
+        assert len(outcomes[name].rounds) >= measure.FEWEST_TURNS
+        assert min(outcomes[name].rounds) > 0
+        assert outcomes[name].info["variant"] == name
+    changes = sum(x != y for x, y in zip(calls, calls[1:], strict=False))
+    assert changes >= measure.FEWEST_TURNS  # one after the other would be a change or two
+    turns = "".join(calls)
+    assert "ab" in turns and "ba" in turns
+
+
+def test_the_nearer_limit_counts(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "copy_bandwidth", lambda device: 100.0)
+    monkeypatch.setattr(measure, "matrix_rate", lambda device: 1000.0)
+    for flops, limit, seconds in ((1000.0, "bytes", 2.0), (4000.0, "flops", 4.0)):
+        found = measure._limits(problem(measure, [], bytes=200.0, flops=flops), median=8.0)
+        assert (found["limit"], found["limit_seconds"]) == (limit, seconds)
+        assert found["percent_of_bandwidth"] == 25.0
+        assert found["percent_of_matrix_rate"] == flops / 80
+
+
+def test_memory_is_what_a_call_adds_at_its_peak(measure: ModuleType) -> None:
+    size = 64 * 2**20
+
+    def call() -> None:
+        torch.ones(size, dtype=torch.uint8)
+
+    found = measure.added_memory(call, "cpu")
+    if found is None:
+        pytest.skip("this system does not tell")
+    assert 0.9 * size < found < 1.5 * size
+
+
+def test_ceilings_are_measured(measure: ModuleType) -> None:
+    # Between a toy and what no processor of today reaches.
+    assert 1e8 < measure.copy_bandwidth("cpu") < 1e13
+    assert 1e8 < measure.matrix_rate("cpu") < 1e15
+
+
+def bench(folder: Path, *arguments: str) -> str:
+    """Pytest over one benchmark at its tiny size, without torch.compile."""
+    command = ["-m", "pytest", "-c", str(BENCH.parent / "pyproject.toml"), "-p", "no:cacheprovider"]
+    files = [str(BENCH / "bench_sample_code.py"), "-q", "-k", "tiny and cpu and not compile"]
+    return run_python(*command, *files, *arguments, folder=folder)
+
+
+def test_the_json_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
+    out = bench(tmp_path, "--benchmark-only", "--benchmark-json=result.json")
+    assert "ratios of medians" in out and "sample_code cpu tiny eager" in out
+    content = json.loads((tmp_path / "result.json").read_text())
+    machine = content["machine_info"]
+    assert machine["torch"] == torch.__version__ and machine["threads"] > 0
+    assert "gpu" in machine and "node" not in machine and "commit_info" not in content
+    variants = {row["extra_info"]["variant"]: row for row in content["benchmarks"]}
+    assert {"eager", "torch"} <= set(variants)
+    for row in variants.values():
+        assert row["group"] == "sample_code cpu tiny"
+        assert row["stats"]["median"] > 0 and row["stats"]["rounds"] >= 5
+        assert row["extra_info"]["bytes"] == 2 * 4 * 16 * 64 + 8 * 16
+        assert row["extra_info"]["limit_seconds"] > 0
+    assert variants["eager"]["stats"]["median"] != variants["torch"]["stats"]["median"]
+
+
+def test_no_group_is_begun_without_time(tmp_path: Path) -> None:
+    out = bench(tmp_path, "--benchmark-only", "--bench-budget=0", "-rs")
+    assert "no time left of --bench-budget" in out and " passed" not in out
+
+
+def test_without_timing_only_tiny_sizes_run(tmp_path: Path) -> None:
+    out = bench(tmp_path, "--benchmark-disable", "--collect-only", "-k", "")
+    names = [line for line in out.splitlines() if "::" in line]
+    assert names and all("[tiny" in name and "compile" not in name for name in names)
