@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks that need an NVIDIA GPU, in one command, with nothing downloaded and in under 10 minutes:
+# All checks that need an NVIDIA GPU, in one command, with nothing downloaded and in under 9 minutes:
 # build, GPU tests of the compiled, NVRTC's and Triton's kernels, compute-sanitizer, benchmarks. A part that
 # fails or runs out of time is reported and the rest goes on.
 #

@@ -23,7 +23,7 @@ from dd2_fast.models import (
 )
 from dd2_fast.models.llamagen import adapt
 from dd2_fast.ops import default_backend
-from dd2_fast.training.adaptation import AdaptationStage, TokenPool
+from dd2_fast.training.adaptation import AdaptationStage
 from dd2_fast.training.config import ExecutionConfig, configure
 from dd2_fast.training.loop import Losses, Stage
 from dd2_fast.training.parallel import Parallel
@@ -47,6 +47,21 @@ STEPS = {
     "fcs": "a guidance update on new images",
     "adaptation": "stage 0 of LlamaGen",
 }
+
+
+@dataclasses.dataclass
+class Ready:
+    """Tokens ``[N, n]`` and labels ``[N]`` that lie in memory, as a source of training data."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+
+    def draw(self, size: int, rng: torch.Generator) -> torch.Tensor:
+        return torch.randint(len(self.labels), (size,), generator=rng)
+
+    def take(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = chosen.to(self.labels.device)
+        return self.tokens[chosen], self.labels[chosen]
 
 
 def steps_of(model: str) -> list[str]:
@@ -123,7 +138,7 @@ class Trainer:
         tokens = torch.randint(len(teacher.codebook), shape, device=parallel.device)
         labels = torch.randint(teacher.num_classes, shape[:1], device=parallel.device)
         # Tokens that lie ready: drawing them is the teacher's time, and make-data's.
-        pool = TokenPool.of(tokens, labels)
+        pool = Ready(tokens, labels)
         if step == "adaptation":
             trained = adapt_copy(teacher)
             parallel.prepare(trained)
