@@ -27,12 +27,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     channels last, without a copy: MKL, which ``F.linear`` calls, has about half of oneDNN's speed
     on AMD's processors. (bfloat16 goes to oneDNN anyway.)
     """
+    if x.numel() * weight.shape[0] < _MANY_PRODUCTS:  # first: small calls are many and short
+        return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
     if (
         x.dtype != torch.float32
         or x.device.type != "cpu"
         or rows < _MANY_ROWS
-        or rows * weight.numel() < _MANY_PRODUCTS
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or not torch.backends.mkldnn.is_available()
