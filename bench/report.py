@@ -72,13 +72,17 @@ def by_device(records: list[Record]) -> dict[str, list[Record]]:
 
 
 def rows_of(records: list[Record], bench: str, device: str = "") -> tuple[str, list[Row]]:
-    """The first of the files that has the benchmark (on "cpu" or "cuda"), and its rows."""
+    """The rows of a benchmark (on "cpu" or "cuda"), each group's of the first of the files that has
+    it, and the names of these files."""
+    found: dict[str, tuple[str, list[Row]]] = {}
     for record in records:
-        rows = [row for row in record.rows if row.words[0] == bench]
-        rows = [row for row in rows if device in ("", row.words[1])]
-        if rows:
-            return record.name, rows
-    return "", []
+        own: dict[str, list[Row]] = {}
+        for row in record.rows:
+            if row.words[0] == bench and device in ("", row.words[1]):
+                own.setdefault(row.group, []).append(row)
+        found = {**{group: (record.name, rows) for group, rows in own.items()}, **found}
+    names = dict.fromkeys(name for name, _ in found.values())
+    return ", ".join(names), [row for _, rows in found.values() for row in rows]
 
 
 def _files(records: list[Record]) -> str:
