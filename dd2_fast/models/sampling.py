@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ops import sample_code
-from ..ops.checks import check_filters
+from ..ops.checks import check_filters, check_number
 
 # choose(positions, logits [B, m, V], uncond_logits or None) -> int64 tokens [B, m] of the step at
 # the m positions: one token of a sequence, or all of a scale of VAR.
@@ -48,6 +48,65 @@ def categorical(
         )
 
     return choose
+
+
+def draw_tokens(
+    teacher: Any,
+    labels: Tensor,
+    *,
+    cfg: float | None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    index: Tensor | None = None,
+    prefix: Tensor | None = None,
+) -> Tensor:
+    """Tokens ``[B, n]`` of a teacher: an image depends on the seed, its number and its label.
+
+    Args:
+        labels: int64 ``[B]``. cfg: guidance, as ``teacher.guidance_scale`` takes it; None: none.
+        top_k, top_p: filters. seed: of the draws.
+        index: int64 ``[B]``, the images' numbers; default 0, 1, ...
+        prefix: int64 ``[B, m]``, the tokens of the first steps, which are kept.
+    """
+    scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
+    choose = categorical(scale, top_k, top_p, seed, index)
+    guided = isinstance(scale, Tensor) or scale != 1.0
+    return teacher.generate(labels, choose, guided=guided, prefix=prefix)
+
+
+class TokenByToken:
+    """What teachers share that draw one token after the other with a constant guidance scale."""
+
+    num_tokens: int
+
+    def guidance_scale(self, cfg: float) -> float:
+        """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""
+        check_number("cfg", cfg)
+        return float(cfg)
+
+    @property
+    def steps(self) -> list[slice]:
+        """The positions of each step: one token."""
+        return [slice(i, i + 1) for i in range(self.num_tokens)]
+
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        cfg: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Tokens ``[B, n]`` drawn one after the other.
+
+        Args:
+            labels: int64 ``[B]``. cfg: guidance scale, 1 is none.
+            top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
+            seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label.
+        """
+        return draw_tokens(self, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed)
 
 
 def check_seed(seed: Any) -> None:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import nearest_code
-from ..ops.checks import check_number
 from .checks import check_labels, embed_tokens, start_tokens
-from .sampling import Choose, categorical
+from .sampling import Choose, TokenByToken
 
 
-class TableTeacher(nn.Module):
+class TableTeacher(TokenByToken, nn.Module):
     """The autoregressive factorisation of a joint probability table ``[V] * n``.
 
     It has one class (label 0); the null class has the same distribution. Continuous embeddings
@@ -92,16 +91,6 @@ class TableTeacher(nn.Module):
             prefix = prefix * self.codebook.shape[0] + tokens[:, i]
         return torch.stack(rows, dim=1)
 
-    def guidance_scale(self, cfg: float) -> float:
-        """The scale ``s``, constant: ``s = cfg``."""
-        check_number("cfg", cfg)
-        return float(cfg)
-
-    @property
-    def steps(self) -> list[slice]:
-        """The positions of each step: one token."""
-        return [slice(i, i + 1) for i in range(self.num_tokens)]
-
     @torch.no_grad()
     def generate(
         self,
@@ -122,15 +111,3 @@ class TableTeacher(nn.Module):
                 tokens[:, here] = choose(here, row, row if guided else None)
             place = place * vocabulary + tokens[:, here.start]
         return tokens
-
-    def sample(
-        self,
-        labels: Tensor,
-        *,
-        cfg: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Tensor:
-        """Tokens ``[B, n]``; both classes agree, so guidance changes nothing."""
-        return self.generate(labels, categorical(cfg, top_k, top_p, seed))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.sampling import categorical
+from ..models.sampling import draw_tokens
 
 
 def refine(
@@ -26,8 +26,14 @@ def refine(
     A step is a token, or a scale of VAR. The draws are a function of (seed, image index, position),
     so they do not depend on the batch. labels [B] and indices [B] are int64; cfg None is none.
     """
-    scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
-    choose = categorical(scale, top_k, top_p, seed, indices)
     prefix = tokens[:, : teacher.steps[-steps].start]
-    guided = isinstance(scale, Tensor) or scale != 1.0
-    return teacher.generate(labels, choose, guided=guided, prefix=prefix)
+    return draw_tokens(
+        teacher,
+        labels,
+        cfg=cfg,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        index=indices,
+        prefix=prefix,
+    )

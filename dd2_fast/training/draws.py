@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..losses import TeacherScore, flow_pairs
-from ..models.sampling import categorical, step_seed
+from ..models import sampling
 from ..ops.philox import row_uniform
 from ..sampling.noise import image_noise
 
@@ -43,11 +43,8 @@ def draw_tokens(score: TeacherScore, labels: Tensor, indices: Tensor, seed: int)
     Raises:
         ValueError: the teacher's logits have a NaN or infinity.
     """
-    teacher = score.teacher
-    scale = teacher.guidance_scale(score.cfg)
-    choose = categorical(scale, score.top_k, score.top_p, seed, indices)
-    guided = isinstance(scale, Tensor) or scale != 1.0
-    tokens = teacher.generate(labels, choose, guided=guided)
+    settings: dict[str, Any] = dict(cfg=score.cfg, top_k=score.top_k, top_p=score.top_p)
+    tokens = sampling.draw_tokens(score.teacher, labels, seed=seed, index=indices, **settings)
     if (tokens < 0).any():
         image, i = (tokens < 0).nonzero()[0].tolist()
         raise ValueError(
@@ -63,7 +60,7 @@ def pair_noise(seed: int, indices: Tensor, num_tokens: int, dimension: int) -> T
     It is not the noise that sampling takes for the same seed and index, so that a student is never
     shown, or judged by, an image it was trained on because both seeds were left at 0.
     """
-    return image_noise(step_seed(seed, _NOISE_POSITION), indices, (num_tokens, dimension))
+    return image_noise(sampling.step_seed(seed, _NOISE_POSITION), indices, (num_tokens, dimension))
 
 
 def no_guidance(teacher: Any) -> float:

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ops.checks import check_number
 from ..checks import check_labels, check_tokens, start_tokens
-from ..sampling import Choose, categorical
+from ..sampling import Choose, TokenByToken
 from .backbone import LlamaGenBackbone
 
 
-class LlamaGenTeacher(LlamaGenBackbone):
+class LlamaGenTeacher(TokenByToken, LlamaGenBackbone):
     """``p(q_i | q_<i, y)`` by LlamaGen (arXiv 2406.06525), under the released parameter names.
 
     The arguments are those of :class:`LlamaGenBackbone`.
@@ -33,16 +32,6 @@ class LlamaGenTeacher(LlamaGenBackbone):
         Arguments and errors are those of :meth:`LlamaGenBackbone.forward`.
         """
         return self.head(self(tokens_or_embeddings, labels))
-
-    def guidance_scale(self, cfg: float) -> float:
-        """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""
-        check_number("cfg", cfg)
-        return float(cfg)
-
-    @property
-    def steps(self) -> list[slice]:
-        """The positions of each step: one token."""
-        return [slice(i, i + 1) for i in range(self.num_tokens)]
 
     @torch.no_grad()
     def generate(
@@ -80,24 +69,3 @@ class LlamaGenTeacher(LlamaGenBackbone):
             h = self.embed_codes(tokens[:, here])
             h = torch.cat([h, h]) if guided else h
         return tokens
-
-    def sample(
-        self,
-        labels: Tensor,
-        *,
-        cfg: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Tensor:
-        """Tokens ``[B, n]`` drawn one after the other with a KV cache.
-
-        Args:
-            labels: int64 ``[B]``. cfg: guidance scale, 1 is none.
-            top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
-            seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label, so
-                parts of a job need seeds of their own.
-        """
-        scale = self.guidance_scale(cfg)
-        choose = categorical(scale, top_k, top_p, seed)
-        return self.generate(labels, choose, guided=scale != 1.0)

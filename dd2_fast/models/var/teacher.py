@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...ops.checks import check_number
 from ..checks import check_labels, check_tokens, embed_tokens, start_tokens
-from ..sampling import Choose, categorical
+from ..sampling import Choose, draw_tokens
 from .backbone import VARBackbone
 
 
@@ -128,6 +128,4 @@ class VARTeacher(VARBackbone):
                 0 is none. top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
             seed: of the draws, an int of 64 bits.
         """
-        scale = self.guidance_scale(cfg)
-        choose = categorical(scale, top_k, top_p, seed)
-        return self.generate(labels, choose, guided=isinstance(scale, Tensor))
+        return draw_tokens(self, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed)
