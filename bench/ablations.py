@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 import torch
 
 from dd2_fast.checkpoints.bundle import Bundle

@@ -13,26 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd2_fast.ops import available_backends, conditional_score, flow_solve
+from cases import size_in_bytes
+from dd2_fast.ops import conditional_score, flow_solve
+from measure import DEVICES, Call, Problem, input_sets, usable
 
 STEPS = 20
 # (rows: one position of a batch, draws, vocabulary, C, top_k, top_p); on a GPU 8 times the rows
-SHAPES = {
+SIZES = {
+    "tiny": (4, 2, 100, 4, 20, 0.9),
     "var": (32, 1, 4096, 32, 0, 1.0),
     "var_filtered": (32, 1, 4096, 32, 900, 0.95),
     "var_draws": (2, 32, 4096, 32, 900, 0.95),
     "llamagen": (32, 1, 16384, 8, 0, 1.0),
     "llamagen_filtered": (32, 1, 16384, 8, 900, 1.0),
-}
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-VARIANTS = {
-    device: [
-        "eager",
-        "compile",
-        "loop",
-        *(name for name, reason in available_backends(device).items() if reason is None),
-    ]
-    for device in DEVICES
 }
 
 
@@ -91,34 +84,47 @@ def make_variant(name: str, data: tuple[Any, ...]) -> Callable[[], Tensor]:
     return run
 
 
-@pytest.mark.parametrize(
-    ("device", "variant"), [(d, v) for d in DEVICES for v in VARIANTS[d]], ids=lambda v: v
-)
-@pytest.mark.parametrize("name", SHAPES)
-def bench_flow_solve(
-    benchmark: Any, copy_bandwidth: Callable[[str], float], name: str, device: str, variant: str
-) -> None:
-    rows, draws, vocabulary, dim, top_k, top_p = SHAPES[name]
+def problem(size: str, device: str) -> Problem:
+    rows, draws, vocabulary, dim, top_k, top_p = SIZES[size]
     rows *= 8 if device == "cuda" else 1
-    torch.manual_seed(0)
-    logits = torch.randn(rows, vocabulary, device=device)
-    uncond = logits * 2 + torch.randn(rows, vocabulary, device=device)
-    noise = torch.randn(rows, draws, dim, device=device)
-    codebook = torch.randn(vocabulary, dim, device=device)
-    data = (noise, logits * 2, uncond, 2.0, codebook, top_k, top_p)
-    function = make_variant(variant, data)
-    differing = (function() != make_variant("eager", data)()).sum().item()
-    assert differing <= 1 + noise.shape[:2].numel() // 32, f"{differing} codes differ: not timed"
+    generator = torch.Generator(device).manual_seed(0)
 
-    def timed() -> None:
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
 
-    benchmark.group = f"flow_solve {device} {name}"
-    # Every input once; the arithmetic of all steps is the nearer limit.
-    counted = 4 * sum(value.numel() for value in (noise, logits, uncond, codebook))
-    benchmark.extra_info.update(
-        variant=variant, bytes=counted, limit_seconds=counted / copy_bandwidth(device)
+    codebook, sets = normal(vocabulary, dim), []
+    for _ in range(input_sets(device)):
+        logits = normal(rows, vocabulary) * 2
+        uncond = logits + normal(rows, vocabulary)
+        noise = normal(rows, draws, dim)
+        sets.append((noise, logits, uncond, 2.0, codebook, top_k, top_p))
+    wanted = make_variant("eager", sets[0])()
+
+    def check(variant: str, call: Call) -> dict[str, Any]:
+        differing = (call() != wanted).sum().item()
+        allowed = 1 + wanted.numel() // 32
+        assert differing <= allowed, f"{variant}: {differing} codes differ: not timed"
+        return {"differing": differing}
+
+    # A mean is two products over the codes that the filters leave; Heun's last step has one mean.
+    means = 2 * STEPS - 1
+    kept = filtered(*sets[0][1:4], top_k, top_p).isfinite().sum().item()
+    return Problem(
+        group=f"flow_solve {device} {size}",
+        device=device,
+        make=lambda variant: [make_variant(variant, data) for data in sets],
+        check=check,
+        bytes=size_in_bytes(*sets[0][:3], codebook) + 8 * wanted.numel(),
+        flops=4 * means * kept * draws * dim,
+        seconds=0.3,
     )
-    benchmark.pedantic(timed, warmup_rounds=1, rounds=5)
+
+
+@pytest.mark.parametrize(
+    ("device", "variant"),
+    [(d, v) for d in DEVICES for v in ("eager", "compile", "loop", *usable(d))],
+    ids=lambda v: v,
+)
+@pytest.mark.parametrize("size", SIZES)
+def bench_flow_solve(race: Any, size: str, device: str, variant: str) -> None:
+    race(lambda: problem(size, device))

@@ -1,11 +1,20 @@
-"""Prints bench/QUALITY.md from finished runs: ``python bench/quality.py RUN_FOLDER...``."""
+"""Prints the sections of bench/QUALITY.md: ``python bench/quality.py [RUN...] [--ablations DIR]``.
+
+Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``bench/ablations.py``
+wrote the comparison of methods.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
+from ablations import VARIANTS
 
 ROWS = {
     "reconstruction": "real digits, tokenized",
@@ -67,31 +76,70 @@ def toys(runs: list[dict[str, Any]]) -> str:
     return table(["teacher", "one step", "stage 1", "set prediction", "seconds"], rows)
 
 
+def ablations(folder: Path) -> str:
+    """Mean and range over the seeds for every variant, and the gaps to the teacher over DD1's."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    by_variant: dict[str, list[dict[str, Any]]] = {}
+    for report in sorted(reports, key=lambda r: r["seed"]):
+        by_variant.setdefault(report["variant"], []).append(report)
+    dd1 = {r["seed"]: r for r in by_variant["dd1"]}
+    rows = [_compared("teacher, 16 steps", by_variant["dd1"], "teacher", None)]
+    rows.append(_compared("set prediction", by_variant["dd1"], "set_prediction", None))
+    order = [name for name in VARIANTS if name in by_variant]
+    rows += [_compared(by_variant[n][0]["text"], by_variant[n], "one_step", dd1) for n in order]
+    header = ["", "seeds", "FD", "gap over DD1's", "FD to the teacher", "gap over DD1's",
+              "FD per class", "FD pixel", "NLL", "CPU seconds"]  # fmt: skip
+    return table(header, rows)
+
+
+def _compared(
+    text: str, reports: list[dict[str, Any]], row: str, dd1: dict[int, dict[str, Any]] | None
+) -> list[str]:
+    found = [r["metrics"][row] for r in reports]
+
+    def cell(key: str, digits: int) -> str:
+        values = [m[key] for m in found if key in m]
+        if not values:
+            return ""
+        mean, low, high = sum(values) / len(values), min(values), max(values)
+        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    def share(gap: Callable[[dict[str, Any]], float]) -> str:
+        if dd1 is None:
+            return ""
+        ratios = [gap(r["metrics"]) / gap(dd1[r["seed"]]["metrics"]) for r in reports]
+        return f"{sum(ratios) / len(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+    seconds = [f"{r['cpu_seconds']:.0f}" for r in reports] if dd1 is not None else []
+    return [
+        text,
+        str(len(reports)),
+        cell("fd", 2),
+        share(lambda m: m["one_step"]["fd"] - m["teacher"]["fd"]),
+        cell("fd_teacher", 2),
+        share(lambda m: m["one_step"]["fd_teacher"] - m["one_step"]["fd_teacher_floor"]),
+        cell("fd_class", 2),
+        cell("fd_pixel", 3),
+        cell("nll", 2),
+        ", ".join(seconds),
+    ]
+
+
 def main() -> int:
-    runs = [json.loads((Path(folder) / "run.json").read_text()) for folder in sys.argv[1:]]
-    print(f"""# Quality
-
-Made by `python bench/quality.py RUN_FOLDER...` from the `run.json` of each run.
-
-## Digits
-
-`dd2-fast train digits --seed S --out runs/digits-S`; 5000 samples against the 500 held-out digits,
-FD in the features of a classifier trained on the other 1297. Settings were chosen on seed 0 with
-these 500 in view; seeds 1 and 2 were not used for that. Five evaluations of the seed-0 model with
-other noise gave FD 0.57 to 0.63 and NLL 2.18 to 2.20 (teacher: 0.48 to 0.50, 1.59 to 1.60).
-
-{digits([run for run in runs if run["recipe"] == "digits"])}
-
-The one-step generator's accuracy is above the teacher's: it has lost some variety. Between stage 1
-and stage 2 the default recipe regresses the teacher's ODE map (DD1), which the paper's does not.
-Other work ran on the machine during these runs; seed 0 had most of its two cores.
-
-## Toys
-
-`dd2-fast train toy --out runs/toy`, and with `--set kind=random` the random table: total variation
-distance to a teacher that is a table, over 100,000 samples.
-
-{toys([run for run in runs if run["recipe"] == "toy"])}""")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
+    parser.add_argument("--ablations", type=Path, help="folder that bench/ablations.py wrote")
+    options = parser.parse_args()
+    runs = [json.loads((folder / "run.json").read_text()) for folder in options.runs]
+    found = {name: [run for run in runs if run["recipe"] == name] for name in ("digits", "toy")}
+    parts = []
+    if found["digits"]:
+        parts.append(f"## Digits\n\n{digits(found['digits'])}")
+    if options.ablations:
+        parts.append(f"## Methods at equal training time\n\n{ablations(options.ablations)}")
+    if found["toy"]:
+        parts.append(f"## Toys\n\n{toys(found['toy'])}")
+    print("\n\n".join(parts))
     return 0
 
 
