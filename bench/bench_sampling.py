@@ -6,9 +6,9 @@ pytest bench/bench_sampling.py --benchmark-only [-m "slow or not slow"]
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +19,8 @@ from dd2_fast.checkpoints import load_bundle
 from dd2_fast.models import DD2Generator
 from dd2_fast.models.var import VARTeacher, VARTokenizer
 from dd2_fast.sampling import Sampler, resolve_path
+from measure import DEVICES, Call, Problem
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Images = Callable[[], Tensor]
 
 
@@ -58,9 +58,10 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """
     labels = torch.arange(count) % generator.num_classes
     if name == "teacher":
-        return by_teacher(generator.tokenizer.to(DEVICE), teacher.to(DEVICE), labels.to(DEVICE))
-    dtype = torch.bfloat16 if "bf16" in name else None
-    sampler = Sampler(generator, device=DEVICE, batch_size=count, dtype=dtype)
+        return by_teacher(
+            generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
+        )
+    sampler = Sampler(generator, batch_size=count)
     if "compiled" in name:
         sampler.compile()
     if "decoder" in name:
@@ -82,50 +83,55 @@ def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
     return images
 
 
-def peak_memory(function: Images) -> int:
-    """Most bytes that one call holds, weights included: of the GPU, else of the process."""
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    function()
-    status = Path("/proc/self/status").read_text()
-    return next(1024 * int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
-
-
 PARTS = ("one_step_generator", "one_step_decoder")
 BF16 = [f"{name}_bf16{how}" for name in ("one_step", *PARTS) for how in ("", "_compiled")]
 SLOW = pytest.mark.slow
 CASES = [
-    *(("digits", count, name) for count in (1, 80) for name in ("teacher", "one_step", *PARTS)),
-    *(pytest.param("var_d16", 1, v, marks=SLOW) for v in ("teacher", "one_step", *PARTS, *BF16)),
+    *((size, v) for size in ("digits_1", "digits_80") for v in ("teacher", "one_step", *PARTS)),
+    *(pytest.param("var_d16_1", v, marks=SLOW) for v in ("teacher", "one_step", *PARTS, *BF16)),
 ]
 
 
-@pytest.mark.parametrize(("model", "count", "variant"), CASES)
-def bench_sampling(benchmark: Any, model: str, count: int, variant: str) -> None:
+def problem(size: str, device: str) -> Problem:
+    model, _, images = size.rpartition("_")
+    count = int(images)
     generator, teacher = {"digits": digits, "var_d16": var_d16}[model]()
-    wanted = None
-    if "bf16" in variant:  # before the networks are converted
-        wanted = make_variant(re.sub("_bf16.*", "", variant), generator, teacher, count)()
-    function = make_variant(variant, generator, teacher, count)
-    result = function()
-    assert len(result) == count and result.isfinite().all()
-    error = {}
-    if wanted is not None and "generator" in variant:
-        error["relative_error"] = float((result - wanted).norm() / wanted.norm())
-    elif wanted is not None:
-        error["psnr"] = psnr(result, wanted)
-        assert error["psnr"] > 35
+    networks = {"": generator}
+    if model == "var_d16":
+        networks["bf16"] = copy.deepcopy(generator)
+        networks["bf16"].teacher = None
+        for part in (networks["bf16"], networks["bf16"].tokenizer):
+            part.to(device, torch.bfloat16)
+    for part in (generator, generator.tokenizer, teacher):
+        part.to(device)
 
-    def timed() -> None:
-        function()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+    def make(variant: str) -> list[Call]:
+        own = networks["bf16" if "bf16" in variant else ""]
+        return [make_variant(variant, own, teacher, count)]
 
-    benchmark.group = f"sampling {DEVICE} {model} {count}"
-    benchmark.extra_info.update(
-        variant=variant, images=count, peak_bytes=peak_memory(function), **error
+    def check(variant: str, call: Call) -> dict[str, Any]:
+        result = call()
+        assert len(result) == count and result.isfinite().all()
+        if "bf16" not in variant:
+            return {}
+        wanted = make(re.sub("_bf16.*", "", variant))[0]()
+        if "generator" in variant:
+            return {"relative_error": float((result - wanted).norm() / wanted.norm())}
+        found = psnr(result, wanted)
+        assert found > 35, f"{variant}: {found:.1f} dB: not timed"
+        return {"psnr": found}
+
+    return Problem(
+        group=f"sampling {device} {model} {count}",
+        device=device,
+        make=make,
+        check=check,
+        seconds=1.0,
+        info={"images": count},
     )
-    benchmark.pedantic(timed, warmup_rounds=2, rounds=15 if model == "digits" else 3)
+
+
+@pytest.mark.parametrize("device", DEVICES[-1:])
+@pytest.mark.parametrize(("size", "variant"), CASES)
+def bench_sampling(race: Any, size: str, device: str, variant: str) -> None:
+    race(lambda: problem(size, device))
