@@ -20,9 +20,6 @@ namespace {
 
 constexpr float kDirectBelow = 0.02f;  // noise level below which |x - (1-t) c|^2 is not expanded
 
-// Kept codes ahead of which the next is asked for: they lie anywhere in a codebook beyond L1.
-constexpr int64_t kAhead = 16;
-
 using Params = ConditionalScoreParams;
 
 struct Scratch {
@@ -69,9 +66,6 @@ DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLe
   for (int64_t i = 0; i < q.row->kept; ++i) {
     const int64_t j = q.row->indices[i];
     const float* code = codebook.rows + j * codebook.padded_dim;
-    if (i + kAhead < q.row->kept) {
-      __builtin_prefetch(codebook.rows + q.row->indices[i + kAhead] * codebook.padded_dim);
-    }
     Vec distance{}, projection{};
     for (int64_t v = 0; v < vectors; ++v) {
       const Vec c = load(code + v * kLanes);

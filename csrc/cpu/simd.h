@@ -125,22 +125,7 @@ DD2_INLINE int reduce_add(IntVec v) {
 }
 
 DD2_INLINE bool any(IntVec v) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
-#else
   return fold<int32_t>(v, [](auto a, auto b) { return a | b; }) != 0;
-#endif
-}
-
-// `counts`, one more in the lanes where v >= limit.
-DD2_INLINE IntVec count_at_least(IntVec counts, Vec v, Vec limit) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  const __mmask16 mask = _mm512_cmp_ps_mask((__m512)v, (__m512)limit, _CMP_GE_OQ);
-  const __m512i old = (__m512i)counts;
-  return (IntVec)_mm512_mask_sub_epi32(old, mask, old, _mm512_set1_epi32(-1));
-#else
-  return counts - (v >= limit);
-#endif
 }
 
 DD2_INLINE IntVec lane_numbers() {

@@ -12,10 +12,10 @@ DD2_INLINE int64_t count_at_least(const float* values, int64_t padded, float thr
   IntVec even{}, odd{};
   int64_t i = 0;
   for (; i + 2 * kLanes <= padded; i += 2 * kLanes) {
-    even = count_at_least(even, load(values + i), limit);
-    odd = count_at_least(odd, load(values + i + kLanes), limit);
+    even -= load(values + i) >= limit;
+    odd -= load(values + i + kLanes) >= limit;
   }
-  if (i < padded) even = count_at_least(even, load(values + i), limit);
+  if (i < padded) even -= load(values + i) >= limit;
   return reduce_add(even + odd);
 }
 
