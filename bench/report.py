@@ -23,6 +23,7 @@ BENCHES = {
     "nearest_code": "`nearest_code`",
     "flow_solve": "`flow_solve`",
     "linear_conditional_score": "`linear_conditional_score`",
+    "attention": "VAR's attention over scales",
     "sampling": "one-step sampling",
     "training": "training steps",
     "scaling": "scaling",
