@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dd2_fast.checkpoints import load_bundle
 from dd2_fast.models import DD2Generator
@@ -112,14 +113,16 @@ def problem(size: str, device: str) -> Problem:
     def check(variant: str, call: Call) -> dict[str, Any]:
         result = call()
         assert len(result) == count and result.isfinite().all()
-        if "bf16" not in variant:
-            return {}
-        wanted = make(re.sub("_bf16.*", "", variant))[0]()
-        if "generator" in variant:
-            return {"relative_error": float((result - wanted).norm() / wanted.norm())}
-        found = psnr(result, wanted)
-        assert found > 35, f"{variant}: {found:.1f} dB: not timed"
-        return {"psnr": found}
+        plain = make(re.sub("_bf16.*", "", variant))[0]
+        with FlopCounterMode(display=False) as counter:
+            wanted = plain()
+        info: dict[str, Any] = {"flops": counter.get_total_flops()}
+        if "bf16" in variant and "generator" in variant:
+            info["relative_error"] = float((result - wanted).norm() / wanted.norm())
+        elif "bf16" in variant:
+            info["psnr"] = psnr(result, wanted)
+            assert info["psnr"] > 35, f"{variant}: {info['psnr']:.1f} dB: not timed"
+        return info
 
     return Problem(
         group=f"sampling {device} {model} {count}",

@@ -39,7 +39,8 @@ class Problem:
         check: a variant's name and its first call to what to report of the result, mostly its
             error; raises AssertionError for a wrong one.
         bytes: of every input read once and every output written once.
-        flops: of the products that cannot be avoided, a multiply-add counted as two.
+        flops: of the products that cannot be avoided, a multiply-add counted as two; where variants
+            differ, what ``check`` reports as "flops" counts.
         seconds: of timing, for each variant.
     """
 
@@ -91,7 +92,9 @@ def run(problem: Problem, variants: list[str]) -> dict[str, Outcome]:
                 done = outcomes[name].rounds
                 done.append(timer(calls[name][len(done) % len(calls[name])]))
     for name in calls:
-        outcomes[name].info.update(_limits(problem, statistics.median(outcomes[name].rounds)))
+        outcome = outcomes[name]
+        flops = outcome.info.get("flops", problem.flops)
+        outcome.info.update(_limits(problem, flops, statistics.median(outcome.rounds)))
     return outcomes
 
 
@@ -110,13 +113,13 @@ def _rotated(names: list[str], by: int) -> Iterator[str]:
     return (names[(i + by) % len(names)] for i in range(len(names)))
 
 
-def _limits(problem: Problem, median: float) -> dict[str, Any]:
+def _limits(problem: Problem, flops: float, median: float) -> dict[str, Any]:
     """Counted work, the nearer of the two measured limits and how near both are."""
     bandwidth, rate = copy_bandwidth(problem.device), matrix_rate(problem.device)
-    moving, computing = problem.bytes / bandwidth, problem.flops / rate
+    moving, computing = problem.bytes / bandwidth, flops / rate
     return {
         "bytes": problem.bytes,
-        "flops": problem.flops,
+        "flops": flops,
         "copy_bandwidth": bandwidth,
         "matrix_rate": rate,
         "limit_seconds": max(moving, computing),

@@ -27,7 +27,7 @@ def measure() -> ModuleType:
 def problem(measure: ModuleType, calls: list[str], **options: Any) -> Any:
     def check(variant: str, call: Any) -> dict[str, float]:
         assert variant != "wrong", "wrong is off: not timed"
-        return {"error": 0.0}
+        return {"error": 0.0, **({"flops": 8.0} if variant == "a" else {})}
 
     return measure.Problem(
         group="g",
@@ -48,6 +48,7 @@ def test_variants_take_turns_and_a_wrong_one_is_not_timed(measure: ModuleType) -
         assert len(outcomes[name].rounds) >= measure.FEWEST_TURNS
         assert min(outcomes[name].rounds) > 0
         assert outcomes[name].info["variant"] == name
+    assert [outcomes[name].info["flops"] for name in ("a", "b")] == [8.0, 0], "a counts its own"
     changes = sum(x != y for x, y in zip(calls, calls[1:], strict=False))
     assert changes >= measure.FEWEST_TURNS  # one after the other would be a change or two
     turns = "".join(calls)
@@ -58,7 +59,7 @@ def test_the_nearer_limit_counts(measure: ModuleType, monkeypatch: pytest.Monkey
     monkeypatch.setattr(measure, "copy_bandwidth", lambda device: 100.0)
     monkeypatch.setattr(measure, "matrix_rate", lambda device: 1000.0)
     for flops, limit, seconds in ((1000.0, "bytes", 2.0), (4000.0, "flops", 4.0)):
-        found = measure._limits(problem(measure, [], bytes=200.0, flops=flops), median=8.0)
+        found = measure._limits(problem(measure, [], bytes=200.0), flops, median=8.0)
         assert (found["limit"], found["limit_seconds"]) == (limit, seconds)
         assert found["percent_of_bandwidth"] == 25.0
         assert found["percent_of_matrix_rate"] == flops / 80
