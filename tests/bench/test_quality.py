@@ -1,0 +1,18 @@
+"""The comparison of methods in bench/QUALITY.md is what the committed files make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from processes import run_python
+from result_files import BENCH
+
+
+def test_the_committed_comparison_is_made_from_the_committed_files(tmp_path: Path) -> None:
+    folder = BENCH / "results" / "ablations"
+    printed = run_python(
+        str(BENCH / "quality.py"), "--ablations", str(folder), folder=tmp_path
+    ).strip()
+    assert printed.startswith("## Methods at equal training time")
+    table = printed.partition("\n\n")[2]
+    assert table.count("\n") >= 9 and table in (BENCH / "QUALITY.md").read_text()
