@@ -40,7 +40,7 @@ torch code we know; in training the reference trainer, in sampling the teacher. 
 same under torch.compile. "% limit" is the time that the counted bytes take at the copy bandwidth
 measured in that run, or the counted FLOPs at the measured rate of a large matrix product, whichever
 is longer, over the time taken; files before 2026-11-21 counted bytes alone. "MB" is the memory that
-a call adds at its peak. Empty: not measured.
+a call adds at its peak, dB the PSNR of images to float32's. Empty: not measured.
 """
 
 
@@ -165,7 +165,7 @@ def _line(row: Row, variants: dict[str, Row], gpu: bool) -> list[str]:
     first = row is next(iter(variants.values()))
     return [
         (f"{size} on the CPU" if gpu and device == "cpu" else size) if first else "",
-        row.variant,
+        row.variant + (f", {row.extra['psnr']:.1f} dB" if "psnr" in row.extra else ""),
         f"{row.median * 1e3:.3g}" if row.median < 1 else f"{row.median * 1e3:.0f}",
         f"{row.spread:.0%}",
         *(f"{ratio:.1f}" if ratio else "" for ratio in ratios),
