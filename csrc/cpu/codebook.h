@@ -35,13 +35,13 @@ struct Codebook {
   int64_t padded_vocabulary;  // a multiple of kTile
   int64_t padded_dim;         // a multiple of kLanes
   bool has_nan;
-  const float* rows;         // [vocabulary, padded_dim], if wanted: the caller's where that is dim
+  const float* rows;         // [vocabulary, padded_dim]: the caller's where that is dim
   Buffer<float> own_rows;
   Buffer<float> packed;  // [padded_vocabulary / kTile, dim, kTile]
   Buffer<float> norms;   // |c_j|^2 [padded_vocabulary]
 
   Codebook(const float* codes, int64_t vocabulary_size, int64_t dim, bool wants_packed,
-           int num_threads, bool wants_rows = true)
+           int num_threads)
       : vocabulary(vocabulary_size),
         padded_vocabulary(round_up(vocabulary, kTile)),
         padded_dim(round_up(dim, kLanes)),
@@ -49,7 +49,7 @@ struct Codebook {
         rows(codes),
         packed(allocate<float>(wants_packed ? padded_vocabulary * dim : 0)),
         norms(allocate<float>(padded_vocabulary)) {
-    const bool copies = wants_rows && padded_dim != dim;
+    const bool copies = padded_dim != dim;
     if (copies) {
       own_rows = allocate<float>(vocabulary * padded_dim);
       rows = own_rows.get();

@@ -1,95 +1,110 @@
-// The nearest code on CPUs: argmax_j x·c_j - |c_j|^2 / 2, a register block of kQueries tokens
-// against the whole codebook, so that a code loaded once serves them all.
+// The nearest code on CPUs: argmax_j x·c_j - |c_j|^2 / 2, a register block of two vectors of tokens,
+// one a lane, against kCodes codes at a time. Codes are read as they are, tokens transposed.
 
 #include "dd2/nearest_code.h"
 
-#include "codebook.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace dd2::cpu::DD2_ISA {
 namespace {
 
-// The best code so far in each lane of one token.
+constexpr int kCodes = kLanes == 16 ? 12 : 6;
+constexpr int kTokens = 2 * kLanes;
+
+// -|c_j|^2 / 2.
+DD2_INLINE void half_norms(const float* codes, int64_t vocabulary, int64_t dim, float* out) {
+  for (int64_t j = 0; j < vocabulary; ++j) {
+    const float* code = codes + j * dim;
+    Vec square{};
+    int64_t c = 0;
+    for (; c + kLanes <= dim; c += kLanes) square += load(code + c) * load(code + c);
+    float norm = reduce_add(square);
+    for (; c < dim; ++c) norm += code[c] * code[c];
+    out[j] = -0.5f * norm;
+  }
+}
+
+// The best code so far of each token.
 struct Best {
   Vec score;
   IntVec code;
 };
 
-// Folds the lanes; the first code on ties, -1 where there is none.
-DD2_INLINE int64_t winner(const Best& best) {
-  float score = negative_infinity();
-  int32_t code = -1;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const bool first_of_equals = best.score[lane] == score && best.code[lane] < code;
-    if (best.score[lane] > score || first_of_equals) {
-      score = best.score[lane];
-      code = best.code[lane];
+// kCount codes from `first` against kVectors of tokens, `x` [dim, kTokens].
+template <int kCount, int kVectors>
+DD2_INLINE void compare(const NearestCodeParams& p, int64_t first, const float* half_norms,
+                        const float* x, Best (&best)[kVectors]) {
+  Vec sum[kCount][kVectors];
+  for (int k = 0; k < kCount; ++k) {
+    for (int v = 0; v < kVectors; ++v) sum[k][v] = broadcast(half_norms[first + k]);
+  }
+  const float* code = p.codebook + first * p.dim;
+  for (int64_t c = 0; c < p.dim; ++c) {
+    Vec token[kVectors];
+    for (int v = 0; v < kVectors; ++v) token[v] = load(x + c * kTokens + v * kLanes);
+    for (int k = 0; k < kCount; ++k) {
+      const Vec value = broadcast(code[k * p.dim + c]);
+      for (int v = 0; v < kVectors; ++v) sum[k][v] += value * token[v];
     }
   }
-  return code;
-}
-
-// `x` is [dim, kQueries].
-DD2_INLINE void search(const Codebook& codebook, const float* x, int64_t dim,
-                       Best (&best)[kQueries]) {
-  for (int i = 0; i < kQueries; ++i) best[i] = {broadcast(negative_infinity()), IntVec{} - 1};
-  for (int64_t j = 0; j < codebook.padded_vocabulary; j += kTile) {
-    Vec sum[kQueries][2];
-    for (int h = 0; h < 2; ++h) {
-      const Vec start = load(codebook.norms.get() + j + h * kLanes) * -0.5f;
-      for (int i = 0; i < kQueries; ++i) sum[i][h] = start;
-    }
-    const float* tile = codebook.packed.get() + j * dim;
-    for (int64_t c = 0; c < dim; ++c) {
-      const Vec code[2] = {load(tile + c * kTile), load(tile + c * kTile + kLanes)};
-      for (int i = 0; i < kQueries; ++i) {
-        for (int h = 0; h < 2; ++h) sum[i][h] += code[h] * x[c * kQueries + i];
-      }
-    }
-    const IntVec index = lane_numbers() + static_cast<int32_t>(j);
-    for (int i = 0; i < kQueries; ++i) {
-      for (int h = 0; h < 2; ++h) {
-        const IntVec better = sum[i][h] > best[i].score;
-        best[i].score = better ? sum[i][h] : best[i].score;
-        best[i].code = better ? index + h * kLanes : best[i].code;
-      }
+  for (int k = 0; k < kCount; ++k) {
+    for (int v = 0; v < kVectors; ++v) {
+      const IntVec better = sum[k][v] > best[v].score;
+      best[v].score = better ? sum[k][v] : best[v].score;
+      best[v].code = better ? IntVec{} + static_cast<int32_t>(first + k) : best[v].code;
     }
   }
 }
 
-// Tokens [first, first + count), at most kQueries.
-void solve_chunk(const NearestCodeParams& p, const Codebook& codebook, int64_t first, int64_t count,
-                 float* x) {
-  float check[kQueries] = {};
-  for (int64_t i = 0; i < kQueries; ++i) {
+template <int kVectors>
+void search(const NearestCodeParams& p, const float* half_norms, const float* x, int32_t* codes) {
+  Best best[kVectors];
+  for (Best& b : best) b = {broadcast(negative_infinity()), IntVec{} - 1};
+  int64_t j = 0;
+  for (; j + kCodes <= p.vocabulary; j += kCodes) compare<kCodes>(p, j, half_norms, x, best);
+  for (; j < p.vocabulary; ++j) compare<1>(p, j, half_norms, x, best);
+  for (int v = 0; v < kVectors; ++v) {
+    std::memcpy(codes + v * kLanes, &best[v].code, sizeof(best[v].code));
+  }
+}
+
+// Tokens [first, first + count), at most kTokens.
+void solve_tile(const NearestCodeParams& p, const float* half_norms, int64_t first, int64_t count,
+                float* x) {
+  float check[kTokens] = {};
+  for (int64_t i = 0; i < kTokens; ++i) {
     const float* token = p.x + (first + (i < count ? i : 0)) * p.dim;
     for (int64_t c = 0; c < p.dim; ++c) {
-      x[c * kQueries + i] = token[c];
+      x[c * kTokens + i] = token[c];
       check[i] += token[c] * 0.0f;
     }
   }
-  Best best[kQueries];
-  search(codebook, x, p.dim, best);
-  for (int64_t i = 0; i < count; ++i) p.out[first + i] = check[i] == 0.0f ? winner(best[i]) : -1;
+  int32_t codes[kTokens];
+  if (count > kLanes) {
+    search<2>(p, half_norms, x, codes);
+  } else {
+    search<1>(p, half_norms, x, codes);
+  }
+  for (int64_t i = 0; i < count; ++i) p.out[first + i] = check[i] == 0.0f ? codes[i] : -1;
 }
 
 }  // namespace
 
 void launch_nearest_code(const NearestCodeParams& p, int num_threads) {
   if (p.rows <= 0) return;
-  Codebook codebook(p.codebook, p.vocabulary, p.dim, true, num_threads, false);
-  for (int64_t j = p.vocabulary; j < codebook.padded_vocabulary; ++j) {
-    codebook.norms[j] = -negative_infinity();
-  }
-  const int64_t chunks = (p.rows + kQueries - 1) / kQueries;
-#pragma omp parallel num_threads(num_threads) if (chunks > 1)
+  const int64_t tiles = (p.rows + kTokens - 1) / kTokens;
+#pragma omp parallel num_threads(num_threads) if (tiles > 1)
   {
-    const Buffer<float> x = allocate<float>(kQueries * p.dim);
+    // Every thread its own norms: they take less than to wait for the others'.
+    const Buffer<float> norms = allocate<float>(p.vocabulary);
+    const Buffer<float> x = allocate<float>(kTokens * p.dim);
+    half_norms(p.codebook, p.vocabulary, p.dim, norms.get());
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t first = i * kQueries, left = p.rows - first;
-      solve_chunk(p, codebook, first, left < kQueries ? left : kQueries, x.get());
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = i * kTokens, left = p.rows - first;
+      solve_tile(p, norms.get(), first, left < kTokens ? left : kTokens, x.get());
     }
   }
 }

@@ -28,7 +28,8 @@ typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
-DD2_INLINE Vec broadcast(float value) { return Vec{} + value; }
+// Not 0 + value, which is an addition for value = -0.
+DD2_INLINE Vec broadcast(float value) { return value - Vec{}; }
 
 DD2_INLINE Vec load(const float* source) {
   Vec v;
@@ -124,8 +125,13 @@ DD2_INLINE int reduce_add(IntVec v) {
   return fold<int32_t>(v, [](auto a, auto b) { return a + b; });
 }
 
+// Whether any lane of a comparison is true.
 DD2_INLINE bool any(IntVec v) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)v) != 0;
+#else
   return fold<int32_t>(v, [](auto a, auto b) { return a | b; }) != 0;
+#endif
 }
 
 DD2_INLINE IntVec lane_numbers() {
