@@ -30,6 +30,16 @@ DD2_INLINE void pack_tile(const float* codes, int64_t count, int64_t dim, float*
   for (int h = 0; h < 2; ++h) store(norms + h * kLanes, norm[h]);
 }
 
+// 0, or NaN where one of `count` values is not finite.
+DD2_INLINE float zero_or_nan(const float* values, int64_t count) {
+  Vec zero{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) zero += load(values + i) * 0.0f;
+  float total = reduce_add(zero);
+  for (; i < count; ++i) total += values[i] * 0.0f;
+  return total;
+}
+
 struct Codebook {
   int64_t vocabulary;
   int64_t padded_vocabulary;  // a multiple of kTile
@@ -48,7 +58,7 @@ struct Codebook {
         has_nan(false),
         rows(codes),
         packed(allocate<float>(wants_packed ? padded_vocabulary * dim : 0)),
-        norms(allocate<float>(padded_vocabulary)) {
+        norms(allocate<float>(wants_packed ? padded_vocabulary : 0)) {
     const bool copies = padded_dim != dim;
     if (copies) {
       own_rows = allocate<float>(vocabulary * padded_dim);
@@ -58,19 +68,13 @@ struct Codebook {
 #pragma omp parallel for num_threads(num_threads) reduction(+ : check)
     for (int64_t first = 0; first < padded_vocabulary; first += kTile) {
       const int64_t count = vocabulary - first < kTile ? vocabulary - first : kTile;
-      float* norm = norms.get() + first;
       if (wants_packed) {
+        float* norm = norms.get() + first;
         pack_tile(codes + first * dim, count, dim, packed.get() + first * dim, norm);
+        check += zero_or_nan(norm, kTile);  // squares overflow before codes do
       } else {
-        for (int64_t j = 0; j < kTile; ++j) {
-          norm[j] = 0.0f;
-          for (int64_t c = 0; j < count && c < dim; ++c) {
-            const float value = codes[(first + j) * dim + c];
-            norm[j] += value * value;
-          }
-        }
+        check += zero_or_nan(codes + first * dim, count * dim);
       }
-      for (int64_t j = 0; j < kTile; ++j) check += norm[j] * 0.0f;
       for (int64_t j = first; copies && j < first + count; ++j) {
         float* row = own_rows.get() + j * padded_dim;
         std::memcpy(row, codes + j * dim, dim * sizeof(float));

@@ -62,23 +62,35 @@ DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLe
     x_t[c] = c < dim ? q.x_t[c] : 0.0f;
     if (along != nullptr) direction[c] = c < dim ? q.direction[c] : 0.0f;
   }
-  float largest = negative_infinity();
-  for (int64_t i = 0; i < q.row->kept; ++i) {
-    const int64_t j = q.row->indices[i];
-    const float* code = codebook.rows + j * codebook.padded_dim;
-    Vec distance{}, projection{};
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Vec c = load(code + v * kLanes);
-      const Vec difference = load(x_t + v * kLanes) - c * level.signal;
-      distance += difference * difference;
-      if (along != nullptr) projection += load(direction + v * kLanes) * c;
-    }
-    const float score = level.two_t2 * (q.row->values[i] - q.row->largest) - reduce_add(distance);
-    scores[i] = score;
-    if (along != nullptr) along[i] = reduce_add(projection);
-    largest = score > largest ? score : largest;
+  int32_t* indices = q.row->indices;
+  for (int lane = 0; lane < kLanes; ++lane) indices[q.row->kept + lane] = 0;  // values are -inf
+  Vec largest = broadcast(negative_infinity());
+  for (int64_t i = 0; i < q.row->kept; i += kLanes) {
+    const auto code = [&](int lane) __attribute__((always_inline)) {
+      return codebook.rows + indices[i + lane] * codebook.padded_dim;
+    };
+    const Vec distance = lane_sums([&](int lane) __attribute__((always_inline)) {
+      Vec sum{};
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Vec difference = load(x_t + v * kLanes) - load(code(lane) + v * kLanes) * level.signal;
+        sum += difference * difference;
+      }
+      return sum;
+    });
+    const Vec score = (load(q.row->values + i) - q.row->largest) * level.two_t2 - distance;
+    store(scores + i, score);
+    largest = max(score, largest);
+    if (along == nullptr) continue;
+    const Vec projection = lane_sums([&](int lane) __attribute__((always_inline)) {
+      Vec sum{};
+      for (int64_t v = 0; v < vectors; ++v) {
+        sum += load(direction + v * kLanes) * load(code(lane) + v * kLanes);
+      }
+      return sum;
+    });
+    store(along + i, projection);
   }
-  return largest;
+  return reduce_max(largest);
 }
 
 // Weights, relative to the largest, that are left out where few are above it: all together they
@@ -161,16 +173,17 @@ DD2_INLINE bool fails(const Params& p, const Query& q, const Codebook& codebook,
 }
 
 // sum_i weights_i c_{index i} over kept codes, and with kJacobian the same of `along`
-// beside it, each on two chains of additions.
+// beside it, each on kChains chains of additions.
 template <int kVectors, bool kJacobian>
 DD2_INLINE void gathered_sums(const int32_t* indices, int64_t kept, const Codebook& codebook,
                               const float* weights, const float* along, float* mean,
                               float* spread) {
   constexpr int kStep = kVectors > 0 ? kVectors : 1;
+  constexpr int kChains = kStep == 1 ? 4 : 2;
   const int64_t stride = codebook.padded_dim;
   for (int64_t first = 0; first < stride; first += kStep * kLanes) {
     const float* codes = codebook.rows + first;
-    Vec sum[2][kStep] = {}, sum_along[2][kStep] = {};
+    Vec sum[kChains][kStep] = {}, sum_along[kChains][kStep] = {};
     const auto add = [&](int64_t i, int chain) __attribute__((always_inline)) {
       for (int v = 0; v < kStep; ++v) {
         const Vec code = load(codes + indices[i] * stride + v * kLanes);
@@ -179,14 +192,17 @@ DD2_INLINE void gathered_sums(const int32_t* indices, int64_t kept, const Codebo
       }
     };
     int64_t i = 0;
-    for (; i + 2 <= kept; i += 2) {
-      add(i, 0);
-      add(i + 1, 1);
+    for (; i + kChains <= kept; i += kChains) {
+      for (int chain = 0; chain < kChains; ++chain) add(i + chain, chain);
     }
-    if (i < kept) add(i, 0);
+    for (; i < kept; ++i) add(i, 0);
     for (int v = 0; v < kStep; ++v) {
-      store(mean + first + v * kLanes, sum[0][v] + sum[1][v]);
-      if (kJacobian) store(spread + first + v * kLanes, sum_along[0][v] + sum_along[1][v]);
+      for (int chain = 1; chain < kChains; ++chain) {
+        sum[0][v] += sum[chain][v];
+        sum_along[0][v] += sum_along[chain][v];
+      }
+      store(mean + first + v * kLanes, sum[0][v]);
+      if (kJacobian) store(spread + first + v * kLanes, sum_along[0][v]);
     }
   }
 }

@@ -27,7 +27,7 @@ Buffer<T> allocate(int64_t count) {
   return Buffer<T>(static_cast<T*>(memory));
 }
 
-int64_t round_up(int64_t value, int64_t multiple) {
+DD2_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 

@@ -12,6 +12,7 @@
 #include "dd2/posterior.cuh"
 
 #define DD2_INLINE inline __attribute__((always_inline))
+#define DD2_NOINLINE __attribute__((noinline))  // a hot loop whose variables shall stay in registers
 
 namespace dd2::cpu::DD2_ISA {
 
@@ -132,6 +133,31 @@ DD2_INLINE bool any(IntVec v) {
 #else
   return fold<int32_t>(v, [](auto a, auto b) { return a | b; }) != 0;
 #endif
+}
+
+// Of blocks of kBlock lanes within kSpan: the even (or odd) ones of a, then of b.
+template <int kBlock, int kSpan, bool kOdd>
+DD2_INLINE Vec every_other(Vec a, Vec b) {
+  IntVec from;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int block = lane % kSpan / kBlock, half = kSpan / kBlock / 2;
+    from[lane] = lane / kSpan * kSpan + (2 * (block % half) + kOdd) * kBlock + lane % kBlock +
+                 (block < half ? 0 : kLanes);
+  }
+  return __builtin_shuffle(a, b, from);
+}
+
+// A vector whose lane i is the sum of the lanes of of(first + i): n of them at a time are folded into
+// four lanes each, then into one.
+template <int n = kLanes, typename Of>
+DD2_INLINE Vec lane_sums(const Of& of, int first = 0) {
+  if constexpr (n == 1) {
+    return of(first);
+  } else {
+    const Vec a = lane_sums<n / 2>(of, first), b = lane_sums<n / 2>(of, first + n / 2);
+    constexpr int kBlock = n <= 4 ? 1 : 4, kSpan = n <= 4 ? 4 : kLanes;
+    return every_other<kBlock, kSpan, false>(a, b) + every_other<kBlock, kSpan, true>(a, b);
+  }
 }
 
 DD2_INLINE IntVec lane_numbers() {

@@ -99,6 +99,29 @@ def test_equals_the_float64_draw(backend: str, dtype: torch.dtype, regime: tuple
 
 
 @BACKENDS
+def test_top_k_of_rows_that_mislead_a_sample(backend: str) -> None:
+    """The CPU kernel takes its first threshold from vectors at multiples of 32: rows whose values
+    there are the largest, the lowest, none at all, all equal or not finite."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(10, 16384, generator=generator)
+    sampled = (torch.arange(16384) % 128 < 16).nonzero()[:, 0]
+    rows[0, sampled] += 20
+    rows[1, sampled] -= 20
+    rows[2, sampled] = -torch.inf
+    rows[3] = 1.0
+    rows[4] = (rows[4] > 1.5).float()
+    rows[5, 10:] = -torch.inf
+    rows[6, sampled[7]] = torch.nan
+    rows[7, 100] = torch.nan  # not among the sampled
+    rows[8, 100] = torch.inf
+    options = {"top_k": 900, "seed": 3}
+    drawn = sample_code(rows.to(device_of(backend)), **options, backend=backend).cpu()
+    exact = sample_code(rows.double(), **options, backend="torch")
+    assert (drawn[6:9] == -1).all()
+    assert (drawn != exact).sum() <= 1
+
+
+@BACKENDS
 def test_backends_agree_on_5000_rows(backend: str) -> None:
     inputs = make_inputs(5000, 1024, True, backend)
     options = {"top_k": 300, "top_p": 0.95, "temperature": 1.1, "seed": 2**40 + 1}
