@@ -224,11 +224,13 @@ class Sampler(nn.Module):
                 "labels: expected an int, a list of ints or an int64 tensor, "
                 f"got {type(labels).__name__}"
             )
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
-            raise ValueError(
-                f"labels: expected values in 0..{self.num_classes - 1}, "
-                f"got {int(y.min()) if int(y.min()) < 0 else int(y.max())}"
-            )
+        if len(y):
+            least, most = map(int, y.aminmax())
+            if least < 0 or most >= self.num_classes:
+                raise ValueError(
+                    f"labels: expected values in 0..{self.num_classes - 1}, "
+                    f"got {least if least < 0 else most}"
+                )
         return y
 
     def _check_steps(self, steps: int) -> int:
