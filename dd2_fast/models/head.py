@@ -62,7 +62,9 @@ class FlowHead(nn.Module):
                 f"x_t: expected shape [*, C] or [*, M, C] for features {list(features.shape)}, "
                 f"got {list(x_t.shape)}"
             )
-        t = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device)
+        if not isinstance(t, Tensor):  # filled there: a copy from the host cannot be captured
+            t = torch.full((), t, dtype=x_t.dtype, device=x_t.device)
+        t = t.to(x_t)
         c = F.silu(self.time(time_embedding(t, self.frequencies)) + condition)
         modulation = self.modulation(c).chunk(3 * self.blocks + 2, dim=-1)
         h = self.input(x_t)
