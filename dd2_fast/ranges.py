@@ -9,9 +9,9 @@ import torch
 
 annotate: Any
 try:
-    from nvtx import annotate
+    import nvtx
+
+    annotate = nvtx.annotate
 except ModuleNotFoundError:  # a checkout on a machine where nothing can be installed
     # torch's own ranges come with its CUDA builds alone; its CPU builds raise.
     annotate = contextlib.nullcontext if torch.version.cuda is None else torch.cuda.nvtx.range
-
-__all__ = ["annotate"]

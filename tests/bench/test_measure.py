@@ -109,6 +109,22 @@ def test_the_json_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
     assert variants["eager"]["stats"]["median"] != variants["torch"]["stats"]["median"]
 
 
+def test_the_baseline_keeps_what_the_filters_are_defined_to_keep(tmp_path: Path) -> None:
+    """Equal logits at the edge of top-p stay together: bfloat16, as on a GPU, makes many."""
+    code = (
+        f"import sys; sys.path.append({str(BENCH)!r})\n"
+        "import torch, cases\n"
+        "from dd2_fast.ops import conditional_score\n"
+        "data = cases.score_inputs(cases.Shape(40, 2048, 8, 400, 0.95), 'cpu')\n"
+        "data |= {key: data[key].bfloat16() for key in ('logits', 'uncond')}\n"
+        "options = cases.operator_arguments(data)\n"
+        "x0 = conditional_score(**options, prediction='x0', backend='torch')\n"
+        "error = (cases.plain_score(**data) - x0).norm() / x0.norm()\n"
+        "assert error < 1e-4, error\n"
+    )
+    run_python("-c", code, folder=tmp_path)
+
+
 def test_no_group_is_begun_without_time(tmp_path: Path) -> None:
     out = bench(tmp_path, "--benchmark-only", "--bench-budget=0", "-rs")
     assert "no time left of --bench-budget" in out and " passed" not in out
