@@ -79,7 +79,7 @@ def problem(size: str, device: str) -> Problem:
     sets = [inputs(shape, width, device, images, seed=i) for i in range(input_sets(device))]
     wanted = plain(**sets[0])
     # Logits next to a filter's threshold, rounded otherwise, keep or lose a code: bf16 most.
-    allowed = 1e-3 if device == "cpu" else 2e-2
+    allowed = 1e-3 if device == "cpu" else 5e-2
 
     def check(variant: str, call: Call) -> dict[str, Any]:
         error = relative_error(call(), wanted)

@@ -69,6 +69,8 @@ def sampling_problem(batch: int, device: str) -> Problem:
     """The bundled digits, decoding included; checked against the images made one by one."""
     labels = torch.arange(batch) % 10
     one = Sampler("digits", device=device, batch_size=1)(labels)
+    # A GPU's convolutions round to TF32, and differently at another batch size.
+    allowed = 1e-4 if device == "cpu" else 1e-2
 
     def make(variant: str) -> list[Call]:
         sampler = Sampler("digits", device=device, batch_size=batch)
@@ -76,7 +78,7 @@ def sampling_problem(batch: int, device: str) -> Problem:
 
     def check(variant: str, call: Call) -> dict[str, Any]:
         error = relative_error(call(), one)
-        assert error < 1e-4, f"{variant} is off by {error:.1e}: not timed"
+        assert error < allowed, f"{variant} is off by {error:.1e}: not timed"
         return {"error": error}
 
     return Problem(

@@ -56,10 +56,11 @@ def filtered(logits: Tensor, uncond: Tensor, scale: float, top_k: int, top_p: fl
     if top_k:
         guided = guided.masked_fill(guided < guided.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
-        ordered, order = guided.sort(descending=True)
+        ordered = guided.sort(descending=True).values
         mass = ordered.softmax(-1)
-        dropped = mass.cumsum(-1) - mass >= top_p
-        guided = guided.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+        kept = (mass.cumsum(-1) - mass < top_p).sum(-1, keepdim=True)
+        # Equal logits stay together, of which bfloat16 makes many.
+        guided = guided.masked_fill(guided < ordered.gather(1, kept - 1), -torch.inf)
     return guided
 
 

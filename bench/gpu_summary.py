@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -35,8 +36,10 @@ def describe_machine() -> dict[str, Any]:
     info: dict[str, Any] = {"torch": torch.__version__, "gpu": None}
     if torch.cuda.is_available():
         info.update(gpu_state())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    info["commit"] = commit.stdout.strip() or None
+    info["commit"] = None
+    with contextlib.suppress(OSError):  # no git there
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        info["commit"] = commit.stdout.strip() or None
     return info
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -207,6 +208,8 @@ def _status(name: str) -> int:
 def free_memory(device: str) -> int:
     """Bytes that new tensors may take."""
     if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what torch holds for later would count as taken
         return torch.cuda.mem_get_info()[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

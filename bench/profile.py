@@ -16,11 +16,11 @@ from typing import Any
 
 # This file has the name of a module of Python's that torch reads: its folder goes last.
 sys.path.append(sys.path.pop(0))
-import nvtx
 import torch
 
 from cases import SHAPES, operator_arguments, score_inputs
 from dd2_fast.ops import flow_solve
+from dd2_fast.ranges import annotate
 from measure import usable
 
 Step = Callable[[], Any]
@@ -105,7 +105,7 @@ def steps_of(stage: str, size: str, device: str, backend: str) -> dict[str, Step
 def run(steps: dict[str, Step], count: int) -> None:
     for name, step in steps.items():
         for i in range(count):
-            with nvtx.annotate(f"{name} {i}"), torch.profiler.record_function(name):
+            with annotate(f"{name} {i}"), torch.profiler.record_function(name):
                 step()
 
 

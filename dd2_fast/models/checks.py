@@ -15,7 +15,7 @@ def check_labels(labels: Tensor, num_classes: int, batch: int | None = None) -> 
     if labels.ndim != 1 or (batch is not None and labels.shape[0] != batch):
         wanted = "[B]" if batch is None else f"[{batch}]"
         raise ValueError(f"labels: expected shape {wanted}, got {list(labels.shape)}")
-    if torch.compiler.is_compiling() or labels.is_cuda or not labels.numel():
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not labels.numel():
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high > num_classes:
@@ -48,7 +48,7 @@ def check_tokens(tokens: Tensor, num_tokens: int, vocabulary: int) -> None:
         raise ValueError(
             f"tokens: expected shape ['B', {num_tokens}] ([B, n]), got {list(tokens.shape)}"
         )
-    if torch.compiler.is_compiling() or tokens.is_cuda or not tokens.numel():
+    if torch.compiler.is_compiling() or tokens.device.type != "cpu" or not tokens.numel():
         return
     low, high = (int(v) for v in tokens.aminmax())
     if low < 0 or high >= vocabulary:

@@ -62,10 +62,14 @@ class FlowHead(nn.Module):
                 f"x_t: expected shape [*, C] or [*, M, C] for features {list(features.shape)}, "
                 f"got {list(x_t.shape)}"
             )
-        t = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device)
+        if not isinstance(t, Tensor):  # filled there: a copy from the host cannot be captured
+            t = torch.full((), t, dtype=self.input.weight.dtype, device=x_t.device)
+        # LlamaGen's codes, and noise like them, stay in float32 when the networks are cast.
+        dtype = self.input.weight.dtype
+        t = t.to(x_t.device, dtype)
         c = F.silu(self.time(time_embedding(t, self.frequencies)) + condition)
         modulation = self.modulation(c).chunk(3 * self.blocks + 2, dim=-1)
-        h = self.input(x_t)
+        h = self.input(x_t.to(dtype))
         shape = h.shape[-1:]
         for i, (expand, contract) in enumerate(zip(self.expand, self.contract, strict=True)):
             shift, scale, gate = modulation[3 * i : 3 * i + 3]

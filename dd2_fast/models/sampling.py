@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..ops import sample_code
@@ -36,7 +37,7 @@ def categorical(
         rows = None
         if index is not None:
             count = logits.shape[1]
-            rows = index[:, None] * count + index.new_tensor(range(count))
+            rows = index[:, None] * count + torch.arange(count, device=index.device)
         return sample_code(
             logits,
             uncond_logits=uncond_logits,

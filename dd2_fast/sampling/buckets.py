@@ -44,12 +44,17 @@ class BucketedCall:
         return result[:count]
 
     def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        kind = tuple((t.dtype, t.shape) for t in inputs)
-        if kind not in self._captured:
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            self._captured[kind] = _CapturedCall(self._function, inputs, self._pool)
-        return self._captured[kind](*inputs)
+        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        kind = (*autocast, *((t.dtype, t.shape) for t in inputs))
+        with torch.cuda.device_of(inputs[0]):
+            if kind not in self._captured:
+                if self._pool is None:
+                    self._pool = torch.cuda.graph_pool_handle()
+                # A weight that autocast has cast and kept would be gone at the replays.
+                with torch.autocast("cuda", autocast[1], autocast[0], cache_enabled=False):
+                    captured = _CapturedCall(self._function, inputs, self._pool)
+                self._captured[kind] = captured
+            return self._captured[kind](*inputs)
 
 
 class _CapturedCall:
@@ -65,7 +70,8 @@ class _CapturedCall:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self._graph, pool=pool):
+            # What the caller's other threads ask of CUDA meanwhile does not end the capture.
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
         except RuntimeError as error:
             raise RuntimeError(

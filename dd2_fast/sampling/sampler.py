@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import nvtx
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..metrics.evaluation_mode import evaluation_mode, submodules
 from ..ops import nearest_code
+from ..ranges import annotate
 from .arguments import check_indices, full_seed, integer
 from .buckets import BucketedCall, Function
 from .noise import image_noise
@@ -181,11 +181,11 @@ class Sampler(nn.Module):
         """Return images (uint8 [B, H, W, 3] for "np" and "pil"), embeddings or tokens."""
         codebook = self.tokenizer.codebook
         draw, decode = self._networks()
-        with nvtx.annotate("dd2_fast.generate"):
+        with annotate("dd2_fast.generate"):
             # A graph reads the seed from memory.
             x = draw(full_seed(seed, indices) if self._cuda_graphs else seed, indices, labels)
         if self.teacher_steps > 1:
-            with nvtx.annotate("dd2_fast.refine"):
+            with annotate("dd2_fast.refine"):
                 tokens = refine(
                     self.teacher,
                     nearest_code(x, codebook),
@@ -202,7 +202,7 @@ class Sampler(nn.Module):
             return nearest_code(x, codebook)
         if output == "latent":
             return x.float()
-        with nvtx.annotate("dd2_fast.decode"):
+        with annotate("dd2_fast.decode"):
             images = decode(x)
             return to_uint8(images) if output in ("np", "pil") else images.float()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from result_files import BENCH, pytest_file
 
-PARTS = ["build", "tests", "cupy", "triton", "memcheck", "racecheck",
+PARTS = ["build", "tests", "cupy", "triton", "models", "memcheck", "racecheck",
          "operators", "training", "sampling", "more"]  # fmt: skip
 
 PYTHON = """#!{python}
@@ -46,7 +46,7 @@ exec "$@"
 
 
 def rehearse(
-    folder: Path, failing: str, groups: int = 3
+    folder: Path, failing: str, groups: int = 3, parts: tuple[str, ...] = ()
 ) -> tuple[subprocess.CompletedProcess, Any]:
     """Run it; the part whose command has ``failing`` in it fails."""
     commands = folder / "commands"
@@ -61,7 +61,7 @@ def rehearse(
             (("eager", 9.0), ("compile", 4.5), ("cuda", 1.5))]  # fmt: skip
     pytest_file(folder / "results.json", rows, {"limit_seconds": 0.0012})
     run = subprocess.run(
-        [str(BENCH / "gpu_check.sh"), "--out", "out"],
+        [str(BENCH / "gpu_check.sh"), "--out", "out", *parts],
         cwd=folder,
         env={**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
@@ -93,6 +93,14 @@ def test_goes_on_after_a_failure_and_says_which(tmp_path: Path) -> None:
     assert [part["name"] for part in result["parts"] if part["status"] != "0"] == ["build"]
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("build")]
     assert "FAILED (1)" in line and "closing line" in line
+
+
+def test_runs_the_parts_asked_for_and_keeps_what_they_print(tmp_path: Path) -> None:
+    run, result = rehearse(tmp_path, failing="setup.py", parts=("build", "sampling"))
+    assert [part["name"] for part in result["parts"]] == ["build", "sampling"]
+    log = (tmp_path / "out" / "gpu_check.log").read_text()
+    assert log.startswith("== build: 1, ") and "== sampling: 0, " in log
+    assert log.count("closing line") == 2
 
 
 def test_the_table_has_each_group_and_its_ratios(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_python
+from processes import environment, run_python
 from result_files import BENCH
 
 
@@ -107,9 +109,47 @@ def test_the_json_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
     assert variants["eager"]["stats"]["median"] != variants["torch"]["stats"]["median"]
 
 
+def test_the_baseline_keeps_what_the_filters_are_defined_to_keep(tmp_path: Path) -> None:
+    """Equal logits at the edge of top-p stay together: bfloat16, as on a GPU, makes many."""
+    code = (
+        f"import sys; sys.path.append({str(BENCH)!r})\n"
+        "import torch, cases\n"
+        "from dd2_fast.ops import conditional_score\n"
+        "data = cases.score_inputs(cases.Shape(40, 2048, 8, 400, 0.95), 'cpu')\n"
+        "data |= {key: data[key].bfloat16() for key in ('logits', 'uncond')}\n"
+        "options = cases.operator_arguments(data)\n"
+        "x0 = conditional_score(**options, prediction='x0', backend='torch')\n"
+        "error = (cases.plain_score(**data) - x0).norm() / x0.norm()\n"
+        "assert error < 1e-4, error\n"
+    )
+    run_python("-c", code, folder=tmp_path)
+
+
 def test_no_group_is_begun_without_time(tmp_path: Path) -> None:
     out = bench(tmp_path, "--benchmark-only", "--bench-budget=0", "-rs")
     assert "no time left of --bench-budget" in out and " passed" not in out
+
+
+def test_what_is_stopped_writes_what_it_measured(tmp_path: Path) -> None:
+    (tmp_path / "bench_stopped.py").write_text(
+        "import os, signal\n"
+        "def bench_first(benchmark): benchmark(int)\n"
+        "def bench_second(benchmark): benchmark(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    for name in ("conftest", "machine", "measure", "records"):
+        shutil.copy(BENCH / f"{name}.py", tmp_path)
+    command = ["-m", "pytest", "-c", str(BENCH.parent / "pyproject.toml"), "--rootdir=."]
+    command += ["-p", "no:cacheprovider", "--benchmark-json=result.json", "bench_stopped.py"]
+    run = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and "no time left" in run.stdout, run.stdout + run.stderr
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert [row["name"] for row in content["benchmarks"]] == ["bench_first"]
 
 
 def test_without_timing_only_tiny_sizes_run(tmp_path: Path) -> None:

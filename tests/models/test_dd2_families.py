@@ -62,6 +62,16 @@ def test_a_token_reads_noise_of_earlier_steps_and_its_own(family: str) -> None:
     assert difference[third.stop :].min() > 0
 
 
+@FAMILY
+def test_a_cast_generator_samples(family: str) -> None:
+    generator = tiny_generator(family)
+    wanted = Sampler(generator)([3, 7], output="latent")
+    low = Sampler(generator, dtype=torch.bfloat16)([3, 7], output="latent")
+    assert low.isfinite().all()
+    assert (low - wanted).norm() < 0.1 * wanted.norm()
+    assert Sampler(generator)([3, 7]).isfinite().all()
+
+
 @pytest.mark.parametrize(("depth", "millions"), [(16, 329), (20, 619), (24, 1040)])
 def test_sizes_are_the_papers(depth: int, millions: float) -> None:
     """Parameters of the generator within 2% of the paper's table."""

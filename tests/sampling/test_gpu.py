@@ -1,0 +1,86 @@
+"""Sampling on a GPU: graphs, bfloat16, autocast, compilation, the teacher's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from sampling.test_capture import MODELS
+from torch import Tensor
+
+from dd2_fast.sampling import Sampler
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
+]
+LABELS = [3, 1, 4, 1]
+
+
+@pytest.fixture(autouse=True)
+def float32_convolutions() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def difference(value: Tensor, wanted: Tensor) -> float:
+    assert value.isfinite().all()
+    return float((value - wanted).double().norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize(("make", "steps"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graphs_equal_eager(make: Callable[[], Any], steps: int, dtype: torch.dtype) -> None:
+    """At every bucket, of the same shapes: the same kernels."""
+    model = make().eval()
+    options: dict[str, Any] = dict(steps=steps, batch_size=4, device="cuda", dtype=dtype)
+    eager, graphs = Sampler(model, **options), Sampler(model, cuda_graphs=True, **options)
+    allowed = 1e-5 if dtype == torch.float32 else 2e-2
+    for count in (4, 1, 2, 4):
+        for output in ("latent", "pt"):
+            call: dict[str, Any] = dict(seed=5, start_index=count, output=output)
+            wanted = eager(LABELS[:count], **call)
+            assert difference(graphs(LABELS[:count], **call), wanted) < allowed
+    assert len(graphs([], output="pt")) == 0
+
+
+def test_the_images_are_those_of_the_cpu(generator) -> None:
+    options: dict[str, Any] = dict(seed=2, output="latent")
+    wanted = Sampler(generator, batch_size=4)(LABELS, **options)
+    assert difference(Sampler(generator, device="cuda")(LABELS, **options).cpu(), wanted) < 1e-4
+
+
+def test_graphs_follow_autocast(generator) -> None:
+    """Weights that autocast cast are freed where it ends; a graph must not read them after."""
+    eager = Sampler(generator, batch_size=4, device="cuda")
+    graphs = Sampler(generator, batch_size=4, cuda_graphs=True)
+    wanted = eager(LABELS, output="latent")
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            low = eager(LABELS, output="latent")
+            assert difference(graphs(LABELS, output="latent"), low) < 2e-2
+        sizes = [2**k for k in range(6, 20)] * 4
+        taken = [torch.full((size,), torch.nan, device="cuda") for size in sizes]
+        assert difference(graphs(LABELS, output="latent"), wanted) < 1e-5
+        del taken
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_compiled_without_graph_breaks(generator, cuda_graphs: bool) -> None:
+    eager = Sampler(generator, batch_size=2, device="cuda")(LABELS[:2])
+    sampler = Sampler(generator, batch_size=2, cuda_graphs=cuda_graphs)
+    sampler.compile(fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(sampler(LABELS[:2]), eager, atol=1e-4, rtol=0)
+
+
+def test_the_teachers_steps(generator) -> None:
+    options: dict[str, Any] = dict(teacher_steps=4, batch_size=4, cfg=1.5, top_k=9, top_p=0.9)
+    wanted = Sampler(generator, **options)(LABELS, output="tokens")
+    tokens = Sampler(generator, device="cuda", cuda_graphs=True, **options)(LABELS, output="tokens")
+    # A draw next to the boundary of two codes may go either way, and those after it read it.
+    assert (tokens.cpu() == wanted).double().mean() > 0.9
