@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +27,14 @@ class BucketedCall:
     A batch between two buckets is padded with copies of its first row and the result is cut. With
     ``graphs`` each bucket is captured as a CUDA graph at its first use, all in one memory pool.
 
-    Raises what the function raises; RuntimeError with the reason where it cannot be captured.
+    Where that cannot be done it runs without, and a RuntimeWarning says why. Raises what the
+    function raises.
     """
 
     def __init__(self, function: Function, largest: int, *, graphs: bool = False) -> None:
         self._function, self._graphs = function, graphs
         self._sizes = bucket_sizes(largest)
-        self._captured: dict[tuple[Any, ...], _CapturedCall] = {}
+        self._captured: dict[tuple[Any, ...], Function] = {}
         self._pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -52,9 +54,24 @@ class BucketedCall:
                     self._pool = torch.cuda.graph_pool_handle()
                 # A weight that autocast has cast and kept would be gone at the replays.
                 with torch.autocast("cuda", autocast[1], autocast[0], cache_enabled=False):
-                    captured = _CapturedCall(self._function, inputs, self._pool)
-                self._captured[kind] = captured
+                    self._captured[kind] = self._capture(inputs)
             return self._captured[kind](*inputs)
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> Function:
+        try:
+            return _CapturedCall(self._function, inputs, self._pool)
+        except CaptureError as error:
+            warnings.warn(
+                f"cuda_graphs: a batch of {len(inputs[0])} runs without a graph, because it cannot "
+                f"be captured: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self._function
+
+
+class CaptureError(RuntimeError):
+    """What a function does cannot be part of a CUDA graph."""
 
 
 class _CapturedCall:
@@ -74,10 +91,7 @@ class _CapturedCall:
             with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
         except RuntimeError as error:
-            raise RuntimeError(
-                f"cuda_graphs: the network cannot be captured at batch {len(inputs[0])}; "
-                f"cuda_graphs=False runs it without ({error})"
-            ) from error
+            raise CaptureError(str(error)) from error
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for own, given in zip(self._inputs, inputs, strict=True):

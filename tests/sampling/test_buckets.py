@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
-from dd2_fast.sampling import Sampler
+from dd2_fast.sampling import Sampler, buckets
 from dd2_fast.sampling.buckets import BucketedCall, bucket_sizes
 
 LABELS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -57,6 +59,25 @@ def test_a_sampler_is_a_module(generator) -> None:
 def test_graphs_need_cuda(generator) -> None:
     with pytest.raises(ValueError, match="cuda_graphs: expected networks on CUDA, got cpu"):
         Sampler(generator, cuda_graphs=True)(LABELS)
+
+
+def test_what_cannot_be_captured_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def refuse(function, inputs, pool):
+        attempts.append(len(inputs[0]))
+        raise buckets.CaptureError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(buckets, "_CapturedCall", refuse)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    call = BucketedCall(lambda x: 2 * x, 4, graphs=True)
+    x = torch.arange(3.0)
+    with pytest.warns(RuntimeWarning, match="batch of 4 runs without a graph.*not permitted"):
+        assert torch.equal(call(x), 2 * x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(call(x), 2 * x)
+    assert attempts == [4], "one attempt a bucket"
 
 
 @pytest.mark.gpu
