@@ -147,10 +147,9 @@ def adapt(
         raise ValueError("teacher: expected one with a token table, got an adapted one")
     table = teacher.get_parameter("tok_embeddings.weight")
     mlp, fit = fit_embedding_mlp(teacher.codebook, table, smooth=smooth, exact=exact, seed=seed)
-    own = getattr(teacher.constants, "codebook", None)
     with torch.device("meta"):
         config = {**teacher.config, "adapter_width": mlp.hidden.out_features}
-        copy = type(teacher)(**config, codebook=own)
+        copy = type(teacher)(**config, **teacher.data)
     state = {k: v.clone() for k, v in teacher.state_dict().items() if k != "tok_embeddings.weight"}
     state.update({f"tok_embeddings.{k}": v for k, v in mlp.state_dict().items()})
     copy.load_state_dict(state, assign=True)

@@ -77,11 +77,19 @@ class LlamaGenTransformer(nn.Module):
             )
 
     @property
+    def data(self) -> dict[str, Tensor]:
+        """Arguments of the constructor that are tensors: the model's own codebook, if it has one.
+
+        A file keeps them beside the weights.
+        """
+        own = getattr(self.constants, "codebook", None)
+        return {} if own is None else {"codebook": own}
+
+    @property
     def codebook(self) -> Tensor:
         """Code vectors ``[V, C]``: the model's own, or those of the attached tokenizer."""
-        own = getattr(self.constants, "codebook", None)
-        if own is not None:
-            return own
+        if self.data:
+            return self.data["codebook"]
         if self.tokenizer is None:
             raise ValueError(
                 f"codebook: {type(self).__name__} has none; attach a tokenizer "
