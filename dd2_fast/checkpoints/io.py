@@ -44,7 +44,11 @@ def save(
         TypeError: a model of no registered kind. OSError: the file cannot be written.
     """
     path = Path(path)
-    header = {"kind": kind_of(model), "config": model.config, "metadata": dict(metadata or {})}
+    header: dict[str, Any] = {
+        "kind": kind_of(model),
+        "config": model.config,
+        "metadata": dict(metadata or {}),
+    }
     tensors = dict(model.state_dict())
     if data := getattr(model, "data", {}):
         header["data"] = list(data)
