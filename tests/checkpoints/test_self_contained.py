@@ -62,7 +62,8 @@ def test_converted_with_its_tokenizer(tmp_path: Path, capsys, name: str) -> None
         got = checkpoints.load(path)
         assert got.config == want.config and got.tokenizer.config == want.tokenizer.config
         assert list(got.state_dict()) == list(want.state_dict())
-        assert all(map(torch.equal, outputs(got), outputs(want)))
+        # Not bit by bit: mapped tensors lie where they lie, and products round by alignment.
+        torch.testing.assert_close(outputs(got), outputs(want), atol=1e-4, rtol=1e-4)
     assert checkpoints.load(out, tokenizer=want.tokenizer).tokenizer.config == got.tokenizer.config
     other = checkpoints.load(source, tokenizer=out, **beside)  # the tokenizer in it alone
     assert torch.equal(other.codebook, want.codebook)
@@ -110,7 +111,8 @@ def test_our_generator_with_its_tokenizer(tmp_path: Path) -> None:
     generator = DD2Generator.from_teacher(var_models.teacher(), head_width=16, head_depth=1).eval()
     checkpoints.save(tmp_path / "g.safetensors", generator, tokenizer=generator.tokenizer)
     images = dd2_fast.sample(str(tmp_path / "g.safetensors"), [1, 2], seed=3)
-    assert torch.equal(images, dd2_fast.sample(generator, [1, 2], seed=3))
+    want = dd2_fast.sample(generator, [1, 2], seed=3)
+    torch.testing.assert_close(images, want, atol=1e-5, rtol=0)
 
 
 def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:

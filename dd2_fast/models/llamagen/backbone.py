@@ -26,6 +26,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         num_classes: classes without the null class. grid: tokens along a side of the image.
         vocabulary: V. dimension: C.
         adapter_width: hidden width of the MLP of code vectors; None: the released token table.
+        adapter_codes: whether that MLP has a unit a code as well.
         codebook: code vectors ``[V, C]``; None: those of the attached ``tokenizer``.
     """
 
@@ -41,6 +42,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         vocabulary: int = 16384,
         dimension: int = 8,
         adapter_width: int | None = None,
+        adapter_codes: bool = False,
         codebook: Tensor | None = None,
     ) -> None:
         sizes: dict[str, Any] = dict(
@@ -54,12 +56,16 @@ class LlamaGenBackbone(LlamaGenTransformer):
             dimension=dimension,
         )
         super().__init__(**sizes, codebook=codebook)
-        self.backbone_config: dict[str, Any] = {**sizes, "adapter_width": adapter_width}
+        self.backbone_config: dict[str, Any] = {
+            **sizes,
+            "adapter_width": adapter_width,
+            "adapter_codes": adapter_codes,
+        }
         self.config: dict[str, Any] = self.backbone_config
         self.tok_embeddings: nn.Module = (
             nn.Embedding(vocabulary, width)
             if adapter_width is None
-            else EmbeddingMLP(dimension, adapter_width, width)
+            else EmbeddingMLP(dimension, adapter_width, width, vocabulary if adapter_codes else 0)
         )
 
     @property
