@@ -119,8 +119,9 @@ class DD2Network(nn.Module):
             self.backbone.tokenizer = value
 
     def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
-        check_embeddings(name, value, self.num_tokens, self.dimension)
-        check_labels(labels, self.num_classes, value.shape[0])
+        device = self.head.input.weight.device
+        check_embeddings(name, value, self.num_tokens, self.dimension, device)
+        check_labels(labels, self.num_classes, value.shape[0], device)
 
 
 class DD2Generator(DD2Network):

@@ -87,11 +87,12 @@ class LlamaGenBackbone(LlamaGenTransformer):
         """
         value = tokens_or_embeddings
         floating = isinstance(value, Tensor) and value.is_floating_point()
+        device = self.norm.weight.device
         if floating:
-            check_embeddings("embeddings", value, self.num_tokens, self.dimension)
+            check_embeddings("embeddings", value, self.num_tokens, self.dimension, device)
         else:
-            check_tokens(value, self.num_tokens, self.vocabulary)
-        check_labels(labels, self.num_classes, value.shape[0])
+            check_tokens(value, self.num_tokens, self.vocabulary, device)
+        check_labels(labels, self.num_classes, value.shape[0], device)
         start = self.cls_embedding["embedding_table"](labels)[:, None]
         rest = self.embed_vectors(value[:, :-1]) if floating else self.embed_codes(value[:, :-1])
         return self.norm(self.run_blocks(torch.cat([start, rest], dim=1)))
