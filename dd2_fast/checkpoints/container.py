@@ -25,6 +25,7 @@ _LOCK = threading.Lock()
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
+_ADVICE = ("Weights only load failed", "Please file an issue")  # torch's, to its own users
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -168,7 +169,7 @@ def _refused(path: Path, error: Exception) -> list[str]:
 def _first_reason(error: Exception) -> str:
     """The first line of an error that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("Weights only load failed")] or lines
+    lines = [line for line in lines if not line.startswith(_ADVICE)] or lines
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -1,4 +1,8 @@
-"""One model a file: safetensors whose metadata holds the kind and the configuration as JSON."""
+"""One model a file: safetensors whose metadata holds the kind and the configuration as JSON.
+
+Beside the weights a file may hold what else the model needs: tensors that its constructor takes, as
+``data.NAME``, and its tokenizer, as ``tokenizer.NAME`` with a kind and configuration of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from .build import build_model
 from .container import Contents, open_file
@@ -17,23 +21,43 @@ from .files import replacing
 from .registry import KINDS, kind_of
 
 _KEY = "dd2_fast"
+_DATA = "data."
+_TOKENIZER = "tokenizer."
 
 
-def save(path: str | Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write ``model`` to ``path`` atomically.
+def save(
+    path: str | Path,
+    model: nn.Module,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    tokenizer: nn.Module | None = None,
+) -> None:
+    """Write ``model`` to ``path`` atomically; a codebook of its own goes with it.
 
     Args:
         path: the file, in a folder that exists.
         model: one of the registered kinds; its ``config`` must be JSON.
         metadata: anything JSON to keep beside it.
+        tokenizer: one to keep in the file and attach when it is loaded.
 
     Raises:
-        TypeError: the model is of no registered kind. OSError: the file cannot be written.
+        TypeError: a model of no registered kind. OSError: the file cannot be written.
     """
     path = Path(path)
-    header = {"kind": kind_of(model), "config": model.config, "metadata": dict(metadata or {})}
+    header: dict[str, Any] = {
+        "kind": kind_of(model),
+        "config": model.config,
+        "metadata": dict(metadata or {}),
+    }
+    tensors = dict(model.state_dict())
+    if data := getattr(model, "data", {}):
+        header["data"] = list(data)
+        tensors |= {_DATA + name: value for name, value in data.items()}
+    if tokenizer is not None:
+        header["tokenizer"] = {"kind": kind_of(tokenizer), "config": tokenizer.config}
+        tensors |= {_TOKENIZER + name: value for name, value in tokenizer.state_dict().items()}
     text = json.dumps(header, sort_keys=True)
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, {_KEY: text})
@@ -66,7 +90,10 @@ def is_own(contents: Contents) -> bool:
 
 
 def own_header(contents: Contents) -> dict[str, Any]:
-    """Kind, config and metadata of one of our files; ValueError for any other."""
+    """Kind, config and metadata of one of our files; ValueError for any other.
+
+    ``data`` names the tensors beside the weights, ``tokenizer`` has the kind and config of one.
+    """
     source, text = contents.source, contents.metadata.get(_KEY)
     if text is None:
         raise ValueError(f"{source}: expected a dd2_fast checkpoint (metadata {_KEY!r}), got none")
@@ -74,20 +101,47 @@ def own_header(contents: Contents) -> dict[str, Any]:
         header = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{source}: expected JSON in metadata {_KEY!r}, got {error}") from error
-    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
-        raise ValueError(f"{source}: expected kind and config in metadata {_KEY!r}, got {text}")
-    if header.get("kind") not in KINDS:
-        raise ValueError(
-            f"{source}: expected kind to be one of {', '.join(KINDS)}, got {header.get('kind')!r}"
-        )
+    parts = [header]
+    if isinstance(header, dict) and header.get("tokenizer") is not None:
+        parts.append(header["tokenizer"])
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("config"), dict):
+            raise ValueError(f"{source}: expected kind and config in metadata {_KEY!r}, got {text}")
+        if part.get("kind") not in KINDS:
+            raise ValueError(
+                f"{source}: expected kind to be one of {', '.join(KINDS)}, got {part.get('kind')!r}"
+            )
     return header
+
+
+def own_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors in one of our files: the model's weights, its data, its tokenizer's weights."""
+    header, weights = own_header(contents), dict(contents.tree)
+    data, tokenizer = {}, {}
+    for name in header.get("data", ()):
+        if _DATA + name not in weights:
+            raise ValueError(f"{contents.source}: expected a tensor {_DATA + name}, found none")
+        data[name] = weights.pop(_DATA + name)
+    if "tokenizer" in header:
+        names = [name for name in weights if name.startswith(_TOKENIZER)]
+        tokenizer = {name.removeprefix(_TOKENIZER): weights.pop(name) for name in names}
+    return weights, data, tokenizer
 
 
 def build_own(contents: Contents, **extra: Any) -> nn.Module:
     """The model in one of our files; ValueError as for :func:`load_model`.
 
-    ``extra`` are arguments of the constructor that are data, which no configuration holds.
+    ``extra`` are arguments of the constructor that are data and not in the file.
     """
-    header = own_header(contents)
-    config = {**header["config"], **extra}
-    return build_model(contents.source, header["kind"], config, contents.tree)
+    header, (weights, data, _) = own_header(contents), own_parts(contents)
+    config = {**header["config"], **data, **extra}
+    model = build_model(contents.source, header["kind"], config, weights)
+    if "tokenizer" in header:
+        model.tokenizer = build_own_tokenizer(contents)
+    return model
+
+
+def build_own_tokenizer(contents: Contents) -> nn.Module:
+    """The tokenizer that one of our files keeps beside a model."""
+    part, source = own_header(contents)["tokenizer"], f"{contents.source} (tokenizer)"
+    return build_model(source, part["kind"], part["config"], own_parts(contents)[2])

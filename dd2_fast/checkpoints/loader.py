@@ -15,7 +15,7 @@ from .build import build_model
 from .bundle import load_bundle
 from .container import Contents, open_file, state_dicts
 from .formats import Format
-from .io import build_own, is_own
+from .io import build_own, build_own_tokenizer, is_own, own_header
 
 _TOKENIZER = "_tokenizer"
 _CODEBOOK = "codebook"
@@ -51,7 +51,8 @@ def load(
             state dict, nested or not.
         tokenizer: what to attach as ``.tokenizer``: a tokenizer, or what ``load`` reads one from.
         config: what shapes of released files cannot tell, such as ``patch_nums``, ``n_head``,
-            ``grid``, ``split``, ``codebook``; our own files need at most the last.
+            ``grid``, ``split``, ``codebook``; our own files need at most the last, and not that
+            where they were saved with it or with a tokenizer.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -100,8 +101,12 @@ def _open(source: Any, argument: str) -> Contents:
 def _build(contents: Contents, config: Mapping[str, Any], ending: str = "") -> nn.Module:
     """The model in ``contents`` whose kind ends with ``ending``."""
     if is_own(contents):
+        header = own_header(contents)
+        if "tokenizer" in header and ending == _TOKENIZER:
+            return build_own_tokenizer(contents)
         # A codebook is data beside the weights, unless the file has one.
-        free = () if _CODEBOOK in contents.tree else (_CODEBOOK,)
+        has_one = _CODEBOOK in contents.tree or _CODEBOOK in header.get("data", ())
+        free = () if has_one else (_CODEBOOK,)
         _check_no_config({name: config[name] for name in config if name not in free})
         return build_own(contents, **config)
     for found in recognise(contents):

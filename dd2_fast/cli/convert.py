@@ -17,10 +17,14 @@ def add_parser(commands: Any) -> None:
         "convert",
         help="write a released checkpoint as safetensors",
         description="Load a released checkpoint and write it as safetensors with its kind and "
-        "configuration inside, which opens at once and runs no pickled code.",
+        "configuration inside, which opens at once and runs no pickled code. With its tokenizer "
+        "inside too, the file needs nothing else.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help=".pth, .pt or .safetensors file")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .safetensors")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="its tokenizer's checkpoint, to keep inside"
+    )
     parser.add_argument(
         "--config",
         nargs="+",
@@ -46,15 +50,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"OUT: expected a new file, got {out}: {hint}")
     config = parse_config(arguments.config)
     try:
-        model = checkpoints.load(arguments.source, **config)
-    except TypeError as error:
-        if not config:
+        model = checkpoints.load(arguments.source, tokenizer=arguments.tokenizer, **config)
+    except TypeError as error:  # a setting or a tokenizer that is not the model's
+        if not config and arguments.tokenizer is None:
             raise
-        raise ValueError(f"--config: {error}") from error
+        raise ValueError(str(error)) from error
     check_writable(out.absolute().parent)
-    checkpoints.save(out, model, {"source": arguments.source.name})
-    kind = checkpoints.read_header(out)["kind"]
-    print(f"wrote {out}: {kind}, {millions(model.parameters())}, {size_of(out)}")
+    tokenizer = getattr(model, "tokenizer", None)
+    checkpoints.save(out, model, {"source": arguments.source.name}, tokenizer=tokenizer)
+    header = checkpoints.read_header(out)
+    inside = f", with its {header['tokenizer']['kind']}" if "tokenizer" in header else ""
+    print(f"wrote {out}: {header['kind']}, {millions(model.parameters())}{inside}, {size_of(out)}")
     return 0
 
 

@@ -69,7 +69,7 @@ def millions(tensors: Iterable[Tensor]) -> str:
 def _describe(contents: Contents) -> list[tuple[str, str]]:
     """Return the rows about a file that could be opened."""
     from ..checkpoints.container import state_dicts
-    from ..checkpoints.io import is_own, own_header
+    from ..checkpoints.io import is_own, own_header, own_parts
     from ..checkpoints.loader import configure, recognise
 
     rows = [("container", contents.container)]
@@ -77,7 +77,12 @@ def _describe(contents: Contents) -> list[tuple[str, str]]:
         header = own_header(contents)
         rows += [("kind", f"{header['kind']}, written by dd2_fast")]
         rows += [("config", _json(header["config"])), ("metadata", _json(header["metadata"]))]
-        return rows + _tensor_rows(contents.tree, contents.tree)
+        weights, data, tokenizer = own_parts(contents)
+        rows += [(f"its {name}", str(list(value.shape))) for name, value in data.items()]
+        if "tokenizer" in header:
+            rows.append(("tokenizer", f"{header['tokenizer']['kind']}, inside"))
+            rows += [(f"  {name}", value) for name, value in _tensor_rows(tokenizer, tokenizer)[:2]]
+        return rows + _tensor_rows(weights, weights)
     candidates = dict(state_dicts(contents.tree))
     if contents.metadata:
         rows.append(("metadata", _json(dict(contents.metadata))))

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 
-def check_labels(labels: Tensor, num_classes: int, batch: int | None = None) -> None:
-    """Raise unless ``labels`` is int64 ``[B]`` in ``[0, num_classes]`` (the last is the null)."""
+def check_labels(
+    labels: Tensor,
+    num_classes: int,
+    batch: int | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Raise unless ``labels`` is int64 ``[B]`` in ``[0, num_classes]`` (the last is the null).
+
+    ``device``: that of the model, where it is to be checked too.
+    """
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels: expected a torch.Tensor of int64, got {type(labels).__name__}")
     if labels.dtype != torch.int64:
@@ -15,6 +23,7 @@ def check_labels(labels: Tensor, num_classes: int, batch: int | None = None) -> 
     if labels.ndim != 1 or (batch is not None and labels.shape[0] != batch):
         wanted = "[B]" if batch is None else f"[{batch}]"
         raise ValueError(f"labels: expected shape {wanted}, got {list(labels.shape)}")
+    check_device("labels", labels, device)
     if torch.compiler.is_compiling() or labels.device.type != "cpu" or not labels.numel():
         return
     low, high = (int(v) for v in labels.aminmax())
@@ -25,8 +34,22 @@ def check_labels(labels: Tensor, num_classes: int, batch: int | None = None) -> 
         )
 
 
-def check_embeddings(name: str, value: Tensor, num_tokens: int, dimension: int) -> None:
-    """Raise unless ``value`` is a float tensor ``[B, n, C]``."""
+def check_device(name: str, value: Tensor, device: torch.device | None) -> None:
+    """Raise unless ``value`` is on ``device``; None: on any."""
+    if device is not None and value.device != device:
+        raise ValueError(
+            f"{name}: expected a tensor on {device}, the model's device, got one on {value.device}"
+        )
+
+
+def check_embeddings(
+    name: str,
+    value: Tensor,
+    num_tokens: int,
+    dimension: int,
+    device: torch.device | None = None,
+) -> None:
+    """Raise unless ``value`` is a float tensor ``[B, n, C]``, on ``device`` if one is given."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if not value.is_floating_point():
@@ -36,10 +59,13 @@ def check_embeddings(name: str, value: Tensor, num_tokens: int, dimension: int) 
             f"{name}: expected shape ['B', {num_tokens}, {dimension}] ([B, n, C]), "
             f"got {list(value.shape)}"
         )
+    check_device(name, value, device)
 
 
-def check_tokens(tokens: Tensor, num_tokens: int, vocabulary: int) -> None:
-    """Raise unless ``tokens`` is int64 ``[B, n]`` in ``[0, V)``."""
+def check_tokens(
+    tokens: Tensor, num_tokens: int, vocabulary: int, device: torch.device | None = None
+) -> None:
+    """Raise unless ``tokens`` is int64 ``[B, n]`` in ``[0, V)``, on ``device`` if one is given."""
     if not isinstance(tokens, Tensor):
         raise TypeError(f"tokens: expected a torch.Tensor of int64, got {type(tokens).__name__}")
     if tokens.dtype != torch.int64:
@@ -48,6 +74,7 @@ def check_tokens(tokens: Tensor, num_tokens: int, vocabulary: int) -> None:
         raise ValueError(
             f"tokens: expected shape ['B', {num_tokens}] ([B, n]), got {list(tokens.shape)}"
         )
+    check_device("tokens", tokens, device)
     if torch.compiler.is_compiling() or tokens.device.type != "cpu" or not tokens.numel():
         return
     low, high = (int(v) for v in tokens.aminmax())
@@ -64,7 +91,7 @@ def embed_tokens(
     if isinstance(tokens_or_embeddings, Tensor) and tokens_or_embeddings.is_floating_point():
         check_embeddings(name, tokens_or_embeddings, num_tokens, codebook.shape[1])
         return tokens_or_embeddings
-    check_tokens(tokens_or_embeddings, num_tokens, codebook.shape[0])
+    check_tokens(tokens_or_embeddings, num_tokens, codebook.shape[0], codebook.device)
     return codebook[tokens_or_embeddings]
 
 

@@ -68,13 +68,21 @@ class DD2Network(nn.Module):
 
     @classmethod
     def from_teacher(
-        cls: type[Network], teacher: Any, *, head_width: int = 1024, head_depth: int = 4
+        cls: type[Network],
+        teacher: Any,
+        *,
+        head_width: int = 1024,
+        head_depth: int = 4,
+        exact: bool = False,
     ) -> Network:
         """A network whose backbone is a copy of the teacher's; the head is new.
 
         Args:
             teacher: an :class:`ARTeacher`, or a released one.
             head_width, head_depth: of the flow head; the defaults are the paper's sizes.
+            exact: whether to copy the unit a code that ``adapt`` gives a LlamaGen teacher too. With
+                it features of codes are the teacher's from the start; without, what reads tokens is
+                an MLP of the paper's size, 5% of LlamaGen-L smaller, and stage 1 trains it.
         """
         source = getattr(teacher, "backbone", teacher)
         family = next((f for f in FAMILIES if isinstance(source, _backbone_class(f))), None)
@@ -88,9 +96,12 @@ class DD2Network(nn.Module):
                 "teacher: expected one that reads any vector, got one with a token table; "
                 "dd2_fast.models.llamagen.adapt(teacher) makes it"
             )
+        config = dict(source.backbone_config)
+        if not exact and "adapter_codes" in config:
+            config["adapter_codes"] = False
         network = cls(
             family=family,
-            **source.backbone_config,
+            **config,
             head_width=head_width,
             head_depth=head_depth,
         )
@@ -108,8 +119,9 @@ class DD2Network(nn.Module):
             self.backbone.tokenizer = value
 
     def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
-        check_embeddings(name, value, self.num_tokens, self.dimension)
-        check_labels(labels, self.num_classes, value.shape[0])
+        device = self.head.input.weight.device
+        check_embeddings(name, value, self.num_tokens, self.dimension, device)
+        check_labels(labels, self.num_classes, value.shape[0], device)
 
 
 class DD2Generator(DD2Network):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -108,3 +109,12 @@ def test_torchscript_archives_are_refused(tmp_path: Path):
         file.writestr("readme.txt", "not a checkpoint")
     with pytest.raises(ValueError, match=r"x\.pt: expected a whole PyTorch file"):
         checkpoints.load(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_bare_pickle_is_refused_without_torchs_advice(tmp_path: Path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(Payload(os.mkdir, str(tmp_path / "ran"))))
+    with pytest.raises(ValueError, match=r"x\.pkl: expected a whole PyTorch file") as caught:
+        checkpoints.load(path)
+    assert "issue" not in str(caught.value) and not (tmp_path / "ran").exists()

@@ -33,39 +33,57 @@ class _WideLinear(nn.Linear):
 
 
 class EmbeddingMLP(nn.Module):
-    """``output(ReLU(hidden([x / r, log r])))`` with ``r = max(|x|, 1/2)``.
+    """``output(ReLU(hidden(z)))``, ``z = [x / r, log r]`` with ``r = max(|x|, 1/2)``.
 
     Codes lie on the unit sphere; direction and length are read apart, so that the long vectors
     that a generator reads (noise has ``|x|`` of about ``sqrt(C)``) give outputs of ordinary size.
     The hidden layer tells close codes apart, and is computed in float32 or wider always.
 
+    ``code_output(ReLU(code_units(z)))`` is added where there is a unit a code. They are apart so
+    that DD2's networks, which are to be of the paper's size, can leave them out.
+
     Args:
         dimension: C. hidden: width of the hidden layer. width: D of the transformer.
+        codes: how many units of codes, V or 0.
     """
 
-    def __init__(self, dimension: int, hidden: int, width: int) -> None:
+    def __init__(self, dimension: int, hidden: int, width: int, codes: int = 0) -> None:
         super().__init__()
         self.hidden = _WideLinear(dimension + 1, hidden)
         self.output = nn.Linear(hidden, width)
+        self.code_units = _WideLinear(dimension + 1, codes) if codes else None
+        self.code_output = nn.Linear(codes, width, bias=False) if codes else None
 
     def features(self, x: Tensor) -> Tensor:
         """The hidden layer ``[*, hidden]`` of vectors ``[*, C]``."""
-        x = x.to(self.hidden.weight.dtype)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=_SHORTEST)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.relu(self.hidden(torch.cat([x / length, length.log()], dim=-1)))
+        return _active(self.hidden, self._direction_and_length(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the blocks read ``[*, D]`` of vectors ``[*, C]``."""
-        return self.output(self.features(x).to(self.output.weight.dtype))
+        z, dtype = self._direction_and_length(x), self.output.weight.dtype
+        embedded = self.output(_active(self.hidden, z).to(dtype))
+        if self.code_units is None or self.code_output is None:
+            return embedded
+        return embedded + self.code_output(_active(self.code_units, z).to(dtype))
+
+    def _direction_and_length(self, x: Tensor) -> Tensor:
+        x = x.to(self.hidden.weight.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=_SHORTEST)
+        return torch.cat([x / length, length.log()], dim=-1)
+
+
+def _active(units: nn.Linear, z: Tensor) -> Tensor:
+    with torch.autocast(z.device.type, enabled=False):
+        return F.relu(units(z))
 
 
 @dataclass(frozen=True)
 class EmbeddingFit:
     """How far ``mlp(c_j)`` is from ``emb_j``: ``|mlp - emb| / |emb - mean|``.
 
-    ``relative`` is over the whole table, ``trend`` that of the smooth part alone, ``worst`` the
-    largest error of one code over the table's root mean square row.
+    ``relative`` is over the whole table, ``trend`` that of the smooth part alone, which is what
+    DD2's networks start from, ``worst`` the largest error of one code over the table's root mean
+    square row.
     """
 
     relative: float
@@ -107,23 +125,20 @@ def fit_embedding_mlp(
     codes = F.normalize(codebook.detach().double(), dim=-1)
     target = table.detach().to(codes)
     scale = float((target - target.mean(0)).square().sum(-1).mean().sqrt()) or 1.0
-    weight, bias = _smooth_units(smooth, codes.shape[1], seed)
-    weight, bias = weight.to(codes), bias.to(codes)
-    if exact:
-        own_weight, own_bias = _code_units(codes)
-        weight, bias = torch.cat([weight, own_weight]), torch.cat([bias, own_bias])
-    mlp = EmbeddingMLP(codes.shape[1], len(weight), target.shape[1]).to(codes.device)
-    mlp.hidden.weight.copy_(weight)
-    mlp.hidden.bias.copy_(bias)
-    nn.init.zeros_(mlp.output.weight)
+    mlp = EmbeddingMLP(codes.shape[1], smooth, target.shape[1], len(codes) if exact else 0)
+    mlp.to(codes.device)
+    _set_units(mlp.hidden, *_smooth_units(smooth, codes.shape[1], seed))
     # Where the code units correct it, the trend may be rough: small weights suit bfloat16, which
     # loses what cancels, and the gaps between codes.
-    _fit_trend(mlp, codes.float(), target, smooth, ridge=0.1 if exact else _RIDGE)
-    left = target - _evaluate(mlp, codebook, smooth)
+    _fit_trend(mlp, codes.float(), target, ridge=0.1 if exact else _RIDGE)
+    if mlp.code_units is not None and mlp.code_output is not None:
+        _set_units(mlp.code_units, *_code_units(codes))
+        nn.init.zeros_(mlp.code_output.weight)
+    left = target - _evaluate(mlp, codebook)
     trend = left.norm(dim=-1)
-    if exact:
-        mlp.output.weight[:, smooth:] = left.T
-        left = target - _evaluate(mlp, codebook, len(weight))
+    if mlp.code_output is not None:
+        mlp.code_output.weight.copy_(left.T)
+        left = target - _evaluate(mlp, codebook)
     error = left.norm(dim=-1)
     return mlp, EmbeddingFit(
         relative=float(error.square().mean().sqrt()) / scale,
@@ -139,6 +154,8 @@ def adapt(
 
     The copy has the teacher's codebook or tokenizer, and gradients on. Arguments are those of
     :func:`fit_embedding_mlp`; :class:`dd2_fast.training.adaptation.AdaptationStage` fine-tunes it.
+    ``exact`` makes its logits the teacher's at once; without it, as in the paper, only fine-tuning
+    brings them back.
 
     Raises:
         ValueError: the teacher is adapted already, or has no codebook.
@@ -147,10 +164,9 @@ def adapt(
         raise ValueError("teacher: expected one with a token table, got an adapted one")
     table = teacher.get_parameter("tok_embeddings.weight")
     mlp, fit = fit_embedding_mlp(teacher.codebook, table, smooth=smooth, exact=exact, seed=seed)
-    own = getattr(teacher.constants, "codebook", None)
     with torch.device("meta"):
-        config = {**teacher.config, "adapter_width": mlp.hidden.out_features}
-        copy = type(teacher)(**config, codebook=own)
+        config = {**teacher.config, "adapter_width": smooth, "adapter_codes": exact}
+        copy = type(teacher)(**config, **teacher.data)
     state = {k: v.clone() for k, v in teacher.state_dict().items() if k != "tok_embeddings.weight"}
     state.update({f"tok_embeddings.{k}": v for k, v in mlp.state_dict().items()})
     copy.load_state_dict(state, assign=True)
@@ -158,6 +174,11 @@ def adapt(
     copy.tok_embeddings.to(table.dtype)
     copy.tokenizer = teacher.tokenizer
     return copy.train(teacher.training), fit
+
+
+def _set_units(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
 
 
 def _smooth_units(count: int, dimension: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -180,24 +201,22 @@ def _code_units(codes: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(codes * slope[:, None], (0, 1)), (gap - 1) * slope
 
 
-def _fit_trend(mlp: EmbeddingMLP, codes: Tensor, target: Tensor, smooth: int, ridge: float) -> None:
-    """Least squares of ``target`` on the first ``smooth`` units, with a bias and a ridge."""
+def _fit_trend(mlp: EmbeddingMLP, codes: Tensor, target: Tensor, ridge: float) -> None:
+    """Least squares of ``target`` on the hidden layer, with a bias and a ridge."""
     center = target.mean(0)
-    phi = torch.cat([mlp.features(part)[:, :smooth].double() for part in codes.split(_CHUNK)])
+    phi = torch.cat([mlp.features(part).double() for part in codes.split(_CHUNK)])
     middle = phi.mean(0)
     phi = phi - middle
     gram = phi.T @ phi
     gram.diagonal().add_(ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     coefficients = torch.linalg.solve(gram, phi.T @ (target - center))
-    mlp.output.weight[:, :smooth] = coefficients.T
+    mlp.output.weight.copy_(coefficients.T)
     mlp.output.bias.copy_(center - middle @ coefficients)
 
 
-def _evaluate(mlp: EmbeddingMLP, vectors: Tensor, units: int) -> Tensor:
-    """What the first ``units`` of the hidden layer give, in float32 but returned in float64."""
-    weight, bias = mlp.output.weight[:, :units], mlp.output.bias
-    parts = vectors.split(_CHUNK)
-    return torch.cat([F.linear(mlp.features(v)[:, :units], weight, bias).double() for v in parts])
+def _evaluate(mlp: EmbeddingMLP, vectors: Tensor) -> Tensor:
+    """What the MLP gives, in float32 but returned in float64."""
+    return torch.cat([mlp(part).double() for part in vectors.split(_CHUNK)])
 
 
 def _check_fit(codebook: Tensor, table: Tensor, smooth: int) -> None:

@@ -26,6 +26,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         num_classes: classes without the null class. grid: tokens along a side of the image.
         vocabulary: V. dimension: C.
         adapter_width: hidden width of the MLP of code vectors; None: the released token table.
+        adapter_codes: whether that MLP has a unit a code as well.
         codebook: code vectors ``[V, C]``; None: those of the attached ``tokenizer``.
     """
 
@@ -41,6 +42,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         vocabulary: int = 16384,
         dimension: int = 8,
         adapter_width: int | None = None,
+        adapter_codes: bool = False,
         codebook: Tensor | None = None,
     ) -> None:
         sizes: dict[str, Any] = dict(
@@ -54,12 +56,16 @@ class LlamaGenBackbone(LlamaGenTransformer):
             dimension=dimension,
         )
         super().__init__(**sizes, codebook=codebook)
-        self.backbone_config: dict[str, Any] = {**sizes, "adapter_width": adapter_width}
+        self.backbone_config: dict[str, Any] = {
+            **sizes,
+            "adapter_width": adapter_width,
+            "adapter_codes": adapter_codes,
+        }
         self.config: dict[str, Any] = self.backbone_config
         self.tok_embeddings: nn.Module = (
             nn.Embedding(vocabulary, width)
             if adapter_width is None
-            else EmbeddingMLP(dimension, adapter_width, width)
+            else EmbeddingMLP(dimension, adapter_width, width, vocabulary if adapter_codes else 0)
         )
 
     @property
@@ -81,11 +87,12 @@ class LlamaGenBackbone(LlamaGenTransformer):
         """
         value = tokens_or_embeddings
         floating = isinstance(value, Tensor) and value.is_floating_point()
+        device = self.norm.weight.device
         if floating:
-            check_embeddings("embeddings", value, self.num_tokens, self.dimension)
+            check_embeddings("embeddings", value, self.num_tokens, self.dimension, device)
         else:
-            check_tokens(value, self.num_tokens, self.vocabulary)
-        check_labels(labels, self.num_classes, value.shape[0])
+            check_tokens(value, self.num_tokens, self.vocabulary, device)
+        check_labels(labels, self.num_classes, value.shape[0], device)
         start = self.cls_embedding["embedding_table"](labels)[:, None]
         rest = self.embed_vectors(value[:, :-1]) if floating else self.embed_codes(value[:, :-1])
         return self.norm(self.run_blocks(torch.cat([start, rest], dim=1)))

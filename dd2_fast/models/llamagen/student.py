@@ -90,9 +90,10 @@ class DD1LlamaGenStudent(LlamaGenTransformer):
         Args:
             noise: standard normal. labels: classes. steps: 1 or 2 passes.
         """
-        check_embeddings("noise", noise, self.num_tokens, self.dimension)
-        check_labels(labels, self.num_classes, noise.shape[0])
-        if steps not in (1, 2):
+        device = self.norm.weight.device
+        check_embeddings("noise", noise, self.num_tokens, self.dimension, device)
+        check_labels(labels, self.num_classes, noise.shape[0], device)
+        if isinstance(steps, bool) or steps not in (1, 2):
             raise ValueError(f"steps: expected 1 or 2, got {steps!r}")
         x = self._pass(noise, labels, 0)
         if steps == 1:

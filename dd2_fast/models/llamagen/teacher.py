@@ -51,7 +51,7 @@ class LlamaGenTeacher(TokenByToken, LlamaGenBackbone):
             guided: whether ``uncond_logits`` are computed too (else None), in the same batch.
             prefix: int64 ``[B, m]``, the first tokens, which are kept.
         """
-        check_labels(labels, self.num_classes)
+        check_labels(labels, self.num_classes, device=self.norm.weight.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, self.vocabulary)
         batch = labels.shape[0]
         if guided:

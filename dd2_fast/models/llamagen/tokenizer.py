@@ -43,6 +43,8 @@ class LlamaGenTokenizer(nn.Module):
         super().__init__()
         if channels % 32 or channels < 32:
             raise ValueError(f"channels: expected a multiple of 32, got {channels}")
+        if grid is not None and grid < 1:
+            raise ValueError(f"grid: expected at least 1, got {grid}")
         if not multiples:
             raise ValueError("multiples: expected at least one resolution, got none")
         self.config: dict[str, Any] = dict(
@@ -84,13 +86,15 @@ class LlamaGenTokenizer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
         codebook = self.codebook
-        check_tokens(tokens, self._count("tokens", tokens, 2), codebook.shape[0])
+        count = self._count("tokens", tokens, 2)
+        check_tokens(tokens, count, codebook.shape[0], codebook.device)
         return codebook[tokens]
 
     def reconstruct(self, embeddings: Tensor) -> Tensor:
         """The decoder's images ``[B, 3, H, W]``, in [-1, 1] but unclamped, of ``[B, n, C]``."""
         count = self._count("embeddings", embeddings, 3)
-        check_embeddings("embeddings", embeddings, count, self.config["dimension"])
+        device = self.post_quant_conv.weight.device
+        check_embeddings("embeddings", embeddings, count, self.config["dimension"], device)
         side = math.isqrt(count)
         z = embeddings.to(self.post_quant_conv.weight.dtype).transpose(1, 2)
         maps = convolution_layout(z.unflatten(2, (side, side)))

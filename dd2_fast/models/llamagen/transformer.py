@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..transformer import KVCache
 from .layers import EPS, Block, Constants, rotary_table
+from .tokenizer import LlamaGenTokenizer
 
 _ATTACHED = ("tokenizer", "teacher")
 
@@ -66,8 +67,19 @@ class LlamaGenTransformer(nn.Module):
             super().__setattr__(name, value)
             return
         if name == "tokenizer" and value is not None:
-            self._check_codebook(value.codebook)
+            self._check_tokenizer(value)
         object.__setattr__(self, name, value)
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        if not isinstance(tokenizer, LlamaGenTokenizer):
+            raise TypeError(
+                f"tokenizer: expected a LlamaGenTokenizer, got {type(tokenizer).__name__}"
+            )
+        expected, shape = [self.vocabulary, self.dimension], list(tokenizer.codebook.shape)
+        if shape != expected:
+            raise ValueError(f"tokenizer: expected codes {expected} ([V, C]), got {shape}")
+        if tokenizer.grid not in (None, self.grid):
+            raise ValueError(f"tokenizer: expected grid {self.grid}, got {tokenizer.grid}")
 
     def _check_codebook(self, codebook: Tensor) -> None:
         expected = [self.vocabulary, self.dimension]
@@ -77,11 +89,19 @@ class LlamaGenTransformer(nn.Module):
             )
 
     @property
+    def data(self) -> dict[str, Tensor]:
+        """Arguments of the constructor that are tensors: the model's own codebook, if it has one.
+
+        A file keeps them beside the weights.
+        """
+        own = getattr(self.constants, "codebook", None)
+        return {} if own is None else {"codebook": own}
+
+    @property
     def codebook(self) -> Tensor:
         """Code vectors ``[V, C]``: the model's own, or those of the attached tokenizer."""
-        own = getattr(self.constants, "codebook", None)
-        if own is not None:
-            return own
+        if self.data:
+            return self.data["codebook"]
         if self.tokenizer is None:
             raise ValueError(
                 f"codebook: {type(self).__name__} has none; attach a tokenizer "

@@ -161,8 +161,9 @@ class VARBackbone(VARTransformer):
             embeddings: ``[B, n, C]``; the last scale is not read.
             labels: int64 ``[B]``; ``num_classes`` is the null class.
         """
-        check_embeddings("embeddings", embeddings, self.num_tokens, self.dimension)
-        check_labels(labels, self.num_classes, embeddings.shape[0])
+        device = self.pos_1LC.device
+        check_embeddings("embeddings", embeddings, self.num_tokens, self.dimension, device)
+        check_labels(labels, self.num_classes, embeddings.shape[0], device)
         inputs = self.attached().next_inputs(embeddings)
         condition = self.class_emb(labels)
         h = torch.cat([self._start(condition), self._embed(inputs)], dim=1) + self.positions()

@@ -98,8 +98,9 @@ class DD1VARStudent(VARTransformer):
         Args:
             steps: 1, or 2 for the second step too.
         """
-        check_embeddings("noise", noise, self.num_tokens, self.dimension)
-        check_labels(labels, self.num_classes, noise.shape[0])
+        device = self.pos_1LC.device
+        check_embeddings("noise", noise, self.num_tokens, self.dimension, device)
+        check_labels(labels, self.num_classes, noise.shape[0], device)
         if isinstance(steps, bool) or steps not in (1, 2):
             raise ValueError(f"steps: expected 1 or 2, got {steps!r}")
         condition = self.class_emb(labels)

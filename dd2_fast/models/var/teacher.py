@@ -93,7 +93,7 @@ class VARTeacher(VARBackbone):
             guided: whether unconditional logits are computed too, in the same batch (else None).
             prefix: int64 ``[B, m]``, the tokens of the first scales, which are kept.
         """
-        check_labels(labels, self.num_classes)
+        check_labels(labels, self.num_classes, device=self.pos_1LC.device)
         quantizer, codebook = self.attached().quantize, self.codebook
         batch, last = len(labels), self.scales.count - 1
         tokens, first = start_tokens(labels, self.num_tokens, prefix, codebook.shape[0])

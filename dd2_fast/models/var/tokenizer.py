@@ -94,7 +94,7 @@ class VARTokenizer(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
-        check_tokens(tokens, self.num_tokens, self.codebook.shape[0])
+        check_tokens(tokens, self.num_tokens, self.codebook.shape[0], self.codebook.device)
         return self.codebook[tokens]
 
     def f_hat(self, embeddings: Tensor) -> Tensor:
@@ -116,7 +116,10 @@ class VARTokenizer(nn.Module):
         return (images * 0.5 + 0.5).clamp(0, 1)
 
     def _check(self, embeddings: Tensor) -> None:
-        check_embeddings("embeddings", embeddings, self.num_tokens, self.codebook.shape[1])
+        codebook = self.codebook
+        check_embeddings(
+            "embeddings", embeddings, self.num_tokens, codebook.shape[1], codebook.device
+        )
 
     def _check_images(self, images: Tensor) -> None:
         size = self.image_size

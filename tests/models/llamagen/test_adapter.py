@@ -32,7 +32,7 @@ def error(mlp: EmbeddingMLP, codes: torch.Tensor, table: torch.Tensor) -> float:
 def test_a_unit_a_code_interpolates_any_table(noise: float):
     codes, table = problem(noise=noise)
     mlp, fit = fit_embedding_mlp(codes, table, smooth=16)
-    assert mlp.hidden.out_features == 316
+    assert (mlp.hidden.out_features, mlp.code_units.out_features) == (16, 300)
     assert error(mlp, codes, table) < 1e-5
     assert fit.relative == pytest.approx(error(mlp, codes, table), rel=1e-3)
     worst = (
@@ -44,12 +44,21 @@ def test_a_unit_a_code_interpolates_any_table(noise: float):
 def test_without_it_the_trend_explains_what_is_smooth():
     codes, table = problem(2000, noise=0.0)
     mlp, fit = fit_embedding_mlp(codes, table, smooth=256, exact=False)
-    assert mlp.hidden.out_features == 256
+    assert mlp.hidden.out_features == 256 and mlp.code_units is None
     assert fit.trend == fit.relative == pytest.approx(error(mlp, codes, table), rel=1e-3)
     assert fit.relative < 0.25, "0.93 without structure"
     codes, table = codes, torch.randn(2000, 24)
     _, fit = fit_embedding_mlp(codes, table, smooth=256, exact=False)
     assert abs(fit.relative - (1 - 256 / 2000) ** 0.5) < 0.03
+
+
+def test_the_smooth_part_is_what_is_left_without_units_of_codes():
+    codes, table = problem(noise=0.3)
+    mlp, fit = fit_embedding_mlp(codes, table, smooth=16)
+    smooth = EmbeddingMLP(8, 16, 24)
+    smooth.load_state_dict({k: v for k, v in mlp.state_dict().items() if "code_" not in k})
+    assert fit.trend == pytest.approx(error(smooth, codes, table), rel=1e-3)
+    assert fit.trend > 100 * fit.relative
 
 
 def test_the_seed_fixes_the_fit():
@@ -101,7 +110,7 @@ def test_adapted_logits_equal_those_of_tokens(adapted):
     assert torch.equal(
         adapted.sample(want["labels"], cfg=2.0, top_k=1), want["greedy_tokens_cfg2.0"].long()
     )
-    assert adapted.config["adapter_width"] == 96
+    assert adapted.config["adapter_width"] == 32 and adapted.config["adapter_codes"]
     again = LlamaGenTeacher(**adapted.config)
     again.load_state_dict(adapted.state_dict())
     again.tokenizer = adapted.tokenizer
@@ -159,8 +168,9 @@ def test_half_precision_keeps_the_units_apart(adapted, dtype):
     """The hidden layer stays in float32, so half weights cost what they cost with the table."""
     want = parity.arrays("llamagen_tiny")
     half = copy.deepcopy(adapted).to(dtype)
-    assert half.tok_embeddings.hidden.weight.dtype == torch.float32
-    assert half.tok_embeddings.output.weight.dtype == dtype
+    mlp = half.tok_embeddings
+    assert mlp.hidden.weight.dtype == mlp.code_units.weight.dtype == torch.float32
+    assert mlp.output.weight.dtype == mlp.code_output.weight.dtype == dtype
     table = parity.make_teacher().to(dtype)
     got = relative(half.logits(want["tokens"], want["labels"]), want["logits"])
     plain = relative(table.logits(want["tokens"], want["labels"]), want["logits"])

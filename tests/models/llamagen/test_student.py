@@ -133,6 +133,7 @@ def test_attached_tokenizer_is_no_submodule(student):
         ({"labels": torch.tensor([0, 11])}, ValueError, "labels: expected values in 0..10"),
         ({"labels": torch.tensor([0])}, ValueError, r"labels: expected shape \[2\], got \[1\]"),
         ({"steps": 3}, ValueError, "steps: expected 1 or 2, got 3"),
+        ({"steps": True}, ValueError, "steps: expected 1 or 2, got True"),
         ({"steps": "1"}, ValueError, "steps: expected 1 or 2, got '1'"),
     ],
 )

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from parity import llamagen_models as parity
+from parity import var_models
 from parity.llamagen_models import SIZES, relative
 
-from dd2_fast.models.llamagen import LlamaGenBackbone, LlamaGenTeacher
+from dd2_fast.models.llamagen import LlamaGenBackbone, LlamaGenTeacher, LlamaGenTokenizer
 from dd2_fast.models.llamagen.layers import rotary_table, rotate
 
 
@@ -109,8 +110,17 @@ def test_codebook_is_the_models_own_or_the_tokenizers(teacher):
     plain.tokenizer = teacher.tokenizer
     assert torch.equal(plain.codebook, teacher.tokenizer.codebook)
     assert set(plain.state_dict()) == names
-    with pytest.raises(ValueError, match=r"codebook: expected shape \[32, 8\].*got \[64, 8\]"):
+    with pytest.raises(ValueError, match=r"tokenizer: expected codes \[32, 8\].*got \[64, 8\]"):
         LlamaGenTeacher(**{**SIZES, "vocabulary": 32}).tokenizer = teacher.tokenizer
+
+
+def test_only_a_tokenizer_of_the_family_and_the_grid_is_attached(teacher):
+    for other, name in ((var_models.tokenizer(), "VARTokenizer"), ([1], "list")):
+        assert name == "list" or other.codebook.shape == teacher.codebook.shape
+        with pytest.raises(TypeError, match=f"tokenizer: expected a LlamaGenTokenizer, got {name}"):
+            teacher.tokenizer = other
+    with pytest.raises(ValueError, match="tokenizer: expected grid 4, got 6"):
+        teacher.tokenizer = LlamaGenTokenizer(vocabulary=64, channels=32, multiples=[1], grid=6)
 
 
 def test_the_backbone_is_the_teacher_without_its_classifier(teacher):

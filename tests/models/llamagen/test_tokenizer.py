@@ -127,3 +127,5 @@ def test_bad_sizes():
         LlamaGenTokenizer(channels=48)
     with pytest.raises(ValueError, match="multiples: expected at least one resolution"):
         LlamaGenTokenizer(multiples=())
+    with pytest.raises(ValueError, match="grid: expected at least 1, got 0"):
+        LlamaGenTokenizer(grid=0)
