@@ -268,7 +268,7 @@ DD2_DEVICE void finish_tokens(const ConditionalScoreParams& p,
   __syncwarp();
 }
 
-// Writes what is wanted of a warp's tokens, two lanes each; x0 and J u have kDim values a token.
+// Writes what is wanted of a warp's tokens, two lanes each; x0 and J u lie as LaneValues.
 template <int kDim>
 DD2_DEVICE void emit_tokens(const ConditionalScoreParams& p, const float* x0, const float* along) {
   const long long first = first_token(), count = p.teacher.rows * p.draws;
@@ -276,8 +276,8 @@ DD2_DEVICE void emit_tokens(const ConditionalScoreParams& p, const float* x0, co
   const bool inside = first + index < count;
   const long long token = inside ? first + index : count - 1, row = token / p.draws;
   const bool wanted = inside && !needs_direct(p, token);
-  x0 += index * kDim;
-  along += index * kDim;
+  x0 += index * LaneValues<kDim>::kStride;
+  along += index * LaneValues<kDim>::kStride;
   for (long long c = part; wanted && c < p.dim; c += 2) {
     if (p.out != nullptr) p.out[token * p.dim + c] = x0[c];
     if (p.jacobian != nullptr) p.jacobian[token * p.dim + c] = along[c];
@@ -353,7 +353,7 @@ __launch_bounds__(kDenseThreads, (dense_blocks_on_processor<kType, kDim, kJacobi
               reinterpret_cast<const float*>(tile + Tile::kNorms) + step);
   }
   finish_tokens(p, warp.sums);
-  float* results = totals + warp_index() * kWarpTokens * kDim;
+  float* results = totals + warp_index() * kWarpTokens * LaneValues<kDim>::kStride;
   emit_tokens<kDim>(p, results, results + warp.sums.kValues);
 }
 
