@@ -52,15 +52,21 @@ struct DenseWarp {
     return GuidedRow<kType>(p.teacher, lane_token(p, r) / p.draws);
   }
 
-  // The first code of the row that counts, or 0; the warp searches the rows of its tokens together.
+  // The first code of the row that counts, or 0; the warp searches the rows of its tokens together,
+  // 32 codes at a time: where few are kept, it waits for memory many times.
   DD2_DEVICE int first_code(int r, const GuidedRow<kType>& row) const {
     const int vocabulary = static_cast<int>(p.teacher.vocabulary);
     int found = -vocabulary;
-    for (int first = 0; first < vocabulary; first += 4) {
-      const int j = first + quad_lane();
-      const float logit = j < vocabulary ? row(j) : negative_infinity();
-      const bool counts = logit >= threshold[r] && __builtin_fabsf(logit) <= kFloatMax;
-      found = Max()(found, quad_reduce(counts ? -j : -vocabulary, Max()));
+    for (int first = 0; first < vocabulary; first += kStepCodes) {
+      int mine = -vocabulary;
+      DD2_UNROLL_ALL
+      for (int n = kStepCodes / 4 - 1; n >= 0; --n) {
+        const int j = first + 4 * n + quad_lane();
+        const float logit = j < vocabulary ? row(j) : negative_infinity();
+        const bool counts = logit >= threshold[r] && __builtin_fabsf(logit) <= kFloatMax;
+        mine = counts ? -j : mine;
+      }
+      found = Max()(found, quad_reduce(mine, Max()));
       if (__all_sync(kAllLanes, found > -vocabulary)) break;
     }
     return found > -vocabulary ? -found : 0;
