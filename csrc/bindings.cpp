@@ -149,6 +149,7 @@ PYBIND11_MODULE(_C, m) {
   register_cpu(m, "cpu_nearest_code", &dd2::cpu::launch_nearest_code);
   register_cpu(m, "cpu_sample_code", &dd2::cpu::launch_sample_code);
 #ifdef DD2_WITH_CUDA
+  m.def("cuda_unusable", &dd2::cuda::unusable, "Why the current device runs no kernel, or None.");
   register_cuda(m, "cuda_conditional_score", &dd2::cuda::launch_conditional_score);
   register_cuda(m, "cuda_flow_solve", &dd2::cuda::launch_flow_solve);
   m.def("cuda_conditional_score_workspace", &dd2::cuda::conditional_score_workspace,

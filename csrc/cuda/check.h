@@ -23,24 +23,36 @@ inline int processor_count(const char* op) {
   return count;
 }
 
-// Whether `kernel` can have `shared` bytes of dynamic shared memory beside its static ones.
+// Bytes of dynamic shared memory that every kernel here gets without asking: of 48 KiB, the static
+// ones take the rest.
+constexpr size_t kSharedUnasked = 32 * 1024;
+
+// The most bytes of dynamic shared memory that `kernel` can have beside its static ones.
 template <typename Kernel>
-bool fits_shared(Kernel kernel, size_t shared, const char* op) {
+int largest_shared(Kernel kernel, const char* op) {
   int device = 0, limit = 0;
   check(cudaGetDevice(&device), op, "current device");
   check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), op,
         "shared memory limit");
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), op, "kernel attributes");
-  return shared + attributes.sharedSizeBytes <= static_cast<size_t>(limit);
+  return limit - static_cast<int>(attributes.sharedSizeBytes);
+}
+
+template <typename Kernel>
+bool fits_shared(Kernel kernel, size_t shared, const char* op) {
+  return static_cast<long long>(shared) <= largest_shared(kernel, op);
 }
 
 template <typename Kernel, typename Params>
 void launch(Kernel kernel, dim3 grid, int threads, size_t shared, cudaStream_t stream,
             const Params& params, const char* op) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        op, "shared memory");
+  if (shared > kSharedUnasked) {
+    // Never less than the most: another thread may launch the kernel between these two calls.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               largest_shared(kernel, op)),
+          op, "shared memory");
+  }
   Params copy = params;
   void* arguments[] = {&copy};
   check(cudaLaunchKernel(kernel, grid, dim3(threads), arguments, shared, stream), op, "launch");

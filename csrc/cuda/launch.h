@@ -8,6 +8,9 @@
 
 namespace dd2::cuda {
 
+// Null, or why the current device runs none of them: an older driver, no machine code for it.
+const char* unusable();
+
 // Bytes of workspace that tensor cores need, or 0 where one block a row is faster on this device.
 long long conditional_score_workspace(const ConditionalScoreParams& params);
 void launch_conditional_score(const ConditionalScoreParams& params, void* stream);

@@ -41,9 +41,14 @@ def _load_kernel(device: int, header: str, kernel: str) -> Kernel:
     arch = nvrtc.architecture(torch.cuda.get_device_capability(device), supported)
     image, symbol = nvrtc.cached_image(header, kernel, arch)
     function = driver.moduleGetFunction(driver.moduleLoadData(image), symbol)
-    return Kernel(
-        function, driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+    static = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+    # Once for all launches: threads that set what their own need would take it from each other.
+    driver.funcSetAttribute(
+        function,
+        driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+        _shared_limit(device) - static,
     )
+    return Kernel(function, static)
 
 
 @functools.cache
@@ -88,11 +93,6 @@ def launch(ways: Sequence[Way], params: ctypes.Structure, device: torch.device) 
         index = torch.cuda.current_device()
         cuda.runtime.setDevice(index)  # else a new thread has no context for the driver
         way, kernel = _choose(ways, index)
-        cuda.driver.funcSetAttribute(
-            kernel.function,
-            cuda.driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            way.shared,
-        )
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = torch.cuda.current_stream().cuda_stream
         cuda.driver.launchKernel(

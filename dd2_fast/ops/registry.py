@@ -38,7 +38,13 @@ def _cuda_unavailable(device: torch.device) -> str | None:
         return reason
     if not module.cuda_architectures:
         return "the extension was built without CUDA (no nvcc found, or DD2_FAST_CUDA=0)"
-    return _gpu_unusable(device)
+    reason = _gpu_unusable(device)
+    if reason is not None:
+        return reason
+    with torch.cuda.device(device):
+        error = module.cuda_unusable()  # the driver may be older than the extension's CUDA
+    built_for = ", ".join(module.cuda_architectures)
+    return error and f"the extension, built for {built_for}, cannot run here: {error}"
 
 
 def _cupy_unavailable(device: torch.device) -> str | None:

@@ -38,8 +38,11 @@ def build_shared(
         # Else g++ gives all libraries of a process one copy of a template's or inline's statics.
         command.append("-fno-gnu-unique")
     command += [f"-I{path}" for path in includes]
-    command += [*flags, *map(str, sources), "-o", str(library)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command += [*flags, *shlex.split(os.environ.get("DD2_SHIM_FLAGS", ""))]
+    command += [*map(str, sources), "-o", str(library)]
+    # A sanitizer's runtime is for this process, not for the compiler.
+    unloaded = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    result = subprocess.run(command, capture_output=True, text=True, env=unloaded)
     if result.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{result.stderr}")
     return library

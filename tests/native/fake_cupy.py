@@ -140,6 +140,7 @@ class Driver:
     def funcSetAttribute(self, f: int, attribute: int, value: int) -> None:
         assert attribute == self.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         assert self.runtime.context
+        assert f not in self.dynamic_shared, "threads would take shared memory from each other"
         self.dynamic_shared[f] = value
 
     def launchKernel(

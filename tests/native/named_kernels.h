@@ -64,8 +64,12 @@ const char* record_launch(const NamedKernel<Params> (&kernels)[kCount],
     if (l.count == 1 && std::memcmp(l.argument.data(), &params, sizeof(params)) != 0) {
       throw std::logic_error("the kernel's argument is not what the launcher was given");
     }
-    if (l.count == 1 && static_cast<std::size_t>(l.dynamic_limit) != l.shared) {
-      throw std::logic_error("the kernel's limit of shared memory is not that of its launch");
+    const std::size_t asked = static_cast<std::size_t>(l.dynamic_limit);
+    if (asked != 0 && asked != limit - static_shared) {
+      throw std::logic_error("a limit of shared memory that another thread's launch may exceed");
+    }
+    if (l.shared + static_shared > 48 * 1024 && asked == 0) {
+      throw std::logic_error("more shared memory than a kernel gets without asking");
     }
     *out = {nullptr, {l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z}, l.shared,
             reinterpret_cast<std::size_t>(l.stream)};

@@ -14,7 +14,9 @@ from torch import Tensor
 from dd2_fast.ops.launch import THREADS, Way
 from dd2_fast.ops.structs import TeacherRows, fields
 
-__all__ = ["Launched", "Shim", "TeacherRows", "build_shim", "fields", "teacher_rows"]
+__all__ = [
+    "Launched", "Shim", "TeacherRows", "build_shim", "fields", "teacher_rows", "unaligned",
+]  # fmt: skip
 
 LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -44,6 +46,11 @@ def build_shim(stem: str, folder: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_shared([NATIVE_DIR / f"{stem}_shim.cpp"], folder)))
     getattr(library, stem).restype = ctypes.c_char_p
     return library
+
+
+def unaligned(tensor: Tensor) -> Tensor:
+    """The same values where no 16-byte load may begin."""
+    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view_as(tensor).copy_(tensor)
 
 
 class Launched(ctypes.Structure):

@@ -39,7 +39,8 @@ MODELS = {"var": (4096, 32), "llamagen": (16_384, 8)}
 def check(found: dict[str, Usage]) -> None:
     spilling = {symbol: used for symbol, used in found.items() if used.spilled}
     assert not spilling
-    assert all(used.shared <= 48 * 1024 for used in found.values())
+    # dd2::cuda::kSharedUnasked leaves this much of what no kernel must ask for.
+    assert all(used.shared <= 16 * 1024 for used in found.values())
 
 
 def model_ways(header: str) -> Iterator[Way]:

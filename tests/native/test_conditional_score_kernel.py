@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.structs import Shim, teacher_rows
+from native.structs import Shim, teacher_rows, unaligned
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
@@ -99,6 +99,16 @@ def test_thread_order_changes_nothing(kernel: Shim) -> None:
     for staged in (True, False):
         forward = run(kernel, arguments, staged=staged)
         assert torch.equal(forward, run(kernel, arguments, staged=staged, reverse_order=True))
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize("dim", [8, 32])
+def test_unaligned_codebook(kernel: Shim, dim: int, staged: bool) -> None:
+    case = make_case(2, 90, dim, top_k=30)
+    arguments = case.arguments("torch")
+    aligned = run(kernel, arguments, staged=staged)
+    arguments["codebook"] = unaligned(arguments["codebook"])
+    assert torch.equal(run(kernel, arguments, staged=staged), aligned)
 
 
 @pytest.mark.parametrize("filters", [(7, 1.0), (0, 0.5), (250, 0.5), (0, 1e-6)])

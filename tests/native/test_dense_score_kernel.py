@@ -4,12 +4,13 @@ shim with tensor cores' fragment layouts and cut-off sums, against the float64 r
 from __future__ import annotations
 
 import ctypes
+import mmap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from native.structs import Shim, build_shim
+from native.structs import Shim, build_shim, unaligned
 from native.test_conditional_score_kernel import LOSSES, exact, run, run_loss
 from ops.cases import Case, make_case, relative_error
 from torch import Tensor
@@ -75,9 +76,12 @@ def test_matches_float64(kernel: Shim, regime: tuple, dtype: torch.dtype) -> Non
     assert (computed.double() - gradient).norm() < 1e-3 * gradient.norm() + 1e-4
 
 
-def clustered_case(dim: int, spread: float, t: tuple[float, float], centre: float = 0.0) -> Case:
+def clustered_case(
+    dim: int, spread: float, t: tuple[float, float], centre: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Case:  # fmt: skip
     """Codes in clusters of 16 whose members are ``spread`` apart, around ``centre``."""
-    case = make_case(48, 1024, dim, guided=False, t=t)
+    case = make_case(48, 1024, dim, guided=False, t=t, dtype=dtype)
     centres = torch.randn(64, dim).repeat_interleave(16, 0) + centre
     codebook = (centres + spread * torch.randn(1024, dim)).double()
     clean = codebook[torch.randint(1024, (48,))]
@@ -92,11 +96,16 @@ def clustered_case(dim: int, spread: float, t: tuple[float, float], centre: floa
 def test_clustered_codes(kernel: Shim, dim: int, spread: float, t: tuple[float, float]) -> None:
     """Where the expanded distance cancels most. J u of codes much closer than the noise is a
     difference of nearly equal sums, of which eager float32 loses as much."""
-    case = clustered_case(dim, spread, t)
-    arguments, direction = case.arguments("torch"), torch.randn(case.x_t.shape)
+    assert_as_exact_as_eager(kernel, clustered_case(dim, spread, t), torch.float32, 5e-5)
+
+
+def assert_as_exact_as_eager(
+    kernel: Shim, case: Case, dtype: torch.dtype, error_of_x0: float
+) -> None:
+    arguments, direction = case.arguments("torch", dtype), torch.randn(case.x_t.shape)
     x0, gradient = exact(case, direction)
-    assert relative_error(run(kernel, arguments, staged=False), x0) < 5e-5
-    if dim > LONGEST_WITH_JACOBIAN:
+    assert relative_error(run(kernel, arguments, staged=False), x0) < error_of_x0
+    if case.x_t.shape[-1] > LONGEST_WITH_JACOBIAN:
         return
     x_t = arguments.pop("x_t").requires_grad_()
     eager = conditional_score(x_t, **arguments, prediction="x0")
@@ -135,6 +144,31 @@ def test_any_stride_and_alignment(kernel: Shim, dtype: torch.dtype, top_k: int) 
     arguments["uncond_logits"] = arguments["uncond_logits"][:1].expand(20, -1)
     x0 = exact(case, case.x_t)[0]
     assert relative_error(run(kernel, arguments, staged=True), x0) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["uncond_logits", "codebook", "x_t"])
+def test_one_unaligned_tensor(kernel: Shim, name: str) -> None:
+    case = make_case(20, 128, 8)
+    arguments = case.arguments("torch")
+    arguments[name] = unaligned(arguments[name])
+    x0 = run(kernel, arguments, staged=False)
+    assert relative_error(x0, exact(case, case.x_t)[0]) < 2e-5
+
+
+def test_rows_that_begin_beyond_64_gib(kernel: Shim) -> None:
+    """More 16-byte loads from the first row than 32 bits count."""
+    stride = 2**34 + 8
+    case = make_case(2, 64, 6, guided=False)
+    arguments = case.arguments("torch")
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    try:
+        memory = mmap.mmap(-1, 4 * (stride + 64), flags=flags)
+    except OSError as error:
+        pytest.skip(f"no address space of 64 GiB: {error}")
+    logits = torch.frombuffer(memory, dtype=torch.float32).as_strided((2, 64), (stride, 1))
+    arguments["logits"] = logits.copy_(arguments["logits"])
+    x0 = run(kernel, arguments, staged=False)
+    assert relative_error(x0, exact(case, case.x_t)[0]) < 2e-5
 
 
 def test_thread_order_changes_nothing(kernel: Shim) -> None:
@@ -208,11 +242,14 @@ def test_tiny_noise_in_a_block_of_others(kernel: Shim, top_k: int) -> None:
 
 
 @pytest.mark.parametrize("top_k", [0, 400])
-def test_little_noise_takes_direct_differences(kernel: Shim, top_k: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dim", [6, 32, 40])  # one pass of 8 dimensions, of 32, two of 32
+def test_little_noise_takes_direct_differences(
+    kernel: Shim, dim: int, dtype: torch.dtype, top_k: int
+) -> None:
     """What they keep, the expanded distance has lost: codes as far apart as the noise."""
-    case = replace(clustered_case(32, 0.003, (0.002, 0.0199)), top_k=top_k)
-    x0 = run(kernel, case.arguments("torch"), staged=True)
-    assert relative_error(x0, exact(case, case.x_t)[0]) < 2e-6
+    case = replace(clustered_case(dim, 0.003, (0.002, 0.0199), dtype=dtype), top_k=top_k)
+    assert_as_exact_as_eager(kernel, case, dtype, 2e-6)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-4, 1e3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.structs import Shim, teacher_rows
+from native.structs import Shim, teacher_rows, unaligned
 from ops.test_flow_solve import assert_flows_to, make_inputs
 
 from dd2_fast.ops import flow_solve
@@ -85,6 +85,15 @@ def test_blocks_share_the_draws_of_a_row(kernel: Shim, blocks: int, staged: bool
     options = {"top_k": 50, "top_p": 0.9, "staged": staged}
     wanted = run(kernel, inputs, **options)
     assert torch.equal(run(kernel, inputs, **options, blocks=blocks), wanted)
+
+
+@STAGED
+@pytest.mark.parametrize("dim", [8, 32])
+def test_unaligned_codebook(kernel: Shim, dim: int, staged: bool) -> None:
+    inputs = make_inputs(3, 90, dim, 2)
+    aligned = run(kernel, inputs, top_k=30, staged=staged)
+    inputs["codebook"] = unaligned(inputs["codebook"])
+    assert torch.equal(run(kernel, inputs, top_k=30, staged=staged), aligned)
 
 
 @STAGED

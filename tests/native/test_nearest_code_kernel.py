@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.structs import Shim
+from native.structs import Shim, unaligned
 from ops.test_nearest_code import REGIMES, assert_nearest, duplicated, invalid, make_inputs
 from torch import Tensor
 
@@ -38,6 +38,12 @@ def test_finds_the_smallest_distance(kernel: Shim, regime: tuple[int, int, int])
     found = run(kernel, x, codebook)
     assert_nearest(found, x, codebook)
     assert torch.equal(found, run(kernel, x, codebook, reverse_order=True))
+
+
+@pytest.mark.parametrize("dim", [8, 32, 64])
+def test_unaligned_codebook(kernel: Shim, dim: int) -> None:
+    x, codebook = make_inputs(40, 77, dim)
+    assert torch.equal(run(kernel, x, unaligned(codebook)), run(kernel, x, codebook))
 
 
 @pytest.mark.parametrize("dim", [3, 8, 32, 40])

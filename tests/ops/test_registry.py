@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import sys
 import threading
@@ -68,6 +69,24 @@ def test_the_first_usable_backend_is_chosen_and_no_other_is_asked(
     monkeypatch.setattr(registry, "_reason", reason)
     chosen = registry.resolve("nearest_code", "", torch.device("cuda"), torch.float32)
     assert chosen.__name__.endswith("nearest_code.cuda") and asked == ["cuda"]
+
+
+def test_reasons_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch may run where the extension cannot: its CUDA is newer than the driver's."""
+    error: str | None = "CUDA driver version is insufficient for CUDA runtime version"
+    module = types.SimpleNamespace(
+        cuda_architectures=("sm_80", "PTX_100"), cuda_unusable=lambda: error
+    )
+    monkeypatch.setattr(extension, "load", lambda: (module, None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "the device has 7.5" in str(available_backends("cuda")["cuda"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    reason = available_backends("cuda")["cuda"]
+    assert reason == f"the extension, built for sm_80, PTX_100, cannot run here: {error}"
+    error = None
+    assert available_backends("cuda")["cuda"] is None
 
 
 def test_reasons_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:

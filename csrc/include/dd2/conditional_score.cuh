@@ -89,6 +89,14 @@ struct Posterior {
     }
     return other;
   }
+
+  // Of each `lanes` neighbouring lanes, for all of them.
+  DD2_DEVICE void merge_lanes(int lanes, float exponent) {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+      Posterior other = from_lane(offset);
+      merge(other, exponent);
+    }
+  }
 };
 
 template <int kDim, typename Params>
@@ -149,14 +157,14 @@ DD2_DEVICE void solve_dimensions(const ConditionalScoreParams& p, const Row& row
   const long long last = first + kDim;
   Posterior<kDim, kJacobian> sums = fold_codes<kDim, kJacobian>(
       p.codebook, p.dim, row, kept, level, first, shared.x_t, shared.direction);
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    Posterior<kDim, kJacobian> other = sums.from_lane(offset);
-    sums.merge(other, level.exponent);
-  }
+  sums.merge_lanes(kWarp, level.exponent);
   if (lane_index() == 0) merged[warp_index()] = sums;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int w = 1; w < kWarps; ++w) merged[0].merge(merged[w], level.exponent);
+  if (warp_index() == 0) {
+    sums = merged[lane_index() % kWarps];
+    sums.merge_lanes(kWarps, level.exponent);
+    __syncwarp();
+    if (lane_index() == 0) merged[0] = sums;
   }
   __syncthreads();
   // A NaN or infinity in x_t, t or u must come out.

@@ -145,14 +145,15 @@ struct DenseTokens {
 template <int kDim>
 struct LaneValues {
   static constexpr int kCount = kDim / 4;
+  static constexpr int kStride = kDim + 8;  // floats: four tokens' neighbours fill the banks
   float* first;
 
   DD2_DEVICE explicit LaneValues(float* block) {
     const int token = warp_index() * kWarpTokens + static_cast<int>(threadIdx.x % kWarp) / 4;
-    first = block + token * kDim + 2 * quad_lane();
+    first = block + token * kStride + 2 * quad_lane();
   }
 
-  DD2_DEVICE float& at(int r, int n) const { return first[8 * r * kDim + n / 2 * 8 + n % 2]; }
+  DD2_DEVICE float& at(int r, int n) const { return first[8 * r * kStride + n / 2 * 8 + n % 2]; }
 
   template <typename Change>
   DD2_DEVICE void each(int r, float (&sums)[kDim / 8][4], const Change& change) const {
@@ -166,7 +167,7 @@ struct LaneValues {
 // cores cut off at every addition: now and then they are moved to totals in shared memory.
 template <int kDim, bool kJacobian>
 struct DenseSums {
-  static constexpr int kValues = kDenseTokens * kDim;  // of each total
+  static constexpr int kValues = kDenseTokens * LaneValues<kDim>::kStride;  // of each total
 
   float mean[kDim / 8][4] = {};                    // sum w c
   float spread[kJacobian ? kDim / 8 : 1][4] = {};  // sum w z c

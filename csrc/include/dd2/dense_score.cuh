@@ -52,15 +52,21 @@ struct DenseWarp {
     return GuidedRow<kType>(p.teacher, lane_token(p, r) / p.draws);
   }
 
-  // The first code of the row that counts, or 0; the warp searches the rows of its tokens together.
+  // The first code of the row that counts, or 0; the warp searches the rows of its tokens together,
+  // 32 codes at a time: where few are kept, it waits for memory many times.
   DD2_DEVICE int first_code(int r, const GuidedRow<kType>& row) const {
     const int vocabulary = static_cast<int>(p.teacher.vocabulary);
     int found = -vocabulary;
-    for (int first = 0; first < vocabulary; first += 4) {
-      const int j = first + quad_lane();
-      const float logit = j < vocabulary ? row(j) : negative_infinity();
-      const bool counts = logit >= threshold[r] && __builtin_fabsf(logit) <= kFloatMax;
-      found = Max()(found, quad_reduce(counts ? -j : -vocabulary, Max()));
+    for (int first = 0; first < vocabulary; first += kStepCodes) {
+      int mine = -vocabulary;
+      DD2_UNROLL_ALL
+      for (int n = kStepCodes / 4 - 1; n >= 0; --n) {
+        const int j = first + 4 * n + quad_lane();
+        const float logit = j < vocabulary ? row(j) : negative_infinity();
+        const bool counts = logit >= threshold[r] && __builtin_fabsf(logit) <= kFloatMax;
+        mine = counts ? -j : mine;
+      }
+      found = Max()(found, quad_reduce(mine, Max()));
       if (__all_sync(kAllLanes, found > -vocabulary)) break;
     }
     return found > -vocabulary ? -found : 0;
@@ -268,7 +274,7 @@ DD2_DEVICE void finish_tokens(const ConditionalScoreParams& p,
   __syncwarp();
 }
 
-// Writes what is wanted of a warp's tokens, two lanes each; x0 and J u have kDim values a token.
+// Writes what is wanted of a warp's tokens, two lanes each; x0 and J u lie as LaneValues.
 template <int kDim>
 DD2_DEVICE void emit_tokens(const ConditionalScoreParams& p, const float* x0, const float* along) {
   const long long first = first_token(), count = p.teacher.rows * p.draws;
@@ -276,8 +282,8 @@ DD2_DEVICE void emit_tokens(const ConditionalScoreParams& p, const float* x0, co
   const bool inside = first + index < count;
   const long long token = inside ? first + index : count - 1, row = token / p.draws;
   const bool wanted = inside && !needs_direct(p, token);
-  x0 += index * kDim;
-  along += index * kDim;
+  x0 += index * LaneValues<kDim>::kStride;
+  along += index * LaneValues<kDim>::kStride;
   for (long long c = part; wanted && c < p.dim; c += 2) {
     if (p.out != nullptr) p.out[token * p.dim + c] = x0[c];
     if (p.jacobian != nullptr) p.jacobian[token * p.dim + c] = along[c];
@@ -353,7 +359,7 @@ __launch_bounds__(kDenseThreads, (dense_blocks_on_processor<kType, kDim, kJacobi
               reinterpret_cast<const float*>(tile + Tile::kNorms) + step);
   }
   finish_tokens(p, warp.sums);
-  float* results = totals + warp_index() * kWarpTokens * kDim;
+  float* results = totals + warp_index() * kWarpTokens * LaneValues<kDim>::kStride;
   emit_tokens<kDim>(p, results, results + warp.sums.kValues);
 }
 

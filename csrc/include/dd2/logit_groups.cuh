@@ -66,13 +66,16 @@ struct LogitGroup {
   }
 };
 
-// Whether 16-byte loads can read groups of a teacher's rows.
+// Whether 16-byte loads, which LogitGroups counts in 32 bits, can read groups of a teacher's rows.
 template <LogitType kType>
 DD2_DEVICE bool rows_are_vectors(const TeacherRows& p) {
   constexpr long long kSize = 16 / LogitGroup<kType>::kBytes;
   const auto start = reinterpret_cast<unsigned long long>(p.logits) |
                      reinterpret_cast<unsigned long long>(p.uncond);
-  return start % 16 == 0 && p.logits_stride % kSize == 0 && p.uncond_stride % kSize == 0;
+  const long long stride = Max()(p.logits_stride, p.uncond_stride);
+  const long long end = (p.rows - 1) * stride + p.vocabulary;
+  return start % 16 == 0 && p.logits_stride % kSize == 0 && p.uncond_stride % kSize == 0 &&
+         end <= kSize << 32;
 }
 
 // Whether a logit of -inf, or the end of the row, rules code j out.

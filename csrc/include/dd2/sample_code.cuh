@@ -18,7 +18,8 @@ struct TemperedRow {
 
   GuidedRow<kType> row;
   float inverse_temperature;
-  DD2_DEVICE float operator()(long long j) const { return row(j) * inverse_temperature; }
+  // Rounded, as staged: fused with what follows it would differ from what the threshold saw.
+  DD2_DEVICE float operator()(long long j) const { return __fmul_rn(row(j), inverse_temperature); }
 };
 
 // The first code whose running mass exceeds uniform * total mass. Sums are in double precision;

@@ -29,7 +29,7 @@ struct Launch {
   const void* kernel;
   dim3 grid, block;
   std::size_t shared;
-  int dynamic_limit;  // the kernel's attribute
+  int dynamic_limit;  // the kernel's attribute, or 0 where nothing set it
   cudaStream_t stream;
   int count;  // launches since the record was cleared
   std::vector<unsigned char> argument;

@@ -1,0 +1,18 @@
+#include <cuda_runtime.h>
+
+#include "launch.h"
+
+namespace dd2::cuda {
+namespace {
+
+__global__ void probe_kernel() {}
+
+}  // namespace
+
+const char* unusable() {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel);
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+}  // namespace dd2::cuda
