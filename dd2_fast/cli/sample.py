@@ -51,9 +51,6 @@ def add_parser(commands: Any) -> None:
         default=0,
         help="k > 1 draws the last k - 1 steps anew from the teacher (default 0: one step)",
     )
-    parser.add_argument(
-        "--snap", action="store_true", help="decode the nearest codes, not the generator's vectors"
-    )
     parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps")
     parser.add_argument("--top-k", type=int, default=0, help="logits they keep (default 0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="mass they keep (default 1)")
@@ -94,7 +91,6 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
             _model(arguments),
             steps=arguments.steps,
             teacher_steps=arguments.teacher_steps,
-            snap=arguments.snap,
             batch_size=arguments.batch_size,
             cfg=arguments.cfg,
             top_k=arguments.top_k,
@@ -118,7 +114,7 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     npz = suffix == ".npz"
     sink = NpzFile(arguments.out) if npz else PngFolder(arguments.out, arguments.scale)
     names = ("model", "tokenizer", "config", "steps", "teacher_steps", "cfg", "top_k", "top_p")
-    settings = {name: str(getattr(arguments, name)) for name in (*names, "snap", "scale")}
+    settings = {name: str(getattr(arguments, name)) for name in (*names, "scale")}
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
     return len(labels)
 

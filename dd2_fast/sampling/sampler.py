@@ -36,8 +36,6 @@ class Sampler(nn.Module):
         steps: passes of the generator: 2 for the second step of DD1's students, else 1.
         teacher_steps: 0 or 1 is the generator alone; k > 1 keeps its tokens, snapped to the
             codebook, and draws the last k - 1 anew from the teacher (paper Alg. 4).
-        snap: decode the nearest code of every token, as the teacher's images are decoded, instead
-            of the vector that the generator made.
         batch_size: images a pass; None takes 256. The images do not depend on it.
         cfg, top_k, top_p: guidance and filters of the teacher's steps; off by default.
         device: where to move the networks; None leaves them where they are.
@@ -56,7 +54,6 @@ class Sampler(nn.Module):
         *,
         steps: int = 1,
         teacher_steps: int = 0,
-        snap: bool = False,
         batch_size: int | None = None,
         cfg: float | None = None,
         top_k: int = 0,
@@ -79,7 +76,6 @@ class Sampler(nn.Module):
         self.num_classes = int(self.generator.num_classes)
         self.steps = self._check_steps(steps)
         self.teacher_steps = self._check_teacher_steps(teacher_steps)
-        self.snap = snap
         self._teacher_options: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
         self._cuda_graphs = cuda_graphs
         self._compiling: dict[str, Any] | None = None
@@ -155,7 +151,7 @@ class Sampler(nn.Module):
             start_index: image index of the first label; the others follow on. With it, or with
                 `indices` (one int64 index a label), parts of a job are drawn anywhere.
             output: "pt" float32 [B, 3, H, W] in [0, 1]; "np" uint8 [B, H, W, 3]; "pil" a list;
-                "latent" what is decoded, [B, n, C]; "tokens" int64 codes [B, n].
+                "latent" the generator's embeddings [B, n, C]; "tokens" int64 codes [B, n].
             progress: show a bar.
         """
         check_output(output)
@@ -202,11 +198,8 @@ class Sampler(nn.Module):
                 if output == "tokens":
                     return tokens
                 x = self.tokenizer.embed(tokens)
-        elif self.snap or output == "tokens":
-            tokens = nearest_code(x, codebook)
-            if output == "tokens":
-                return tokens
-            x = self.tokenizer.embed(tokens)
+        if output == "tokens":
+            return nearest_code(x, codebook)
         if output == "latent":
             return x.float()
         with nvtx.annotate("dd2_fast.decode"):
@@ -274,7 +267,6 @@ def sample(
     *,
     seed: int = 0,
     teacher_steps: int = 0,
-    snap: bool = False,
     batch_size: int | None = None,
     output: str = "pt",
     progress: bool = False,
@@ -283,5 +275,5 @@ def sample(
 
     A name or a path is loaded at every call: keep a `Sampler` to draw many times.
     """
-    sampler = Sampler(model, teacher_steps=teacher_steps, snap=snap, batch_size=batch_size)
+    sampler = Sampler(model, teacher_steps=teacher_steps, batch_size=batch_size)
     return sampler(labels, seed=seed, output=output, progress=progress)

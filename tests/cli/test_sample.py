@@ -37,15 +37,6 @@ def test_one_picture_holds_all(tmp_path: Path) -> None:
     assert Image.open(out).size == (3 * 16 + 2 * 3, 16)
 
 
-def test_snapped_images_are_the_samplers(tmp_path: Path) -> None:
-    out = tmp_path / "a.npz"
-    argv = ["sample", "--labels", "0,1,2", "--snap", "--seed", "2", "--out", str(out), "--quiet"]
-    assert main(argv) == 0
-    expected = Sampler("digits", snap=True)([0, 1, 2], seed=2, output="np")
-    with np.load(out) as archive:
-        assert np.abs(archive["arr_0"].astype(int) - expected).max() <= 1
-
-
 def test_a_released_student_with_its_tokenizer(tmp_path: Path, capsys) -> None:
     manifests = var_models.fixture("dd1_var_tiny")
     for name, part in (("dd1.pth", "dd"), ("vae.pth", "vqvae")):

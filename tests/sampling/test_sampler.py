@@ -55,17 +55,6 @@ def test_refined_tokens_are_those_of_the_refined_embeddings(generator) -> None:
     assert torch.equal(latents, codes)
 
 
-def test_snapped_images_are_those_of_the_nearest_codes(generator) -> None:
-    tokens = sample(generator, LABELS, seed=3, output="tokens")
-    codes = generator.tokenizer.embed(tokens)
-    options = {"seed": 3, "snap": True}
-    assert torch.equal(sample(generator, LABELS, output="tokens", **options), tokens)
-    assert torch.equal(sample(generator, LABELS, output="latent", **options), codes)
-    images = sample(generator, LABELS, **options)
-    torch.testing.assert_close(images, generator.tokenizer.decode(codes), atol=1e-5, rtol=0)
-    assert not torch.allclose(images, sample(generator, LABELS, seed=3), atol=1e-3)
-
-
 def test_labels_may_be_an_int_a_list_or_a_tensor(generator) -> None:
     one = sample(generator, 7)
     assert one.shape == (1, 3, 8, 8)
