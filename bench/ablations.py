@@ -20,12 +20,14 @@ from typing import Any
 
 sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 import torch
+from torch import Tensor, nn
 
 from dd2_fast.checkpoints.bundle import Bundle
 from dd2_fast.checkpoints.files import check_writable, write_atomic
 from dd2_fast.losses import TeacherScore
 from dd2_fast.metrics import evaluate, frechet_distance
 from dd2_fast.models import DD2Generator, DD2Guidance
+from dd2_fast.ops import nearest_code
 from dd2_fast.training.config import DistillConfig, RegressionConfig, Stage1Config
 from dd2_fast.training.data import load_digits
 from dd2_fast.training.loop import Stage
@@ -45,7 +47,10 @@ SAMPLES = 5000
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a variant does; every field that is not given is as in the paper's method."""
+    """What a variant does; every field that is not given is as in the paper's method.
+
+    ``snap``: judged a second time by the images of its nearest codes.
+    """
 
     text: str
     csd: int = PAPER_CSD
@@ -54,15 +59,16 @@ class Variant:
     target: str = "ground_truth"
     start_generator: bool = True
     start_guidance: bool = True
+    snap: bool = False
 
 
 VARIANTS = {
-    "dd1": Variant("DD1: regression alone", csd=0, regression=DD1_ALONE),
+    "dd1": Variant("DD1: regression alone", csd=0, regression=DD1_ALONE, snap=True),
     "dd2": Variant("DD2 as in the paper"),
     "no_start_generator": Variant("without stage 1 for the generator", start_generator=False),
     "no_start_guidance": Variant("without stage 1 for the guidance", start_guidance=False),
     "ar_diffusion": Variant("stage 1 by plain AR diffusion, not GTS", target="sample"),
-    "dd1_start": Variant("DD2 from DD1's regression", csd=STARTED_CSD, regression=1000),
+    "dd1_start": Variant("DD2 from DD1's regression", csd=STARTED_CSD, regression=1000, snap=True),
     "dd1_start_auxiliary": Variant(
         "the same with DD1's loss, weight 0.5 to 0", csd=STARTED_CSD, regression=1000, auxiliary=0.5
     ),
@@ -149,16 +155,36 @@ def distance_to_teacher(bundle: Bundle, labels: torch.Tensor, seed: int) -> dict
     }
 
 
-def judge(models: dict[str, Any], generator: DD2Generator, data: Any, seed: int) -> dict[str, Any]:
+class Snapped(nn.Module):
+    """A generator whose every token is the nearest code."""
+
+    def __init__(self, generator: DD2Generator, codebook: Tensor) -> None:
+        super().__init__()
+        self.generator, self.codebook = generator, codebook
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        return self.codebook[nearest_code(self.generator(noise, labels), self.codebook)]
+
+
+def judge(
+    models: dict[str, Any], generator: DD2Generator, data: Any, seed: int, snap: bool
+) -> dict[str, Any]:
     names = ("tokenizer", "teacher", "classifier")
     for name in names:
         models[name].eval().requires_grad_(False)
     parts = {name: models[name] for name in names}
-    bundle = Bundle(**parts, generator=generator, stage1=None, settings={})
-    rows: dict[str, Any] = evaluate(bundle, data, num_samples=SAMPLES, seed=seed)
     labels = data.test_labels.repeat(SAMPLES // len(data.test_labels))
-    rows["one_step"].update(distance_to_teacher(bundle, labels, seed))
-    return rows
+
+    def rows(generator: nn.Module) -> dict[str, Any]:
+        bundle = Bundle(**parts, generator=generator, stage1=None, settings={})
+        found: dict[str, Any] = evaluate(bundle, data, num_samples=SAMPLES, seed=seed)
+        found["one_step"].update(distance_to_teacher(bundle, labels, seed))
+        return found
+
+    found = rows(generator)
+    if snap:
+        found["snapped"] = rows(Snapped(generator, models["tokenizer"].codebook))["one_step"]
+    return found
 
 
 def main() -> int:
@@ -183,7 +209,7 @@ def main() -> int:
             "text": VARIANTS[name].text,
             "seed": seed,
             "cpu_seconds": round(seconds, 1),
-            "metrics": judge(models, generator, data, seed),
+            "metrics": judge(models, generator, data, seed, VARIANTS[name].snap),
         }
         write_atomic(path, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
         print(name, round(seconds), report["metrics"]["one_step"], flush=True)

@@ -87,6 +87,9 @@ def ablations(folder: Path) -> str:
     rows.append(_compared("set prediction", by_variant["dd1"], "set_prediction", None))
     order = [name for name in VARIANTS if name in by_variant]
     rows += [_compared(by_variant[n][0]["text"], by_variant[n], "one_step", dd1) for n in order]
+    for reports in (by_variant[n] for n in order if VARIANTS[n].snap):
+        text = f"{reports[0]['text']}, nearest codes decoded"
+        rows.append(_compared(text, reports, "snapped", dd1))
     header = ["", "seeds", "FD", "gap over DD1's", "FD to the teacher", "gap over DD1's",
               "FD per class", "FD pixel", "NLL", "CPU seconds"]  # fmt: skip
     return table(header, rows)
@@ -104,10 +107,11 @@ def _compared(
         mean, low, high = sum(values) / len(values), min(values), max(values)
         return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
-    def share(gap: Callable[[dict[str, Any]], float]) -> str:
+    def share(gap: Callable[[dict[str, Any], str], float]) -> str:
         if dd1 is None:
             return ""
-        ratios = [gap(r["metrics"]) / gap(dd1[r["seed"]]["metrics"]) for r in reports]
+        metrics = [(r["metrics"], dd1[r["seed"]]["metrics"]) for r in reports]
+        ratios = [gap(own, row) / gap(theirs, "one_step") for own, theirs in metrics]
         return f"{sum(ratios) / len(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
     seconds = [f"{r['cpu_seconds']:.0f}" for r in reports] if dd1 is not None else []
@@ -115,9 +119,9 @@ def _compared(
         text,
         str(len(reports)),
         cell("fd", 2),
-        share(lambda m: m["one_step"]["fd"] - m["teacher"]["fd"]),
+        share(lambda m, r: m[r]["fd"] - m["teacher"]["fd"]),
         cell("fd_teacher", 2),
-        share(lambda m: m["one_step"]["fd_teacher"] - m["one_step"]["fd_teacher_floor"]),
+        share(lambda m, r: m[r]["fd_teacher"] - m[r]["fd_teacher_floor"]),
         cell("fd_class", 2),
         cell("fd_pixel", 3),
         cell("nll", 2),
