@@ -53,8 +53,8 @@ def resolve_path(source: str | os.PathLike[str]) -> Path:
 def load_networks(model: Any, device: torch.device | str | None = None) -> Networks:
     """Return the networks of a bundled name, a path, a loaded generator or a bundle.
 
-    They are moved to device if one is given. Raises TypeError for a model without a generator's
-    call or without a tokenizer, and what `resolve_path` and `checkpoints.load` raise.
+    They are moved to device if one is given. Raises TypeError for a teacher, for a model without a
+    generator's call or without a tokenizer, and what `resolve_path` and `checkpoints.load` raise.
     """
     if isinstance(model, str | os.PathLike):
         from .. import checkpoints
@@ -66,6 +66,11 @@ def load_networks(model: Any, device: torch.device | str | None = None) -> Netwo
         raise TypeError(
             "model: expected a bundled name, a path, a generator or a bundle, "
             f"got {type(model).__name__}"
+        )
+    if hasattr(generator, "logits"):
+        raise TypeError(
+            f"model: expected a one-step generator, got a teacher, {type(generator).__name__}: its "
+            "own steps are model.sample(labels), and dd2-fast train distils it"
         )
     if tokenizer is None:
         raise TypeError(

@@ -132,6 +132,8 @@ def test_bad_indices_are_named(generator) -> None:
 
 
 def test_a_model_without_parts_says_which(generator) -> None:
+    with pytest.raises(TypeError, match="got a teacher, ARTeacher.*dd2-fast train distils it"):
+        Sampler(generator.teacher)
     generator.teacher = None
     assert sample(generator, 1).shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="teacher_steps: 3 needs a model with a teacher"):
