@@ -1,5 +1,6 @@
 """One-step sampling against the teacher's own steps: the bundled digits, and with ``-m slow``
-VAR-d16's shape with random weights. One step is timed whole and in its parts, and in bfloat16.
+VAR-d16's and, on a GPU, LlamaGen-L's shape with random weights. One step is timed whole and in its
+parts, in bfloat16, compiled, and replayed as CUDA graphs.
 
 pytest bench/bench_sampling.py --benchmark-only [-m "slow or not slow"]
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dd2_fast.checkpoints import load_bundle
-from dd2_fast.models import DD2Generator
+from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer
 from dd2_fast.models.var import VARTeacher, VARTokenizer
 from dd2_fast.sampling import Sampler, resolve_path
 from measure import DEVICES, Call, Problem
@@ -37,15 +38,30 @@ def var_d16() -> tuple[Any, Any]:
     nn.init.normal_(tokenizer.quantize.embedding.weight)
     teacher = VARTeacher(patch_nums=tokenizer.patch_nums)
     teacher.tokenizer = tokenizer
+    return ready(teacher)
+
+
+def ready(teacher: Any) -> tuple[Any, Any]:
+    """A generator over a teacher, and the teacher, both frozen."""
     generator = DD2Generator.from_teacher(teacher)
     for network in (teacher, generator):  # what starts at zero would hide the rest from the PSNR
         for layer in network.modules():
             if isinstance(layer, nn.Linear) and not layer.weight.any():
                 nn.init.normal_(layer.weight, std=0.02)
     generator.teacher = teacher
-    for network in (tokenizer, teacher, generator):
+    for network in (teacher.tokenizer, teacher, generator):
         network.eval().requires_grad_(False)
     return generator, teacher
+
+
+def llamagen_l() -> tuple[Any, Any]:
+    """Random weights, as of VAR-d16."""
+    torch.manual_seed(0)
+    tokenizer = LlamaGenTokenizer()
+    nn.init.normal_(tokenizer.quantize.embedding.weight)
+    teacher = LlamaGenTeacher(width=1024, layers=24, heads=16, hidden=2816, adapter_width=1024)
+    teacher.tokenizer = tokenizer
+    return ready(teacher)
 
 
 def psnr(images: Tensor, wanted: Tensor) -> float:
@@ -55,14 +71,14 @@ def psnr(images: Tensor, wanted: Tensor) -> float:
 def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
-    ``name``: teacher, or one_step with _generator or _decoder, _bf16 and _compiled after it.
+    ``name``: teacher, or one_step with _generator or _decoder, _bf16, _compiled, _graphs after it.
     """
     labels = torch.arange(count) % generator.num_classes
     if name == "teacher":
         return by_teacher(
             generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
         )
-    sampler = Sampler(generator, batch_size=count)
+    sampler = Sampler(generator, batch_size=count, cuda_graphs="graphs" in name)
     if "compiled" in name:
         sampler.compile()
     if "decoder" in name:
@@ -75,7 +91,11 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
 
 
 def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
-    guided = {"cfg": 1.5, "top_k": 900, "top_p": 0.95} if isinstance(teacher, VARTeacher) else {}
+    guided: dict[str, Any] = {}
+    if isinstance(teacher, VARTeacher):
+        guided = {"cfg": 1.5, "top_k": 900, "top_p": 0.95}
+    elif isinstance(teacher, LlamaGenTeacher):
+        guided = {"cfg": 2.0, "top_k": 900}
 
     @torch.inference_mode()
     def images() -> Tensor:
@@ -86,19 +106,26 @@ def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
 
 PARTS = ("one_step_generator", "one_step_decoder")
 BF16 = [f"{name}_bf16{how}" for name in ("one_step", *PARTS) for how in ("", "_compiled")]
-SLOW = pytest.mark.slow
-CASES = [
-    *((size, v) for size in ("digits_1", "digits_80") for v in ("teacher", "one_step", *PARTS)),
-    *(pytest.param("var_d16_1", v, marks=SLOW) for v in ("teacher", "one_step", *PARTS, *BF16)),
+# What a GPU is for: sizes and variants that take a CPU minutes.
+ON_GPU = ("teacher", "one_step_bf16", "one_step_bf16_graphs", "one_step_bf16_compiled_graphs")
+LARGE = ("var_d16_64", "llamagen_l_1", "llamagen_l_64")
+SMALL_CASES = [
+    (size, v) for size in ("digits_1", "digits_80") for v in ("teacher", "one_step", *PARTS)
 ]
+SLOW_CASES = [("var_d16_1", v) for v in ("teacher", "one_step", *PARTS, *BF16)]
+if "cuda" in DEVICES:
+    SLOW_CASES += [("var_d16_1", v) for v in ON_GPU[2:]]
+    SLOW_CASES += [(size, v) for size in LARGE for v in ON_GPU]
+# A GPU's time may end before all are measured, so what it is for comes first.
+CASES = [*(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES), *SMALL_CASES]
 
 
 def problem(size: str, device: str) -> Problem:
     model, _, images = size.rpartition("_")
     count = int(images)
-    generator, teacher = {"digits": digits, "var_d16": var_d16}[model]()
+    generator, teacher = {"digits": digits, "var_d16": var_d16, "llamagen_l": llamagen_l}[model]()
     networks = {"": generator}
-    if model == "var_d16":
+    if model != "digits":
         networks["bf16"] = copy.deepcopy(generator)
         networks["bf16"].teacher = None
         for part in (networks["bf16"], networks["bf16"].tokenizer):
@@ -113,7 +140,7 @@ def problem(size: str, device: str) -> Problem:
     def check(variant: str, call: Call) -> dict[str, Any]:
         result = call()
         assert len(result) == count and result.isfinite().all()
-        plain = make(re.sub("_bf16.*", "", variant))[0]
+        plain = make(re.sub("_(bf16|graphs).*", "", variant))[0]
         with FlopCounterMode(display=False) as counter:
             wanted = plain()
         info: dict[str, Any] = {"flops": counter.get_total_flops()}
