@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "dd2/conditional_score.h"
 #include "dd2/flow_solve.h"
+#include "dd2/image_normal.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
 #ifdef DD2_WITH_CUDA
@@ -55,6 +56,13 @@ dd2::FlowSolveParams flow_solve_params(const dd2::TeacherRows& teacher, std::uin
                                        bool heun) {
   return {teacher, pointer<long long>(out), pointer<const float>(noise),
           pointer<const float>(codebook), draws, dim, steps, heun};
+}
+
+dd2::ImageNormalParams image_normal_params(std::uintptr_t out, std::uintptr_t indices,
+                                           std::uintptr_t seeds, long long seed, long long images,
+                                           long long count, unsigned stream) {
+  return {pointer<float>(out), pointer<const long long>(indices), pointer<const long long>(seeds),
+          seed, images, count, stream};
 }
 
 dd2::NearestCodeParams nearest_code_params(std::uintptr_t out, std::uintptr_t x,
@@ -138,6 +146,10 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&flow_solve_params), py::kw_only(), py::arg("teacher"), py::arg("out"),
            py::arg("noise"), py::arg("codebook"), py::arg("draws"), py::arg("dim"),
            py::arg("steps"), py::arg("heun"));
+  py::class_<dd2::ImageNormalParams>(m, "ImageNormalParams")
+      .def(py::init(&image_normal_params), py::kw_only(), py::arg("out"), py::arg("indices"),
+           py::arg("seeds"), py::arg("seed"), py::arg("images"), py::arg("count"),
+           py::arg("stream"));
   py::class_<dd2::NearestCodeParams>(m, "NearestCodeParams")
       .def(py::init(&nearest_code_params), py::kw_only(), py::arg("out"), py::arg("x"),
            py::arg("codebook"), py::arg("rows"), py::arg("vocabulary"), py::arg("dim"));
@@ -146,6 +158,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("seed"), py::arg("index"), py::arg("inverse_temperature"));
   register_cpu(m, "cpu_conditional_score", &dd2::cpu::launch_conditional_score);
   register_cpu(m, "cpu_flow_solve", &dd2::cpu::launch_flow_solve);
+  register_cpu(m, "cpu_image_normal", &dd2::cpu::launch_image_normal);
   register_cpu(m, "cpu_nearest_code", &dd2::cpu::launch_nearest_code);
   register_cpu(m, "cpu_sample_code", &dd2::cpu::launch_sample_code);
 #ifdef DD2_WITH_CUDA
@@ -154,6 +167,7 @@ PYBIND11_MODULE(_C, m) {
   register_cuda(m, "cuda_flow_solve", &dd2::cuda::launch_flow_solve);
   m.def("cuda_conditional_score_workspace", &dd2::cuda::conditional_score_workspace,
         py::arg("params"), py::call_guard<py::gil_scoped_release>());
+  register_cuda(m, "cuda_image_normal", &dd2::cuda::launch_image_normal);
   register_cuda(m, "cuda_nearest_code", &dd2::cuda::launch_nearest_code);
   register_cuda(m, "cuda_sample_code", &dd2::cuda::launch_sample_code);
 #endif

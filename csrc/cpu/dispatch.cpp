@@ -55,6 +55,10 @@ void launch_flow_solve(const FlowSolveParams& params, int num_threads) {
   DD2_DISPATCH(launch_flow_solve, params, num_threads)
 }
 
+void launch_image_normal(const ImageNormalParams& params, int num_threads) {
+  DD2_DISPATCH(launch_image_normal, params, num_threads)
+}
+
 void launch_nearest_code(const NearestCodeParams& params, int num_threads) {
   DD2_DISPATCH(launch_nearest_code, params, num_threads)
 }

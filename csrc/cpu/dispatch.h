@@ -6,6 +6,7 @@
 
 #include "dd2/conditional_score.h"
 #include "dd2/flow_solve.h"
+#include "dd2/image_normal.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
 
@@ -21,6 +22,7 @@ namespace dd2::cpu {
   namespace isa {                                                                          \
   void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);    \
   void launch_flow_solve(const FlowSolveParams& params, int num_threads);                  \
+  void launch_image_normal(const ImageNormalParams& params, int num_threads);              \
   void launch_nearest_code(const NearestCodeParams& params, int num_threads);              \
   void launch_sample_code(const SampleCodeParams& params, int num_threads);                \
   }
@@ -32,6 +34,7 @@ const char* instruction_set();
 
 void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);
 void launch_flow_solve(const FlowSolveParams& params, int num_threads);
+void launch_image_normal(const ImageNormalParams& params, int num_threads);
 void launch_nearest_code(const NearestCodeParams& params, int num_threads);
 void launch_sample_code(const SampleCodeParams& params, int num_threads);
 

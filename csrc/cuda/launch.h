@@ -3,6 +3,7 @@
 
 #include "dd2/conditional_score.h"
 #include "dd2/flow_solve.h"
+#include "dd2/image_normal.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
 
@@ -15,6 +16,7 @@ const char* unusable();
 long long conditional_score_workspace(const ConditionalScoreParams& params);
 void launch_conditional_score(const ConditionalScoreParams& params, void* stream);
 void launch_flow_solve(const FlowSolveParams& params, void* stream);
+void launch_image_normal(const ImageNormalParams& params, void* stream);
 void launch_nearest_code(const NearestCodeParams& params, void* stream);
 void launch_sample_code(const SampleCodeParams& params, void* stream);
 

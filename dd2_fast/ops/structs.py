@@ -62,6 +62,16 @@ class FlowSolveParams(ctypes.Structure):
     ]
 
 
+class ImageNormalParams(ctypes.Structure):
+    """``dd2::ImageNormalParams``."""
+
+    _fields_ = [
+        *fields("out indices seeds", ctypes.c_void_p),
+        *fields("seed images count", ctypes.c_longlong),
+        ("stream", ctypes.c_uint),
+    ]
+
+
 class NearestCodeParams(ctypes.Structure):
     """``dd2::NearestCodeParams``."""
 

@@ -119,7 +119,7 @@ class Sampler(nn.Module):
             if not graphs:
                 generate = BucketedCall(generate, self.batch_size)
         draw: Function = functools.partial(self._draw, generate)
-        if graphs:  # the noise too, which is a hundred small kernels
+        if graphs:  # the noise too
             draw = BucketedCall(draw, self.batch_size, graphs=True)
         if graphs or self._compiling is not None:
             decode = BucketedCall(decode, self.batch_size, graphs=graphs)

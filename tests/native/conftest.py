@@ -15,6 +15,11 @@ def flow_solve_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
 
 
 @pytest.fixture(scope="session")
+def image_normal_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    return Shim("image_normal", tmp_path_factory.mktemp("image_normal"))
+
+
+@pytest.fixture(scope="session")
 def nearest_code_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
     return Shim("nearest_code", tmp_path_factory.mktemp("nearest_code"))
 

@@ -15,6 +15,7 @@ from native.compilers import Usage, require_nvcc, require_nvrtc, usage
 from dd2_fast.ops import nvrtc
 from dd2_fast.ops.conditional_score import plan as conditional_score
 from dd2_fast.ops.flow_solve import plan as flow_solve
+from dd2_fast.ops.image_normal import plan as image_normal
 from dd2_fast.ops.launch import Way
 from dd2_fast.ops.nearest_code import plan as nearest_code
 from dd2_fast.ops.sample_code import plan as sample_code
@@ -30,6 +31,7 @@ SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 KERNELS = {
     "conditional_score": conditional_score.KERNELS,
     "flow_solve": flow_solve.KERNELS,
+    "image_normal": image_normal.KERNELS,
     "nearest_code": nearest_code.KERNELS,
     "sample_code": sample_code.KERNELS,
 }

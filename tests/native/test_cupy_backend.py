@@ -16,6 +16,7 @@ from ops.cases import Case, make_case, relative_error
 from ops.test_csd_loss import make_inputs, value_and_gradients
 from ops.test_flow_solve import assert_flows_to
 from ops.test_flow_solve import make_inputs as make_flow
+from ops.test_image_normal import assert_drawn, expected, make_indices
 
 from dd2_fast.ops import conditional_score, csd_loss, flow_solve, nearest_code, sample_code
 from dd2_fast.ops.structs import ConditionalScoreParams
@@ -46,13 +47,14 @@ class Gpu:
 @pytest.fixture(params=[H200_SHARED, SMALL], ids=["h200", "small"])
 def gpu(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    conditional_score_shim: Shim, flow_solve_shim: Shim, nearest_code_shim: Shim,
-    sample_code_shim: Shim,
+    conditional_score_shim: Shim, flow_solve_shim: Shim, image_normal_shim: Shim,
+    nearest_code_shim: Shim, sample_code_shim: Shim,
 ) -> Gpu:  # fmt: skip
     gpu = Gpu(
         request.param,
         conditional_score=conditional_score_shim,
         flow_solve=flow_solve_shim,
+        image_normal=image_normal_shim,
         nearest_code=nearest_code_shim,
         sample_code=sample_code_shim,
     )
@@ -164,6 +166,15 @@ def test_nearest_code(gpu: Gpu, dim: int) -> None:
     assert gpu.launches[0].grid == (3, 1, 1)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (70, 32)])
+def test_image_normal(gpu: Gpu, shape: tuple[int, int]) -> None:
+    run, indices = torch.ops.dd2_fast.image_normal, make_indices(3)
+    for seeds, seed in ((None, -9), (indices[::2].repeat(2)[:3], 0)):
+        wanted = expected(torch.full((3,), seed) if seeds is None else seeds, indices, shape, 4)
+        assert_drawn(run(seeds, seed, indices, shape, 4, "cupy"), wanted)
+    assert len(gpu.launches) == 2
+
+
 def test_strided_inputs(gpu: Gpu) -> None:
     case = make_case(6, 64, 8, 3, top_k=20)
     plain = arguments_of(case)
@@ -180,6 +191,8 @@ def test_nothing_is_launched_without_tokens(gpu: Gpu, shape: tuple) -> None:
     assert conditional_score(**arguments).shape == arguments["x_t"].shape
     assert nearest_code(torch.zeros(0, 3), torch.zeros(9, 3), backend="cupy").shape == (0,)
     assert sample_code(torch.zeros(0, 9), backend="cupy").shape == (0,)
+    nobody = torch.zeros(0, dtype=torch.int64)
+    assert torch.ops.dd2_fast.image_normal(None, 0, nobody, (2,), 0, "cupy").shape == (0, 2)
     flow = make_flow(shape[0], 20, 3, shape[1])
     assert flow_solve(**flow, backend="cupy").shape == flow["noise"].shape[:-1]
     assert not gpu.launches

@@ -18,12 +18,14 @@ from torch import device
 from dd2_fast.ops import launch
 from dd2_fast.ops.conditional_score import plan as conditional_score
 from dd2_fast.ops.flow_solve import plan as flow_solve
+from dd2_fast.ops.image_normal import plan as image_normal
 from dd2_fast.ops.nearest_code import plan as nearest_code
 from dd2_fast.ops.sample_code import plan as sample_code
 from dd2_fast.ops.structs import (
     ConditionalScoreParams,
     CsdLossParams,
     FlowSolveParams,
+    ImageNormalParams,
     NearestCodeParams,
     SampleCodeParams,
     TeacherRows,
@@ -84,10 +86,18 @@ def nearest_code_params() -> list[NearestCodeParams]:
     ]
 
 
+def image_normal_params() -> list[ImageNormalParams]:
+    return [
+        ImageNormalParams(images=images, count=count)
+        for images, count in product((0, 1, 7, 10**5), (0, 1, 4, 1023, 1024, 1025, 21_760))
+    ]
+
+
 OPERATORS = {
     "conditional_score": (conditional_score, conditional_score_params),
     "flow_solve": (flow_solve, flow_solve_params),
     "sample_code": (sample_code, sample_code_params),
+    "image_normal": (image_normal, image_normal_params),
     "nearest_code": (nearest_code, nearest_code_params),
 }
 

@@ -26,6 +26,7 @@ HEADERS = {
     "teacher_rows": [structs.TeacherRows],
     "conditional_score": [structs.CsdLossParams, structs.ConditionalScoreParams],
     "flow_solve": [structs.FlowSolveParams],
+    "image_normal": [structs.ImageNormalParams],
     "nearest_code": [structs.NearestCodeParams],
     "sample_code": [structs.SampleCodeParams],
 }

@@ -196,6 +196,10 @@ def test_every_instruction_set_agrees_with_the_reference(isa: str, tmp_path: Pat
         "    x, y = (flow_solve(a[0], *a[2:], top_k=top_k, top_p=top_p, backend=b)\n"
         "            for b in ('cpu', 'torch'))\n"
         "    assert torch.equal(x, y)\n"
+        "import dd2_fast.ops.image_normal\n"
+        "x, y = (torch.ops.dd2_fast.image_normal(None, 5, torch.arange(3), (61, 3), 1, b)\n"
+        "        for b in ('cpu', 'torch'))\n"
+        "torch.testing.assert_close(x, y, atol=1e-6, rtol=2e-7)\n"
         "print(extension.native().build_info['cpu_instruction_set'])\n"
     )
     used = run_python("-c", code, folder=tmp_path, DD2_FAST_CPU_ISA=isa).strip()

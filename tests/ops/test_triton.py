@@ -40,6 +40,7 @@ QUICK = {
     "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
     "or two_draws-euler-float16 or two_steps-heun-float32 or posterior_mean or k-token "
     "or (are_found and 1-triton) or (equal_codes and 7-triton))",
+    "image_normal": "triton and not (compile or threads)",
     "nearest_code": "triton and not (compile or -30)",
     "triton_kernels": "threshold or streamed or size or clustered or digits or draws or flow "
     "or filtered-40-8 or filtered-70-9",
@@ -122,6 +123,7 @@ def call_operators() -> None:
     from dd2_fast.ops.conditional_score import triton as conditional_score
     from dd2_fast.ops.csd_loss import triton as csd_loss
     from dd2_fast.ops.flow_solve import triton as flow_solve
+    from dd2_fast.ops.image_normal import triton as image_normal
     from dd2_fast.ops.nearest_code import triton as nearest_code
     from dd2_fast.ops.sample_code import triton as sample_code
 
@@ -146,6 +148,7 @@ def call_operators() -> None:
         for index in (None, torch.arange(64)):
             sample_code.sample_code(*teacher, seed, index, top_k, top_p, 0.7)
     nearest_code.nearest_code(x_t[:, 0], codebook)
+    image_normal.image_normal(None, 1, torch.arange(64), (680, 32), 0)
     posterior = (x_t, t, *teacher, codebook, top_k, top_p)
     for weight, sid, objective, alpha, wants in (
         (None, 1.0, "sid", 1.0, True),
@@ -195,7 +198,7 @@ def test_compiles_within_limits(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = launches(monkeypatch, capability // 10)
-    assert len({launch.source.name for launch in found}) == 8
+    assert len({launch.source.name for launch in found}) == 9
     for launch in found:
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(launch.source, target=target, options=launch.options)

@@ -40,7 +40,7 @@ def test_each_image_has_its_own_noise_whatever_the_company() -> None:
 
 @pytest.mark.parametrize("seed", [5, -3, 2**63 + 9])
 def test_a_seed_in_a_tensor_draws_the_same_numbers(seed: int) -> None:
-    """The torch path, which devices and captured graphs take, against NumPy's."""
+    """As captured graphs give it."""
     index = torch.tensor([0, 7, 2**33 + 1])
     wanted = image_uniform(seed, index, 10, stream=2)
     assert torch.equal(image_uniform(full_seed(seed, index), index, 10, stream=2), wanted)

@@ -9,5 +9,6 @@
 #define __builtin_memcpy memcpy
 #define __builtin_nanf nanf
 #define __builtin_powf powf
+#define __builtin_sqrt sqrt
 #define __builtin_sqrtf sqrtf
 #endif
