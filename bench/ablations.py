@@ -72,6 +72,9 @@ VARIANTS = {
     "dd1_start_auxiliary": Variant(
         "the same with DD1's loss, weight 0.5 to 0", csd=STARTED_CSD, regression=1000, auxiliary=0.5
     ),
+    "dd1_start_long": Variant(
+        "DD2 from 3000 steps of regression, 1200 of CSD", csd=1200, regression=3000
+    ),
 }  # fmt: skip
 
 
