@@ -13,9 +13,9 @@ from .kernels import Linear
 _FREQUENCIES = 16
 
 
-def time_embedding(t: Tensor, frequencies: Tensor) -> Tensor:
+def time_embedding(t: Tensor | float, frequencies: Tensor) -> Tensor:
     """``[cos(100 t w), sin(100 t w)]`` for ``t [*]`` and angular frequencies ``w [K]``."""
-    angles = (100.0 * t)[..., None] * frequencies
+    angles = 100.0 * (t[..., None] if isinstance(t, Tensor) else t) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -62,11 +62,10 @@ class FlowHead(nn.Module):
                 f"x_t: expected shape [*, C] or [*, M, C] for features {list(features.shape)}, "
                 f"got {list(x_t.shape)}"
             )
-        if not isinstance(t, Tensor):  # filled there: a copy from the host cannot be captured
-            t = torch.full((), t, dtype=self.input.weight.dtype, device=x_t.device)
         # LlamaGen's codes, and noise like them, stay in float32 when the networks are cast.
         dtype = self.input.weight.dtype
-        t = t.to(x_t.device, dtype)
+        if isinstance(t, Tensor):
+            t = t.to(x_t.device, dtype)
         c = F.silu(self.time(time_embedding(t, self.frequencies)) + condition)
         modulation = self.modulation(c).chunk(3 * self.blocks + 2, dim=-1)
         h = self.input(x_t.to(dtype))
