@@ -22,6 +22,7 @@ BENCHES = {
     "sample_code": "`sample_code`",
     "nearest_code": "`nearest_code`",
     "flow_solve": "`flow_solve`",
+    "image_normal": "`image_normal`, the noise of images",
     "linear_conditional_score": "`linear_conditional_score`",
     "attention": "VAR's attention over scales",
     "sampling": "one-step sampling",

@@ -27,7 +27,9 @@ class _Residual(nn.Module):
 def _lay_out(tokenizer: VQTokenizer, *_: Any) -> None:
     """Decoder weights with channels last: torch's own kernel for one small image then takes half
     the time; many images take as long."""
-    tokenizer.decoder.to(memory_format=torch.channels_last)
+    for weight in tokenizer.decoder.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 class VQTokenizer(nn.Module):
