@@ -18,7 +18,11 @@ OPERATORS = ["conditional_score", "csd_loss", "sample_code", "nearest_code", "fl
     [
         ("operators", OPERATORS),
         ("sampling", ["sampling"]),
-        ("training", ["gts_head", "gts_whole", "fcs", "distill", "adaptation"]),
+        pytest.param(
+            "training",
+            ["gts_head", "gts_whole", "fcs", "distill", "adaptation"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
