@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from ops.cases import GPU_BACKENDS, device_of, make_case, relative_error, runnable_backends
+from ops.cases import (
+    GPU_BACKENDS,
+    Case,
+    device_of,
+    make_case,
+    relative_error,
+    runnable_backends,
+)
+from ops.test_conditional_score import x0_and_gradient
+from ops.test_csd_loss import make_inputs as make_losses
+from ops.test_csd_loss import plain_loss, value_and_gradients
 from torch import Tensor
 
 from dd2_fast.ops import (
@@ -235,37 +245,62 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("backend", runnable_backends(("cuda",)))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("regime", DENSE.values(), ids=DENSE)
-def test_tensor_cores_equal_float64(
-    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype, regime: tuple
-) -> None:
-    """Budgets of ``test_conditional_score.test_matches_float64``; that the kernel is meant here."""
+CUDA = pytest.mark.parametrize("backend", runnable_backends(("cuda",)))
+
+
+@pytest.fixture
+def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each launch of the score asked for; 0 where one block a row was chosen."""
+    module, sizes = extension.native(), []
+    ask = module.cuda_conditional_score_workspace
+
+    def record(params: Any) -> int:
+        sizes.append(ask(params))
+        return sizes[-1]
+
+    monkeypatch.setattr(module, "cuda_conditional_score_workspace", record)
+    return sizes
+
+
+def dense_case(regime: tuple, dtype: torch.dtype) -> Case:
+    """From a noise level on where float32 keeps the digits of every distance."""
     rows, vocabulary, dim, draws, guided, top_k, top_p = regime
     filters: dict[str, Any] = {"guided": guided, "top_k": top_k, "top_p": top_p}
-    case = make_case(rows, vocabulary, dim, draws, dtype=dtype, **filters)
-    arguments = case.arguments(backend, dtype)
-    exact = {
-        name: value.to("cuda") if isinstance(value, Tensor) else value
-        for name, value in case.arguments("float64").items()
-    }
-    module, sizes = extension.native(), []
-    workspace = module.cuda_conditional_score_workspace
-    monkeypatch.setattr(
-        module,
-        "cuda_conditional_score_workspace",
-        lambda params: sizes.append(workspace(params)) or sizes[-1],
-    )
+    return make_case(rows, vocabulary, dim, draws, dtype=dtype, t=(0.1, 1.0), **filters)
+
+
+def on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The float64 reference of large cases takes a CPU seconds."""
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("regime", DENSE.values(), ids=DENSE)
+def test_scores_by_tensor_cores_equal_float64(
+    backend: str, dtype: torch.dtype, regime: tuple, workspaces: list[int]
+) -> None:
+    """Budgets of ``test_conditional_score.test_matches_float64``."""
+    case = dense_case(regime, dtype)
     direction = torch.randn(case.x_t.shape, generator=torch.Generator().manual_seed(1))
+    exact, exact_gradient = x0_and_gradient(on_gpu(case.arguments("float64")), direction)
+    assert not workspaces
+    x0, gradient = x0_and_gradient(case.arguments(backend, dtype), direction)
+    assert workspaces[0] > 0 and (workspaces[1] > 0) == (regime[2] <= 32)
+    assert relative_error(x0, exact.cpu()) < 1e-4
+    assert relative_error(gradient, exact_gradient.cpu()) < 1e-3
 
-    def solve(arguments: dict[str, Any]) -> list[Tensor]:
-        x_t = arguments["x_t"].clone().requires_grad_()
-        x0 = conditional_score(**{**arguments, "x_t": x_t}, prediction="x0")
-        return [x0.detach(), torch.autograd.grad(x0, x_t, direction.to(x0))[0]]
 
-    found, wanted = solve(arguments), [value.cpu() for value in solve(exact)]
-    assert sizes[0] > 0, "one block a row was chosen"
-    assert (sizes[1] > 0) == (dim <= 32)
-    assert relative_error(found[0], wanted[0]) < 1e-4
-    assert relative_error(found[1], wanted[1]) < 1e-3
+@CUDA
+@pytest.mark.parametrize("loss", [{}, {"objective": "dmd"}], ids=["sid", "dmd"])
+@pytest.mark.parametrize("name", ["two_blocks", "kept", "top_p"])
+def test_losses_by_tensor_cores_equal_float64(
+    backend: str, loss: dict[str, Any], name: str, workspaces: list[int]
+) -> None:
+    case = dense_case(DENSE[name], torch.bfloat16)
+    wanted = value_and_gradients(plain_loss, {**on_gpu(make_losses(case, "float64")), **loss})
+    arguments = {**make_losses(case, backend, torch.bfloat16), **loss}
+    computed = value_and_gradients(csd_loss, arguments)
+    assert workspaces[0] > 0
+    for value, right, allowed in zip(computed, wanted, (1e-4, 1e-3, 1e-3, 1e-3), strict=True):
+        assert relative_error(value, right.cpu()) < allowed or right.norm() < 1e-6
