@@ -85,15 +85,18 @@ record build
 # end: every variant is compiled on its first call, Triton's are 240, about a second each.
 workers() { [[ " $missing " == *" xdist "* ]] || echo "-n $1"; }
 gpu_tests=(python3 -m pytest -m gpu -q -p no:cacheprovider --benchmark-disable)
-usable='import dd2_fast.ops as ops; raise SystemExit(ops.available_backends("cuda")["cupy"])'
+# with BACKEND COMMAND...: fails with the reason where the backend cannot run, and all would be skipped.
+reason='import sys, dd2_fast.ops as ops; raise SystemExit(ops.available_backends("cuda")[sys.argv[1]])'
+with=(bash -c 'python3 -c "$0" "$1" && "${@:2}"' "$reason")
 side=(tests cupy triton models memcheck racecheck synccheck initcheck)
 export OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=1
-run tests 120 "${gpu_tests[@]}" $(workers 4) tests/ops -k "not cupy and not triton and not properties" &
-run cupy 120 bash -c 'python3 -c "$0" && "$@"' "$usable" "${gpu_tests[@]}" $(workers 3) tests/ops \
+run tests 120 "${with[@]}" cuda "${gpu_tests[@]}" $(workers 4) tests/ops \
+  -k "not cupy and not triton and not properties" &
+run cupy 120 "${with[@]}" cupy "${gpu_tests[@]}" $(workers 3) tests/ops \
   -k "cupy and not properties and not (flow_solve and float16)" &
-run triton 120 "${gpu_tests[@]}" $(workers 5) tests/ops -k "triton and not properties \
+run triton 120 "${with[@]}" triton "${gpu_tests[@]}" $(workers 5) tests/ops -k "triton and not properties \
   and (not bfloat16 or ragged) and not (tiles and dense) and not (flow_solve and (euler or float16))" &
-run models 120 "${gpu_tests[@]}" $(workers 4) tests/sampling tests/training &
+run models 120 "${with[@]}" triton "${gpu_tests[@]}" $(workers 4) tests/sampling tests/training &
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck initcheck; do
     # initcheck has to see what torch's kernels write.
@@ -102,8 +105,9 @@ if command -v compute-sanitizer >/dev/null; then
     # torch asks the driver what it may not know, which is no error of a kernel.
     [ $tool != memcheck ] || only+=(--report-api-errors no)
     # Every tensor an allocation of its own: beyond its end is beyond what may be read.
-    run $tool 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 \
-      "${only[@]}" "${gpu_tests[@]}" tests/ops -k "cuda and not cupy and not triton and not properties and not linear \
+    run $tool 120 "${with[@]}" cuda env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      compute-sanitizer --tool $tool --error-exitcode 9 "${only[@]}" "${gpu_tests[@]}" tests/ops \
+      -k "cuda and not cupy and not triton and not properties and not linear \
       and (ragged or top_k_small or ties or tiny_noise or many_draws or narrow)" &
   done
 else
