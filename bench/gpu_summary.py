@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import re
 import subprocess
@@ -94,12 +95,18 @@ def _group_line(name: str, variants: dict[str, Row]) -> str:
     )
 
 
+def unused(path: Path) -> Path:
+    """``path``, or with -2, -3, ... where a file is there: parts that run later hide none."""
+    names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
+
+
 def main() -> int:
     work, out = Path(sys.argv[1]), Path(sys.argv[2])
     parts, rows, info = read_parts(work), bench_rows(work), describe_machine()
     today = datetime.date.today()
     gpu = re.sub(r"[^a-z0-9]+", "-", (info["gpu"] or "no-gpu").lower()).strip("-")
-    target = out / f"{gpu}-{today}.json"
+    target = unused(out / f"{gpu}-{today}.json")
     result = {
         "machine": info,
         "date": str(today),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -48,18 +50,18 @@ class BucketedCall:
     def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         kind = (*autocast, *((t.dtype, t.shape) for t in inputs))
-        with torch.cuda.device_of(inputs[0]):
+        with torch.cuda.device_of(inputs[0]), _turn_of(inputs[0].get_device()) as stream:
             if kind not in self._captured:
                 if self._pool is None:
                     self._pool = torch.cuda.graph_pool_handle()
                 # A weight that autocast has cast and kept would be gone at the replays.
                 with torch.autocast("cuda", autocast[1], autocast[0], cache_enabled=False):
-                    self._captured[kind] = self._capture(inputs)
+                    self._captured[kind] = self._capture(inputs, stream)
             return self._captured[kind](*inputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> Function:
+    def _capture(self, inputs: tuple[Tensor, ...], stream: Any) -> Function:
         try:
-            return _CapturedCall(self._function, inputs, self._pool)
+            return _CapturedCall(self._function, inputs, self._pool, stream)
         except CaptureError as error:
             warnings.warn(
                 f"cuda_graphs: a batch of {len(inputs[0])} runs without a graph, because it cannot "
@@ -74,12 +76,46 @@ class CaptureError(RuntimeError):
     """What a function does cannot be part of a CUDA graph."""
 
 
+class _Turns:
+    """One graph of a GPU after the other, whichever threads and streams call.
+
+    A graph has one set of inputs, those of a call have one memory pool, and all that are captured
+    on one stream have cuBLAS's workspace of that stream.
+    """
+
+    def __init__(self) -> None:
+        # Not torch.cuda.graph's own stream, which is on the first GPU that was captured on.
+        self._stream = torch.cuda.Stream()
+        self._lock, self._done = threading.Lock(), torch.cuda.Event()
+
+    @contextmanager
+    def take(self) -> Iterator[Any]:
+        """The stream to capture on; the caller's own waits for the last turn's, and ends this."""
+        with self._lock:
+            self._done.wait()
+            try:
+                yield self._stream
+            finally:
+                self._done.record()
+
+
+_turns: dict[int, _Turns] = {}
+
+
+def _turn_of(device: int) -> AbstractContextManager[Any]:
+    """A turn on the current GPU, whose number is ``device``."""
+    if device not in _turns:
+        _turns.setdefault(device, _Turns())  # of several threads' the first
+    return _turns[device].take()
+
+
 class _CapturedCall:
     """One CUDA graph of a function, with the tensors it reads and the one it writes."""
 
-    def __init__(self, function: Function, inputs: tuple[Tensor, ...], pool: Any) -> None:
+    def __init__(
+        self, function: Function, inputs: tuple[Tensor, ...], pool: Any, stream: Any
+    ) -> None:
         self._inputs = [t.clone() for t in inputs]
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles, and lets libraries choose and allocate, outside
@@ -88,7 +124,9 @@ class _CapturedCall:
         self._graph = torch.cuda.CUDAGraph()
         try:
             # What the caller's other threads ask of CUDA meanwhile does not end the capture.
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            ):
                 self._output = function(*self._inputs)
         except RuntimeError as error:
             raise CaptureError(str(error)) from error

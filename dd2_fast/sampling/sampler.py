@@ -43,7 +43,8 @@ class Sampler(nn.Module):
             the fast setting, on a CPU with its instructions too, and needs no `compile` there.
         cuda_graphs: replay the networks as CUDA graphs, one for every power of two of images,
             captured at its first use; call with `batch_size` images first for the least memory.
-            What cannot be captured runs without, after a RuntimeWarning that says why.
+            What cannot be captured runs without, after a RuntimeWarning that says why. Threads may
+            share a sampler: the graphs of a GPU run one after the other, on whichever streams.
 
     Raises ValueError or TypeError for arguments out of range, FileNotFoundError for a path that
     does not exist, and ValueError when teacher steps are wanted of a model without a teacher.

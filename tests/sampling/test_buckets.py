@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 
 import pytest
@@ -61,15 +63,81 @@ def test_graphs_need_cuda(generator) -> None:
         Sampler(generator, cuda_graphs=True)(LABELS)
 
 
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, log: list[tuple[str, str]]) -> None:
+    """Graphs without a GPU: what is done with the event of the turns goes to the log, with the
+    thread, which stands for its stream."""
+
+    class Event:
+        def wait(self) -> None:
+            log.append(("wait", threading.current_thread().name))
+
+        def record(self) -> None:
+            log.append(("record", threading.current_thread().name))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(buckets, "_turns", {})
+
+
+def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph's inputs are read and its result copied before another thread writes them; what its
+    stream still has to do, the other's waits for. Also between the graphs of two calls."""
+    log: list[tuple[str, str]] = []
+    pretend_cuda(monkeypatch, log)
+
+    class Captured:
+        def __init__(self, function, inputs, pool, stream) -> None:
+            self.function, self.own = function, inputs[0].clone()
+
+        def __call__(self, given: Tensor) -> Tensor:
+            self.own.copy_(given)
+            log.append(("replay", threading.current_thread().name))
+            time.sleep(0.002)
+            return self.function(self.own)
+
+    monkeypatch.setattr(buckets, "_CapturedCall", Captured)
+    calls = [BucketedCall(lambda x: 2 * x, 4, graphs=True) for _ in range(2)]
+    wrong = []
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            x = torch.full((4,), 100.0 * number + turn)
+            wrong.append(not torch.equal(calls[turn % 2](x), 2 * x))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [False] * 30
+    for i in range(0, len(log), 3):
+        names = {thread for _, thread in log[i : i + 3]}
+        assert [event for event, _ in log[i : i + 3]] == ["wait", "replay", "record"]
+        assert len(names) == 1, "another thread came between"
+    assert len(log) == 90
+
+
+def test_a_failing_call_ends_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[tuple[str, str]] = []
+    pretend_cuda(monkeypatch, log)
+    monkeypatch.setattr(buckets, "_CapturedCall", lambda function, *rest: function)
+    call = BucketedCall(lambda x: x.view(-1, 3), 4, graphs=True)
+    with pytest.raises(RuntimeError, match="shape"):
+        call(torch.zeros(4))
+    assert [event for event, _ in log] == ["wait", "record"]
+    assert call(torch.zeros(2, 3)).shape == (2, 3)
+
+
 def test_what_cannot_be_captured_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
 
-    def refuse(function, inputs, pool):
+    def refuse(function, inputs, pool, stream):
         attempts.append(len(inputs[0]))
         raise buckets.CaptureError("operation not permitted when stream is capturing")
 
+    pretend_cuda(monkeypatch, [])
     monkeypatch.setattr(buckets, "_CapturedCall", refuse)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     call = BucketedCall(lambda x: 2 * x, 4, graphs=True)
     x = torch.arange(3.0)
     with pytest.warns(RuntimeWarning, match="batch of 4 runs without a graph.*not permitted"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,6 +69,38 @@ def test_graphs_follow_autocast(generator) -> None:
         taken = [torch.full((size,), torch.nan, device="cuda") for size in sizes]
         assert difference(graphs(LABELS, output="latent"), wanted) < 1e-5
         del taken
+
+
+def test_threads_and_their_streams_share_graphs(generator) -> None:
+    eager = Sampler(generator, batch_size=4, device="cuda")
+    graphs = Sampler(generator, batch_size=4, cuda_graphs=True)
+    wanted = [eager(LABELS, seed=seed) for seed in range(4)]
+    torch.cuda.synchronize()
+    errors = []
+
+    def work(seed: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                errors.append(difference(graphs(LABELS, seed=seed), wanted[seed]))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 80 and max(errors) < 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_graphs_on_a_second_gpu(generator) -> None:
+    """After a capture on the first."""
+    first = Sampler(copy.deepcopy(generator), batch_size=4, device="cuda:0", cuda_graphs=True)
+    second = Sampler(generator, batch_size=4, device="cuda:1", cuda_graphs=True)
+    for seed in range(2):
+        wanted = first(LABELS, seed=seed)
+        images = second(LABELS, seed=seed)
+        assert images.device == torch.device("cuda:1")
+        assert difference(images.to("cuda:0"), wanted) < 1e-4
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
