@@ -1,7 +1,7 @@
 // Tensor-core instructions of csrc/include/dd2/mma.cuh on the CPU, with the fragment layouts of the
 // PTX ISA; for kernels under cuda_shim.h. Stricter than the hardware where that is free: a copy to
-// shared memory happens only when its thread waits for it. Sums are cut off, as tensor cores do, to
-// 24 bits after every eight products.
+// shared memory happens only when its thread waits for it. Products are summed as compute capability
+// 8.0 does, which loses the most of those that the kernels are built for.
 #pragma once
 
 #include "cuda_shim.h"
@@ -41,10 +41,6 @@ inline float exp2_flushed(float x) {
   return value < 1.17549435e-38f ? 0.0f : value;
 }
 
-inline float max_or_nan(float a, float b) {
-  return std::isnan(a) || std::isnan(b) ? std::nanf("") : std::max(a, b);
-}
-
 inline unsigned char* shared_address(const void* shared) {
   return static_cast<unsigned char*>(const_cast<void*>(shared));
 }
@@ -68,15 +64,40 @@ inline float cut_to_float(double value) {
   return std::fabs(nearest) > std::fabs(value) ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
-struct MmaInputs {
-  float a[4][2];
-  float b[2][2];
+// A number and the exponent that the adder takes it to have.
+struct Term {
+  double value;
+  int exponent;
 };
 
-// Halves of a register as floats.
-inline void widen(float (&out)[2], unsigned pair) {
-  out[0] = half_to_float(static_cast<unsigned short>(pair));
-  out[1] = half_to_float(static_cast<unsigned short>(pair >> 16));
+inline Term term_of(double value, int smallest_exponent) {
+  int exponent = -200;  // of zero: below all others
+  if (value != 0.0) std::frexp(value, &exponent);
+  return {value, value == 0.0 ? exponent : std::max(exponent - 1, smallest_exponent)};
+}
+
+// d + sum a b over eight products, as tensor cores of compute capability 8.0 add: each term is cut
+// off at 2^-24 of the largest one's power of two, their sum to the 24 bits of a float. 9.0 and 10.0
+// cut at 2^-25 and take sixteen products at once. Source: Xie et al., MMA-Sim (arXiv 2511.10909).
+inline float add_products(float d, const Term* const (&a)[8], const Term* const (&b)[8]) {
+  const Term first = term_of(d, -126);
+  int largest = first.exponent;
+  for (int k = 0; k < 8; ++k) largest = std::max(largest, a[k]->exponent + b[k]->exponent);
+  const double scale = std::ldexp(1.0, 24 - largest);
+  double sum = std::trunc(first.value * scale);
+  for (int k = 0; k < 8; ++k) sum += std::trunc(a[k]->value * b[k]->value * scale);
+  return cut_to_float(sum / scale);
+}
+
+struct MmaInputs {
+  Term a[4][2];
+  Term b[2][2];
+};
+
+// Halves of a register.
+inline void widen(Term (&out)[2], unsigned pair) {
+  out[0] = term_of(half_to_float(static_cast<unsigned short>(pair)), -14);
+  out[1] = term_of(half_to_float(static_cast<unsigned short>(pair >> 16)), -14);
 }
 
 inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -89,12 +110,12 @@ inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
   for (int i = 0; i < 4; ++i) {
     const int row = i / 2, column = 2 * quad + i % 2;
     for (int half = 0; half < 2; ++half) {  // k = 8 half to 8 half + 7
-      double sum = d[i];
+      const Term *a[8], *b[8];
       for (int k = 0; k < 8; ++k) {
-        sum += static_cast<double>(warp[4 * group + k / 2].a[row + 2 * half][k % 2]) *
-               warp[4 * column + k / 2].b[half][k % 2];
+        a[k] = &warp[4 * group + k / 2].a[row + 2 * half][k % 2];
+        b[k] = &warp[4 * column + k / 2].b[half][k % 2];
       }
-      d[i] = cut_to_float(sum);
+      d[i] = add_products(d[i], a, b);
     }
   }
 }

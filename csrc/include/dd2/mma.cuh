@@ -25,7 +25,6 @@ using dd2_shim::exp2_flushed;
 using dd2_shim::half_to_float;
 using dd2_shim::load_matrices;
 using dd2_shim::load_matrices_transposed;
-using dd2_shim::max_or_nan;
 using dd2_shim::multiply_add;
 using dd2_shim::pack_halves;
 using dd2_shim::shared_address;
@@ -103,15 +102,6 @@ DD2_DEVICE float exp2_flushed(float x) {
   float value = 0.0f;
 #ifdef __CUDA_ARCH__
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
-#endif
-  return value;
-}
-
-// The larger, or NaN if either is.
-DD2_DEVICE float max_or_nan(float a, float b) {
-  float value = 0.0f;
-#ifdef __CUDA_ARCH__
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
 #endif
   return value;
 }
