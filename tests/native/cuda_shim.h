@@ -347,4 +347,5 @@ inline unsigned __float_as_uint(float x) { return dd2_shim::bit_cast<unsigned>(x
 inline float __int_as_float(int x) { return dd2_shim::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return dd2_shim::bit_cast<float>(x); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }

@@ -98,6 +98,15 @@ def test_nvrtc(header: str, arch: str) -> None:
         assert static + way.shared <= SHARED[arch]
 
 
+def test_products_that_must_round_are_not_fused() -> None:
+    """In PTX ``mul.rn`` is one that ptxas keeps: a logit by 1 / temperature, a row's mass by the
+    uniform number."""
+    require_nvrtc()
+    source, streaming = nvrtc.source_of("sample_code"), sample_code.KERNELS[0]
+    ptx = nvrtc.compile_program(source, [streaming], "compute_80").image
+    assert b"mul.rn.f32" in ptx and b"mul.rn.f64" in ptx
+
+
 @pytest.mark.slow
 def test_nvrtc_takes_the_tensor_core_headers() -> None:
     require_nvrtc()

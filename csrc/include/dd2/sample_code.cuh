@@ -48,7 +48,8 @@ DD2_DEVICE long long draw_code(const Row& row, long long vocabulary, const RowFi
     if (target < 0.0) {
       double total = 0.0;
       for (int w = 0; w < kWarps; ++w) total += parts[w];
-      target = uniform * total;
+      // Rounded: fused with the subtraction below, it could come out negative, as if unknown.
+      target = __dmul_rn(uniform, total);
     }
     int chosen = 0;
     double below = 0.0, below_chosen = 0.0;
