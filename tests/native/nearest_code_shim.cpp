@@ -6,8 +6,11 @@
 using namespace dd2;
 
 constexpr NamedKernel<NearestCodeParams> kKernels[] = {
-    DD2_KERNEL(nearest_code_fwd_kernel<8, false>),
-    DD2_KERNEL(nearest_code_fwd_kernel<32, false>),
-    DD2_KERNEL(nearest_code_fwd_kernel<32, true>)};
+    DD2_KERNEL(nearest_code_fwd_kernel<8, false, false>),
+    DD2_KERNEL(nearest_code_fwd_kernel<8, false, true>),
+    DD2_KERNEL(nearest_code_fwd_kernel<32, false, false>),
+    DD2_KERNEL(nearest_code_fwd_kernel<32, false, true>),
+    DD2_KERNEL(nearest_code_fwd_kernel<32, true, false>),
+    DD2_KERNEL(nearest_code_fwd_kernel<32, true, true>)};
 
 DD2_EXPORT(nearest_code, NearestCodeParams, kKernels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from native.structs import Shim, unaligned
@@ -11,13 +13,22 @@ from torch import Tensor
 from dd2_fast.ops.nearest_code.plan import plan
 from dd2_fast.ops.structs import NearestCodeParams
 
-
-@pytest.fixture
-def kernel(nearest_code_shim: Shim) -> Shim:
-    return nearest_code_shim
+PROCESSORS = {"many_tokens": 1, "few_tokens": 132}  # that decide a block's share of the tokens
 
 
-def run(kernel: Shim, x: Tensor, codebook: Tensor, reverse_order: bool = False) -> Tensor:
+class Kernel(NamedTuple):
+    """The shim, and the multiprocessors that a launch is planned for."""
+
+    shim: Shim
+    processors: int
+
+
+@pytest.fixture(params=PROCESSORS.values(), ids=PROCESSORS.keys())
+def kernel(request: pytest.FixtureRequest, nearest_code_shim: Shim) -> Kernel:
+    return Kernel(nearest_code_shim, request.param)
+
+
+def run(kernel: Kernel, x: Tensor, codebook: Tensor, reverse_order: bool = False) -> Tensor:
     out = torch.full((len(x),), -7)
     params = NearestCodeParams(
         out=out.data_ptr(),
@@ -27,13 +38,13 @@ def run(kernel: Shim, x: Tensor, codebook: Tensor, reverse_order: bool = False) 
         vocabulary=codebook.shape[0],
         dim=codebook.shape[1],
     )
-    (way,) = plan(params)
-    kernel.run(way, params, reverse_order=reverse_order)
+    (way,) = plan(params, kernel.processors)
+    kernel.shim.run(way, params, reverse_order=reverse_order)
     return out
 
 
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
-def test_finds_the_smallest_distance(kernel: Shim, regime: tuple[int, int, int]) -> None:
+def test_finds_the_smallest_distance(kernel: Kernel, regime: tuple[int, int, int]) -> None:
     x, codebook = make_inputs(min(regime[0], 150), *regime[1:])
     found = run(kernel, x, codebook)
     assert_nearest(found, x, codebook)
@@ -41,18 +52,18 @@ def test_finds_the_smallest_distance(kernel: Shim, regime: tuple[int, int, int])
 
 
 @pytest.mark.parametrize("dim", [8, 32, 64])
-def test_unaligned_codebook(kernel: Shim, dim: int) -> None:
+def test_unaligned_codebook(kernel: Kernel, dim: int) -> None:
     x, codebook = make_inputs(40, 77, dim)
     assert torch.equal(run(kernel, x, unaligned(codebook)), run(kernel, x, codebook))
 
 
 @pytest.mark.parametrize("dim", [3, 8, 32, 40])
-def test_equal_codes_give_the_first(kernel: Shim, dim: int) -> None:
+def test_equal_codes_give_the_first(kernel: Kernel, dim: int) -> None:
     x, codebook, wanted = duplicated(dim)
     assert torch.equal(run(kernel, x, codebook), wanted)
 
 
-def test_invalid_tokens_and_codes(kernel: Shim) -> None:
+def test_invalid_tokens_and_codes(kernel: Kernel) -> None:
     x, codebook, wanted = invalid()
     assert torch.equal(run(kernel, x, codebook), wanted)
     assert (run(kernel, x, torch.full_like(codebook, torch.nan)) == -1).all()

@@ -12,7 +12,7 @@ from native.build import DEFAULT_INCLUDES, compiler_command
 from native.compilers import require_nvrtc
 
 from dd2_fast.ops import launch, nvrtc, structs
-from dd2_fast.ops.nearest_code.plan import BLOCK_TOKENS
+from dd2_fast.ops.nearest_code.plan import FEW, MANY
 
 # NVRTC's front end has no offsetof, but its own name for the address in a constant.
 OFFSET = """
@@ -99,6 +99,7 @@ def test_nvrtc_agrees(source: str) -> None:
     constants = (
         '\n#include "dd2/nearest_code.cuh"\n'
         f'static_assert(dd2::kThreads == {launch.THREADS}, "THREADS");\n'
-        f'static_assert(dd2::kBlockTokens == {BLOCK_TOKENS}, "BLOCK_TOKENS");\n'
+        f'static_assert(dd2::NearestShape<false>::kBlockTokens == {MANY}, "MANY");\n'
+        f'static_assert(dd2::NearestShape<true>::kBlockTokens == {FEW}, "FEW");\n'
     )
     nvrtc.compile_program(source + constants, (), "compute_80")

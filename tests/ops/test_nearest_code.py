@@ -72,6 +72,14 @@ def test_finds_the_smallest_distance(backend: str, regime: tuple, offset: float)
     assert_nearest(found, x, codebook)
 
 
+@pytest.mark.parametrize("backend", runnable_backends(("cuda", "cupy")))
+@pytest.mark.parametrize("dim", [3, 32, 40])
+def test_tokens_that_fill_every_multiprocessor(backend: str, dim: int) -> None:
+    """Blocks of 128 tokens; smaller calls take other kernels."""
+    x, codebook = make_inputs(40_000, 200, dim)
+    assert_nearest(nearest_code(x.cuda(), codebook.cuda(), backend=backend), x, codebook)
+
+
 @BACKENDS
 @pytest.mark.parametrize("dim", [3, 8, 32, 40])
 def test_equal_codes_give_the_first(backend: str, dim: int) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from ..launch import Way
 from ..structs import NearestCodeParams
 
-BLOCK_TOKENS = 128  # dd2::kBlockTokens
-KERNELS = [f"nearest_code_fwd_kernel<{choice}>" for choice in ("8, false", "32, false", "32, true")]
+# A block's tokens: NearestShape::kBlockTokens of many and of few tokens.
+MANY, FEW = 128, 8
 
 
-def plan(p: NearestCodeParams) -> list[Way]:
+def _name(dim: int, few: bool) -> str:
+    width = 8 if dim <= 8 else 32
+    return f"nearest_code_fwd_kernel<{width}, {dim > 32}, {few}>".lower()
+
+
+KERNELS = [_name(*choice) for choice in product((8, 32, 33), (False, True))]
+
+
+def plan(p: NearestCodeParams, processors: int) -> list[Way]:
     """The launch; none where there are no tokens."""
     if p.rows <= 0:
         return []
-    kernel = KERNELS[0] if p.dim <= 8 else KERNELS[1] if p.dim <= 32 else KERNELS[2]
-    return [Way("nearest_code", kernel, (-(-p.rows // BLOCK_TOKENS), 1))]
+    few = 2 * -(-p.rows // MANY) <= processors
+    return [Way("nearest_code", _name(p.dim, few), (-(-p.rows // (FEW if few else MANY)), 1))]
