@@ -71,9 +71,10 @@ struct Term {
 };
 
 inline Term term_of(double value, int smallest_exponent) {
-  int exponent = -200;  // of zero: below all others
-  if (value != 0.0) std::frexp(value, &exponent);
-  return {value, value == 0.0 ? exponent : std::max(exponent - 1, smallest_exponent)};
+  if (value == 0.0) return {value, -200};  // below all others
+  int exponent;
+  std::frexp(value, &exponent);
+  return {value, std::max(exponent - 1, smallest_exponent)};
 }
 
 // d + sum a b over eight products, as tensor cores of compute capability 8.0 add: each term is cut
