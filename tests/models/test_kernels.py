@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parity import llamagen_models, var_models
 from torch.nn import functional as F
 
 from dd2_fast.models.kernels import Linear, attention, convolution_layout, linear, upsample_conv
@@ -61,6 +62,19 @@ def test_the_layout_has_the_same_values_and_lasts() -> None:
     weight = torch.randn(8, 32, 3, 3)
     for y in (F.conv2d(found, weight), F.group_norm(found, 4), upsample_conv(found, weight, None)):
         assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("family", [llamagen_models.make_tokenizer, var_models.tokenizer])
+def test_every_convolution_of_a_decoder_keeps_the_layout(family, batch: int) -> None:
+    """A batch of one too, which torch takes for the plain layout by its stride of the images."""
+    tokenizer, strides = family(), set()
+    for module in tokenizer.decoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *args: strides.add(args[2].stride(1)))
+    n = getattr(tokenizer, "num_tokens", 16)
+    tokenizer.decode(tokenizer.embed(torch.zeros(batch, n, dtype=torch.int64)))
+    assert strides == {1}
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -96,9 +96,8 @@ class LlamaGenTokenizer(nn.Module):
         device = self.post_quant_conv.weight.device
         check_embeddings("embeddings", embeddings, count, self.config["dimension"], device)
         side = math.isqrt(count)
-        z = embeddings.to(self.post_quant_conv.weight.dtype).transpose(1, 2)
-        maps = convolution_layout(z.unflatten(2, (side, side)))
-        return self.decoder(self.post_quant_conv(maps))
+        z = embeddings.to(self.post_quant_conv.weight.dtype).unflatten(1, (side, side))
+        return self.decoder(self.post_quant_conv(convolution_layout(z.permute(0, 3, 1, 2))))
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1] of embeddings ``[B, n, C]``, codes or not."""

@@ -45,7 +45,7 @@ class AttentionBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
         mixed = attention(q, k, v)[:, 0]
-        return x + self.proj_out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return x + self.proj_out(mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
 
 
 class Downsample(nn.Module):

@@ -46,7 +46,7 @@ class Attention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3, 1, -1)).transpose(-1, -2)
         mixed = attention(*qkv.unbind(1))
-        return h + self.proj_out(mixed[:, 0].transpose(-1, -2).unflatten(2, h.shape[2:]))
+        return h + self.proj_out(mixed[:, 0].unflatten(1, h.shape[2:]).permute(0, 3, 1, 2))
 
 
 class _Middle(nn.Module):
