@@ -7,6 +7,7 @@ import torch
 from parity import llamagen_models, var_models
 from torch.nn import functional as F
 
+from dd2_fast.models import VQTokenizer
 from dd2_fast.models.kernels import Linear, attention, convolution_layout, linear, upsample_conv
 
 MASK = torch.ones(256, 680, dtype=torch.bool).tril(diagonal=400)
@@ -65,7 +66,9 @@ def test_the_layout_has_the_same_values_and_lasts() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("family", [llamagen_models.make_tokenizer, var_models.tokenizer])
+@pytest.mark.parametrize(
+    "family", [llamagen_models.make_tokenizer, var_models.tokenizer, VQTokenizer]
+)
 def test_every_convolution_of_a_decoder_keeps_the_layout(family, batch: int) -> None:
     """A batch of one too, which torch takes for the plain layout by its stride of the images."""
     tokenizer, strides = family(), set()
