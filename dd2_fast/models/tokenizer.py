@@ -85,7 +85,7 @@ class VQTokenizer(nn.Module):
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Gray images ``[B, 1, H, W]``, unclamped, of latents ``[B, n, C]`` in encoder space."""
-        # With channels last in memory as they are: one small image then takes two thirds of the time.
+        # As a view with channels last: one small image then takes two thirds of the time.
         grid = latents.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
         return self.decoder(grid) * 0.5 + 0.5
 
