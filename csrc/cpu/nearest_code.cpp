@@ -73,12 +73,12 @@ void search(const NearestCodeParams& p, const float* half_norms, const float* x,
 // Tokens [first, first + count), at most kTokens.
 void solve_tile(const NearestCodeParams& p, const float* half_norms, int64_t first, int64_t count,
                 float* x) {
-  float check[kTokens] = {};
+  float square[kTokens] = {};  // |x|^2: not finite with a NaN or infinity
   for (int64_t i = 0; i < kTokens; ++i) {
     const float* token = p.x + (first + (i < count ? i : 0)) * p.dim;
     for (int64_t c = 0; c < p.dim; ++c) {
       x[c * kTokens + i] = token[c];
-      check[i] += token[c] * 0.0f;
+      square[i] += token[c] * token[c];
     }
   }
   int32_t codes[kTokens];
@@ -87,7 +87,7 @@ void solve_tile(const NearestCodeParams& p, const float* half_norms, int64_t fir
   } else {
     search<1>(p, half_norms, x, codes);
   }
-  for (int64_t i = 0; i < count; ++i) p.out[first + i] = check[i] == 0.0f ? codes[i] : -1;
+  for (int64_t i = 0; i < count; ++i) p.out[first + i] = square[i] < -negative_infinity() ? codes[i] : -1;
 }
 
 }  // namespace

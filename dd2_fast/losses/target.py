@@ -39,7 +39,7 @@ class TeacherDistribution:
 
 @dataclass(frozen=True)
 class TeacherScore:
-    """A frozen teacher with the settings of its sampling distribution (METHOD: paper settings)."""
+    """A frozen teacher with the settings of its sampling distribution."""
 
     teacher: Any
     cfg: float = 1.0

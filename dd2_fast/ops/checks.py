@@ -4,6 +4,8 @@ what came."""
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +13,18 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_NUMBER_OR_TENSOR = "a number or a torch.Tensor"
+
+
+def type_name(value: Any) -> str:
+    """``int``, ``numpy.ndarray``: what came, in an error."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type_name(value)}")
     if value.dtype not in dtypes:
         wanted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         got = str(value.dtype).removeprefix("torch.")
@@ -56,37 +65,68 @@ def _is_finite(value: float) -> bool:
     return abs(value) < math.inf
 
 
-def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+def real(name: str, value: Any, expected: str = "a number") -> float:
+    """``value``, a real number of Python or NumPy but no bool, as Python's, or an error."""
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {type_name(value)}")
+    return float(value)
+
+
+def integer(name: str, value: Any, expected: str = "an int") -> int:
+    """``value``, a number with ``__index__`` but no bool or tensor, as an int, or an error."""
+    if type(value) is not int:
+        if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name}: expected {expected}, got {type_name(value)}")
+        try:
+            value = operator.index(value)
+        except TypeError:  # an array of several numbers, or of floats
+            raise TypeError(f"{name}: expected {expected}, got {type_name(value)}") from None
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {value}")
+    return value
+
+
+def check_number(name: str, value: Any, expected: str = "a number") -> float:
+    value = real(name, value, expected)
     if not _is_finite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
+    return value
 
 
-def check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+def check_count(name: str, value: Any) -> int:
+    value = integer(name, value)
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
 
 
-def check_filters(top_k: int, top_p: float) -> None:
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"top_k: expected an int, got {type(top_k).__name__}")
+def check_backend(backend: Any) -> str:
+    """The name, "" for None; the registry knows which names there are."""
+    if backend is None:
+        return ""
+    if not isinstance(backend, str):
+        raise TypeError(f"backend: expected a name or None, got {type_name(backend)}")
+    return backend
+
+
+def check_filters(top_k: Any, top_p: Any) -> tuple[int, float]:
+    top_k, top_p = integer("top_k", top_k), real("top_p", top_p, "a float")
     if top_k < 0:
         raise ValueError(f"top_k: expected 0 (off) or a positive count, got {top_k}")
-    if isinstance(top_p, bool) or not isinstance(top_p, int | float):
-        raise TypeError(f"top_p: expected a float, got {type(top_p).__name__}")
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p: expected a probability in (0, 1], got {top_p}")
+    return top_k, float(top_p)
 
 
 def check_logits(
-    logits: Any, uncond_logits: Any, guidance_scale: Any, top_k: int, top_p: float
-) -> None:
-    """The arguments that every operator over a teacher's logits ``[*, V]`` shares."""
+    logits: Any, uncond_logits: Any, guidance_scale: Any, top_k: Any, top_p: Any
+) -> tuple[int, float]:
+    """The arguments that every operator over a teacher's logits ``[*, V]`` shares; returns the
+    filters."""
     check_tensor("logits", logits)
-    check_filters(top_k, top_p)
+    filters = check_filters(top_k, top_p)
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits: expected shape [*, V] with V >= 1, got {list(logits.shape)}")
     if uncond_logits is not None:
@@ -95,24 +135,26 @@ def check_logits(
     check_same_device("logits", logits, uncond_logits=uncond_logits)
     check_constant(logits=logits, uncond_logits=uncond_logits)
     check_guidance(guidance_scale, "uncond_logits", uncond_logits)
+    return filters
 
 
 def check_guidance(guidance_scale: Any, uncond_name: str, uncond: Tensor | None) -> None:
     if isinstance(guidance_scale, Tensor):
         check_constant(guidance_scale=guidance_scale)
-    if uncond is not None:
-        return
-    if not isinstance(guidance_scale, int | float) or guidance_scale != 1:
-        came = guidance_scale if isinstance(guidance_scale, int | float) else "a tensor"
+        came: float | str = "a tensor"
+    else:
+        came = real("guidance_scale", guidance_scale, _NUMBER_OR_TENSOR)
+    if uncond is None and came != 1:
         raise ValueError(f"guidance_scale: expected 1 where {uncond_name} is not given, got {came}")
 
 
 def check_teacher(
-    logits: Any, codebook: Any, uncond_logits: Any, guidance_scale: Any, top_k: int, top_p: float
-) -> None:
-    """:func:`check_logits`, and their codebook ``[V, C]``."""
-    check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
+    logits: Any, codebook: Any, uncond_logits: Any, guidance_scale: Any, top_k: Any, top_p: Any
+) -> tuple[int, float]:
+    """:func:`check_logits`, and their codebook ``[V, C]``; returns the filters."""
+    filters = check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
     check_codebook(codebook, logits.shape[-1], "logits", logits)
+    return filters
 
 
 def check_codebook(codebook: Any, vocabulary: int, like_name: str, like: Tensor) -> None:
@@ -126,11 +168,11 @@ def check_codebook(codebook: Any, vocabulary: int, like_name: str, like: Tensor)
     check_constant(codebook=codebook)
 
 
-def check_temperature(temperature: Any) -> None:
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
+def check_temperature(temperature: Any) -> float:
+    temperature = real("temperature", temperature)
     if not 1e-30 <= temperature <= 1e30:
         raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature}")
+    return float(temperature)
 
 
 def seed_tensor(seed: Any, like: Tensor) -> Tensor:
@@ -140,10 +182,7 @@ def seed_tensor(seed: Any, like: Tensor) -> Tensor:
         check_shape("seed", seed, (), "one number")
         check_same_device("logits", like, seed=seed)
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int or a torch.Tensor, got {type(seed).__name__}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
+    seed = integer("seed", seed, "an int or a torch.Tensor")
     return torch.full((), seed, dtype=torch.int64, device=like.device)
 
 
@@ -170,9 +209,7 @@ def check_noise_level(t: Any) -> None:
     """A number must lie in (0, 1]; a tensor's values are not read, which would stall a GPU."""
     if isinstance(t, Tensor):
         check_constant(t=t)
-    elif isinstance(t, bool) or not isinstance(t, int | float):
-        raise TypeError(f"t: expected a number or a torch.Tensor, got {type(t).__name__}")
-    elif not 0 < t <= 1:
+    elif not 0 < real("t", t, _NUMBER_OR_TENSOR) <= 1:
         raise ValueError(f"t: expected a noise level in (0, 1], got {t}")
 
 
@@ -193,14 +230,11 @@ def broadcast_rows(
     """``value`` as a tensor of ``shape`` on the device of ``like``, or an error that names it."""
     if isinstance(value, Tensor):
         check_tensor(name, value)
-        if value.ndim == 0:
+        if value.ndim == 0 and not value.is_meta:
             value = value.to(like.device)
         check_same_device(like_name, like, **{name: value})
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
-    elif not _is_finite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
     else:
+        value = check_number(name, value, _NUMBER_OR_TENSOR)
         value = torch.full((), value, device=like.device, dtype=dtype)
     try:
         return value.to(dtype).expand(tuple(shape))

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
+
+_INSTRUCTION_SETS = ("", "v2", "v3", "v4")  # of csrc/cpu/dispatch.cpp
 
 
 @functools.cache
 def load() -> tuple[ModuleType | None, str | None]:
-    """The extension and None, or None and the reason why it cannot be used."""
+    """The extension and None, or None and the reason why it cannot be used.
+
+    Raises:
+        ValueError: DD2_FAST_CPU_ISA, which the extension reads, names no instruction set.
+    """
+    instruction_set = os.environ.get("DD2_FAST_CPU_ISA", "")
+    if instruction_set not in _INSTRUCTION_SETS:
+        raise ValueError(
+            f"DD2_FAST_CPU_ISA: expected 'v2', 'v3' or 'v4', or unset, got {instruction_set!r}"
+        )
     try:
         return importlib.import_module("dd2_fast._C"), None
     except ModuleNotFoundError:

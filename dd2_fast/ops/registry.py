@@ -128,11 +128,13 @@ def default_backend(name: str | None) -> Iterator[None]:
 def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The module that runs ``op``; ``backend=""`` takes that of :func:`default_backend`,
     DD2_FAST_BACKEND or the first usable."""
-    backend = backend or _default or os.environ.get("DD2_FAST_BACKEND", "")
+    named = backend or _default
+    backend = named or os.environ.get("DD2_FAST_BACKEND", "")
     if backend:
         if backend not in BACKENDS:
+            source = "backend" if named else "DD2_FAST_BACKEND"
             raise ValueError(
-                f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
+                f"{source}: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
             )
         reason = _unusable(op, backend, device, dtype)
         if reason is not None:

@@ -1,4 +1,4 @@
-"""Stage 0 (METHOD 3): an adapted teacher trained on tokens by the ordinary autoregressive loss."""
+"""Stage 0: an adapted teacher trained on tokens by the ordinary autoregressive loss."""
 
 from __future__ import annotations
 

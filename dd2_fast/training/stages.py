@@ -1,4 +1,4 @@
-"""The DD2 stages over any teacher, generator and guidance network (METHOD 3)."""
+"""The DD2 stages over any teacher, generator and guidance network."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_sid_value_and_gradient(case, alpha: float, weight: str, power: float):
 
 
 def test_sid_gradient_closed_form_at_alpha_one(case):
-    """RECIPES: dL/dx = (1-t)[J_D u + J_F^T((D - F) - u)] - (D - F), u = F - x."""
+    """dL/dx = (1-t)[J_D u + J_F^T((D - F) - u)] - (D - F), u = F - x."""
     codebook, logits, x, t, noise = case
     matrix = rand(DIMENSION, DIMENSION, seed=8)
     i, m = 1, 2

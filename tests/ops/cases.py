@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dd2_fast.ops import available_backends, registry
 from dd2_fast.ops.registry import BACKENDS
@@ -103,6 +104,25 @@ def make_case(
         top_k,
         top_p,
     )
+
+
+def assert_once_differentiable(operator: str, function: Callable[[Tensor], Tensor], x: Tensor):
+    """Forward mode and second derivatives of ``function``, which calls ``operator``, are errors."""
+    refused = pytest.raises(RuntimeError, match=f"{operator}: differentiable once, in reverse mode")
+    with refused:
+        torch.func.jvp(function, (x,), (x,))
+    with refused:
+        torch.func.jvp(lambda a: torch.func.jvp(lambda b: function(a) * b, (x,), (x,)), (x,), (x,))
+    with forward_ad.dual_level():
+        function(x)
+        with refused:
+            function(forward_ad.make_dual(x, x))
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        with refused:
+            torch.autograd.grad(out, leaf, forward_ad.make_dual(torch.ones_like(out), out.detach()))
+    with refused:
+        torch.autograd.functional.hessian(lambda a: function(a).sum(), x)
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
-from ops.cases import GPU_BACKENDS, Case, device_of, make_case, relative_error, runnable_backends
+from ops.cases import (
+    GPU_BACKENDS,
+    Case,
+    assert_once_differentiable,
+    device_of,
+    make_case,
+    relative_error,
+    runnable_backends,
+)
 from ops.oracle import posterior_mean
 
 from dd2_fast.ops import conditional_score
+from dd2_fast.ops.registry import BACKENDS as BACKEND_NAMES
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
 DTYPES = pytest.mark.parametrize(
@@ -70,6 +81,23 @@ def test_reference_gradcheck() -> None:
             lambda x: conditional_score(x, **arguments, prediction=prediction),  # noqa: B023
             (x_t,),
         )
+
+
+@pytest.mark.parametrize("backend", runnable_backends([b for b in BACKEND_NAMES if b != "torch"]))
+def test_other_derivatives_are_refused(backend: str) -> None:
+    arguments = make_case(5, 50, 4, top_k=20, t=(0.2, 1.0)).arguments(backend)
+    x_t = arguments.pop("x_t")
+    assert_once_differentiable(
+        "conditional_score", lambda x: conditional_score(x, **arguments), x_t
+    )
+
+
+def test_reference_has_second_derivatives() -> None:
+    arguments = make_case(2, 30, 3, top_k=20, t=(0.4, 1.0)).arguments("float64")
+    x_t = arguments.pop("x_t").requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: conditional_score(x, **arguments), (x_t,))
+    with pytest.raises(RuntimeError, match="conditional_score: differentiable once, in reverse"):
+        torch.func.jvp(lambda x: conditional_score(x, **arguments), (x_t,), (x_t,))
 
 
 @BACKENDS
@@ -334,16 +362,26 @@ BAD = {
     "t zero": ({"t": 0.0}, ValueError, r"t: expected a noise level in \(0, 1\], got 0.0"),
     "t shape": ({"t": torch.ones(5)}, ValueError, r"t: expected .* broadcasts to \[4\], got \[5\]"),
     "t type": ({"t": "high"}, TypeError, "t: expected a number"),
+    "t array": ({"t": np.array(0.5)}, TypeError, "t: .* torch.Tensor, got numpy.ndarray"),
+    "t meta": ({"t": torch.tensor(0.5, device="meta")}, ValueError, "t: expected device cpu.*meta"),
     "scale shape": (
         {"uncond_logits": torch.zeros(4, 9), "guidance_scale": torch.ones(3)},
         ValueError, r"guidance_scale.*\[4\], got \[3\]",
     ),
     "scale alone": ({"guidance_scale": 2.0}, ValueError, "guidance_scale.*uncond_logits"),
+    "scale type": ({"guidance_scale": "2"}, TypeError, "guidance_scale: .*number.*, got str"),
+    "scale none": ({"guidance_scale": None}, TypeError, "guidance_scale: .*got NoneType"),
     "top_k": ({"top_k": -1}, ValueError, "top_k.*got -1"),
     "top_k type": ({"top_k": 1.5}, TypeError, "top_k: expected an int, got float"),
+    "top_k bool": ({"top_k": True}, TypeError, "top_k: expected an int, got bool"),
+    "top_k array": ({"top_k": np.arange(2)}, TypeError, "top_k: .*got numpy.ndarray"),
+    "top_k tensor": ({"top_k": torch.tensor(5)}, TypeError, "top_k: .*got torch.Tensor"),
+    "top_k size": ({"top_k": 2**70}, ValueError, f"top_k: expected .*64 bits, got {2**70}"),
+    "top_p type": ({"top_p": np.True_}, TypeError, "top_p: expected a float, got numpy.bool"),
     "top_p": ({"top_p": 0.0}, ValueError, r"top_p: .*\(0, 1\], got 0.0"),
     "prediction": ({"prediction": "noise"}, ValueError, "prediction.*'velocity'.*got 'noise'"),
     "backend": ({"backend": "metal"}, ValueError, "backend.*'torch', got 'metal'"),
+    "backend type": ({"backend": 3}, TypeError, "backend: expected a name or None, got int"),
     "device": ({"codebook": torch.zeros(9, 3, device="meta")}, ValueError, "codebook.*device cpu"),
     "gradient": (
         {"logits": torch.zeros(4, 9, requires_grad=True)}, ValueError, "logits: .*constant",
@@ -360,3 +398,13 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     conditional_score(**arguments)
     with pytest.raises(error, match=message):
         conditional_score(**{**arguments, **change})
+
+
+def test_numpy_scalars() -> None:
+    case = make_case(4, 30, 3)
+    arguments = case.arguments("torch")
+    plain = {"t": 0.5, "guidance_scale": 1.5, "top_k": 9, "top_p": 0.75}
+    wanted = conditional_score(**{**arguments, **plain})
+    for number, count in ((np.float32, np.int64), (np.float64, np.uint8), (Fraction, np.int32)):
+        scalars = {name: number(value) for name, value in plain.items()} | {"top_k": count(9)}
+        torch.testing.assert_close(conditional_score(**{**arguments, **scalars}), wanted)

@@ -298,6 +298,7 @@ BAD = {
     "logits dtype": ({"logits": torch.zeros(4, 9).int()}, TypeError, "logits.*got int32"),
     "steps zero": ({"steps": 0}, ValueError, "steps: expected at least 1, got 0"),
     "steps type": ({"steps": 2.0}, TypeError, "steps: expected an int, got float"),
+    "steps size": ({"steps": 2**70}, ValueError, f"steps: expected .*64 bits, got {2**70}"),
     "solver": ({"solver": "rk4"}, ValueError, "solver: expected .*'heun', 'euler', got 'rk4'"),
     "uncond shape": ({"uncond_logits": torch.zeros(4, 8)}, ValueError, r"uncond_logits.*\[4, 8\]"),
     "scale alone": ({"guidance_scale": 2.0}, ValueError, "guidance_scale.*uncond_logits"),

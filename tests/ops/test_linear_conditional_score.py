@@ -10,12 +10,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.cases import GPU_BACKENDS, device_of, relative_error, runnable_backends
+from ops.cases import (
+    GPU_BACKENDS,
+    assert_once_differentiable,
+    device_of,
+    relative_error,
+    runnable_backends,
+)
 from processes import run_python
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score, linear_conditional_score
 from dd2_fast.ops.linear_conditional_score import chunks
+from dd2_fast.ops.registry import BACKENDS as BACKEND_NAMES
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
 DTYPES = pytest.mark.parametrize(
@@ -149,6 +156,15 @@ def test_a_real_head(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("backend", runnable_backends([b for b in BACKEND_NAMES if b != "torch"]))
+def test_other_derivatives_are_refused(backend: str) -> None:
+    arguments = make_inputs(REGIMES["one_chunk"], backend)
+    x_t = arguments.pop("x_t")
+    assert_once_differentiable(
+        "linear_conditional_score", lambda x: linear_conditional_score(x_t=x, **arguments), x_t
+    )
+
+
 def test_reference_gradcheck() -> None:
     arguments = make_inputs(REGIMES["a_chunk_and_one_row"], "float64")
     x_t = arguments.pop("x_t").requires_grad_()

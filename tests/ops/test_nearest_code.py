@@ -57,7 +57,8 @@ def invalid() -> tuple[Tensor, Tensor, Tensor]:
     codebook[0, 3], codebook[1, 0], codebook[2] = torch.nan, torch.inf, -torch.inf
     codebook[3:5] = 1e4
     x[4, 7], x[9, 0], x[19, 2] = torch.nan, torch.inf, -torch.inf
-    wanted[[4, 9, 19]] = -1
+    x[7], x[8], x[17] = 1e30, -1e20, torch.finfo(torch.float32).max  # the square overflows
+    wanted[[4, 7, 8, 9, 17, 19]] = -1
     return x, codebook, wanted
 
 

@@ -121,8 +121,16 @@ def test_environment_overrides_the_automatic_choice(monkeypatch: pytest.MonkeyPa
         conditional_score(*ARGUMENTS)
     conditional_score(*ARGUMENTS, backend="torch")
     monkeypatch.setenv("DD2_FAST_BACKEND", "tpu")
-    with pytest.raises(ValueError, match="got 'tpu'"):
+    with pytest.raises(ValueError, match="DD2_FAST_BACKEND: expected one of .*got 'tpu'"):
         conditional_score(*ARGUMENTS)
+    with pytest.raises(ValueError, match="backend: expected one of .*got 'gpu'"):
+        conditional_score(*ARGUMENTS, backend="gpu")
+
+
+def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DD2_FAST_CPU_ISA", "v9")
+    with pytest.raises(ValueError, match="DD2_FAST_CPU_ISA: expected 'v2', 'v3' or .*got 'v9'"):
+        extension.load.__wrapped__()
 
 
 def test_operator_without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:

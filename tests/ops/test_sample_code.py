@@ -290,6 +290,7 @@ BAD = {
     "temperature": ({"temperature": 0.0}, ValueError, "temperature: expected .*1e-30.*got 0.0"),
     "temperature nan": ({"temperature": float("nan")}, ValueError, "temperature: .*got nan"),
     "temperature type": ({"temperature": "hot"}, TypeError, "temperature: .*number, got str"),
+    "temperature array": ({"temperature": np.ones(1)}, TypeError, "temperature: .*numpy.ndarray"),
     "seed type": ({"seed": 1.5}, TypeError, "seed: expected an int or .*got float"),
     "seed size": ({"seed": 2**63}, ValueError, "seed: expected .*64 bits, got 9223372036854775808"),
     "seed dtype": ({"seed": torch.tensor(1.0)}, TypeError, "seed: .*int64, got float32"),
@@ -313,3 +314,10 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     sample_code(**arguments)
     with pytest.raises(error, match=message):
         sample_code(**{**arguments, **change})
+
+
+def test_numpy_scalars() -> None:
+    logits = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
+    wanted = sample_code(logits, seed=2**40, top_k=9, temperature=0.5)
+    scalars = {"seed": np.int64(2**40), "top_k": np.uint16(9), "temperature": np.float32(0.5)}
+    assert torch.equal(sample_code(logits, **scalars), wanted)

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) nearest_code_fwd_kernel(const Neares
   const int t = static_cast<int>(threadIdx.x);
   const long long token = first_token + t;
   if (t >= Shape::kBlockTokens || token >= p.rows) return;
-  float score = negative_infinity(), check = 0.0f;
+  float score = negative_infinity();
   int code = -1;
   for (int s = 0; s < Shape::kStreams; ++s) {
     const bool first_of_equals = scores[s][t] == score && codes[s][t] < code;
@@ -96,8 +96,9 @@ __global__ void __launch_bounds__(kThreads) nearest_code_fwd_kernel(const Neares
       code = codes[s][t];
     }
   }
-  for (long long c = 0; c < p.dim; ++c) check += p.x[token * p.dim + c] * 0.0f;
-  p.out[token] = check == 0.0f ? code : -1;
+  float square = 0.0f;  // |x|^2: not finite with a NaN or infinity
+  for (long long c = 0; c < p.dim; ++c) square += p.x[token * p.dim + c] * p.x[token * p.dim + c];
+  p.out[token] = square < -negative_infinity() ? code : -1;
 }
 
 }  // namespace dd2

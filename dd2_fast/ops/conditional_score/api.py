@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..derivatives import check_reverse_mode
 from . import schema as schema
 
 PREDICTIONS = ("score", "x0", "velocity")
@@ -40,11 +41,12 @@ def conditional_score(
 
     Args:
         x_t: noisy tokens ``[*, C]``, or ``[*, M, C]`` for M draws that share a row of logits.
-        t: noise level in (0, 1], 1 is pure noise; broadcasts to ``[*]`` or ``[*, M]``.
+        t: noise level in (0, 1], 1 is pure noise; broadcasts to ``[*]`` or ``[*, M]``; a constant.
+            The values of a tensor are not checked.
         logits: the teacher's logits ``[*, V]``; a constant.
         codebook: code vectors ``[V, C]``; a constant.
         uncond_logits: unconditional logits ``[*, V]``; a constant. None: no guidance.
-        guidance_scale: ``s``, a number or broadcastable to ``[*]``; 1 is none.
+        guidance_scale: ``s``, a number or broadcastable to ``[*]``; 1 is none; a constant.
         top_k: how many of the largest logits to keep; 0 keeps all.
         top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
         prediction: ``"score"``, ``"x0"`` or ``"velocity"``.
@@ -52,18 +54,25 @@ def conditional_score(
 
     Returns:
         The prediction, of the shape of ``x_t``; float32, or float64 if an input is. ``x0`` is
-        finite and inside the codebook's convex hull for every t > 0. Differentiable in ``x_t``.
+        finite and inside the codebook's convex hull for every t > 0. Differentiable once, in
+        reverse mode, in ``x_t``; with ``backend="torch"`` any number of times.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, device or value.
-        RuntimeError: the named backend cannot run here; the message says why.
+        TypeError, ValueError: an argument has the wrong type, shape, device or value. The values of
+            tensors are not read, which would stall a GPU: a ``t`` outside (0, 1] gives what the
+            formula does.
+        RuntimeError: the named backend cannot run here, or a derivative does not exist; the message
+            says why.
 
     Source: Distilled Decoding 2 (arXiv 2510.21003), Eq. 1.
     """
-    checks.check_teacher(logits, codebook, uncond_logits, guidance_scale, top_k, top_p)
+    top_k, top_p = checks.check_teacher(
+        logits, codebook, uncond_logits, guidance_scale, top_k, top_p
+    )
     lead = checks.check_tokens("x_t", x_t, logits, codebook)
     checks.check_noise_level(t)
     checks.check_choice("prediction", prediction, PREDICTIONS)
+    check_reverse_mode("conditional_score", x_t, t, logits, codebook, uncond_logits, guidance_scale)
     dtype = checks.compute_dtype(x_t, t, logits, codebook)
     rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
     t = checks.broadcast_rows("t", t, lead, logits, dtype)
@@ -78,8 +87,8 @@ def conditional_score(
         scale.reshape(count),
         codebook.to(dtype),
         top_k,
-        float(top_p),
-        backend or "",
+        top_p,
+        checks.check_backend(backend),
     ).reshape(x_t.shape)
     return predict(x0, x_t, t, prediction)
 

@@ -1,7 +1,7 @@
 """The conditional score in plain torch: the specification of every other backend.
 
 Given the teacher's probabilities ``p_j`` over codes ``c_j``, the noisy token
-``x_t = (1-t) x_0 + t eps`` has the posterior weights and mean (METHOD: paper Eq. 1)
+``x_t = (1-t) x_0 + t eps`` has the posterior weights and mean (paper Eq. 1)
 
     w_j  ∝  p_j exp(-|x_t - (1-t) c_j|^2 / (2 t^2)),     x0 = sum_j w_j c_j
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import registry
+from ..derivatives import check_reverse_mode, refuse_graph
+from . import reference
 
 _ARGUMENTS = (
     "Tensor x_t, Tensor t, Tensor logits, Tensor? uncond_logits, Tensor guidance_scale, "
@@ -53,11 +56,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    check_reverse_mode("conditional_score", grad)
     saved = list(ctx.saved_tensors)
     if not ctx.has_uncond:
         saved.insert(3, None)
-    gradient = torch.ops.dd2_fast.conditional_x0_vjp(grad.contiguous(), *saved, *ctx.settings)
-    return gradient, *[None] * 8
+    vjp: Callable[..., Tensor] = torch.ops.dd2_fast.conditional_x0_vjp
+    if torch.is_grad_enabled():
+        vjp = recorded_vjp("conditional_score", _vjp, ctx.settings[-1], grad)
+    return vjp(grad.contiguous(), *saved, *ctx.settings), *[None] * 8
+
+
+def recorded_vjp(
+    operator: str, vjp: Callable[..., Tensor], backend: str, grad: Tensor
+) -> Callable[..., Tensor]:
+    """``vjp`` where the backend is plain torch, which autograd records for the next derivative."""
+    module = registry.resolve("conditional_score", backend, grad.device, grad.dtype)
+    return vjp if module is reference else refuse_graph(operator)
 
 
 for _key in ("CPU", "CUDA"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..derivatives import check_reverse_mode
 from . import schema as schema
 
 OBJECTIVES = ("sid", "dmd")
@@ -41,23 +42,25 @@ def csd_loss(
     ``weight`` is a constant: ``"sid"`` is ``w = mean_c|x - D| ** -weight_power``, the mean at least
     1e-5; ``"none"`` is 1. Value and gradients come from one pass over the logits in forward, and
     backward reads none; ``alpha`` other than 1 costs one more pass in backward. Nothing of the size
-    of the logits is written. Differentiable once.
+    of the logits is written. Differentiable once, in reverse mode.
 
     Args:
         x: generated tokens ``[*, C]``, also where there are draws.
         x_t: ``x`` noised, ``[*, C]``, or ``[*, M, C]`` for M draws that share a row of logits.
         t: noise level in (0, 1], 1 is pure noise; broadcasts to ``[*]`` or ``[*, M]``; a constant.
+            The values of a tensor are not checked.
         fake_x0: ``F``, of the shape of ``x_t``.
         logits: the teacher's logits ``[*, V]``; a constant.
         codebook: code vectors ``[V, C]``; a constant.
         uncond_logits: unconditional logits ``[*, V]``; a constant. None: no guidance.
-        guidance_scale: of the teacher, a number or broadcastable to ``[*]``; 1 is none.
+        guidance_scale: of the teacher, a number or broadcastable to ``[*]``; 1 is none; a constant.
         top_k: how many of the largest logits to keep; 0 keeps all.
         top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
         objective: ``"sid"`` or ``"dmd"``.
         alpha: SiD's, 1 in the paper.
         weight: ``"sid"``, ``"none"`` or a tensor that broadcasts to the loss; a constant.
-        weight_power: of ``"sid"``; 1 is SiD's, less weighs far tokens less down.
+        weight_power: of ``"sid"``, any number; 1 is SiD's, less weighs far tokens less down, 0 is
+            no weight, and below 0 far tokens weigh more.
         backend: a name in :func:`available_backends`, or None for the fastest that can run.
 
     Returns:
@@ -65,12 +68,16 @@ def csd_loss(
         whose ``D`` is NaN gives NaN.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, device or value.
-        RuntimeError: the named backend cannot run here; the message says why.
+        TypeError, ValueError: an argument has the wrong type, shape, device or value; the values of
+            tensors are not read, as in :func:`~dd2_fast.ops.conditional_score`.
+        RuntimeError: the named backend cannot run here, or a derivative does not exist; the message
+            says why.
 
     Source: Distilled Decoding 2 (arXiv 2510.21003), Eq. 4; SiD (arXiv 2404.04057).
     """
-    checks.check_teacher(logits, codebook, uncond_logits, guidance_scale, top_k, top_p)
+    top_k, top_p = checks.check_teacher(
+        logits, codebook, uncond_logits, guidance_scale, top_k, top_p
+    )
     lead = checks.check_tokens("x_t", x_t, logits, codebook)
     rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
     checks.check_tensor("x", x)
@@ -80,8 +87,10 @@ def csd_loss(
     checks.check_same_device("logits", logits, x=x, fake_x0=fake_x0)
     checks.check_noise_level(t)
     checks.check_choice("objective", objective, OBJECTIVES)
-    checks.check_number("alpha", alpha)
-    checks.check_number("weight_power", weight_power)
+    alpha = checks.check_number("alpha", alpha)
+    weight_power = checks.check_number("weight_power", weight_power)
+    teacher = (logits, codebook, uncond_logits, guidance_scale)
+    check_reverse_mode("csd_loss", x, x_t, t, fake_x0, weight, *teacher)
     dtype = checks.compute_dtype(x, x_t, t, fake_x0, logits, codebook)
     t = checks.broadcast_rows("t", t, lead, logits, dtype)
     scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
@@ -112,7 +121,7 @@ def csd_loss(
         scale.reshape(count),
         codebook.to(dtype),
         top_k,
-        float(top_p),
-        backend or "",
+        top_p,
+        checks.check_backend(backend),
     )
     return loss.reshape(lead)

@@ -1,7 +1,7 @@
 """The CSD loss in plain torch: the specification of every other backend.
 
 With ``D`` the teacher's posterior mean of ``x_t`` (its Jacobian ``J`` is symmetric) and ``F`` the
-guidance network's (METHOD: paper Eq. 4)
+guidance network's (paper Eq. 4)
 
     "sid"  L = w (D - F)·(D - x - alpha (D - F))          "dmd"  L = w (F - D)·x, F - D constant
 

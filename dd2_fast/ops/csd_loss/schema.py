@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import registry
 from ..conditional_score import schema as schema
+from ..derivatives import check_reverse_mode, refuse_graph
 
 # The gradients are outputs too: backward only scales what forward has already computed.
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
@@ -59,8 +59,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(*saved)
 
 
-@once_differentiable
 def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    check_reverse_mode("csd_loss", grad)
+    if torch.is_grad_enabled():
+        refuse_graph("csd_loss")
     grad_x, grad_fake, grad_x_t, *posterior = ctx.saved_tensors
     grad = grad[..., None]
     grad_x = (grad * grad_x).sum(1)

@@ -57,14 +57,17 @@ def flow_solve(
         does.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, device or value.
+        TypeError, ValueError: an argument has the wrong type, shape, device or value; the values of
+            tensors are not read, which would stall a GPU.
         RuntimeError: the named backend cannot run here; the message says why.
 
     Source: Distilled Decoding 1 (arXiv 2412.17153), Sec. 3.
     """
-    checks.check_teacher(logits, codebook, uncond_logits, guidance_scale, top_k, top_p)
+    top_k, top_p = checks.check_teacher(
+        logits, codebook, uncond_logits, guidance_scale, top_k, top_p
+    )
     lead = checks.check_tokens("noise", noise, logits, codebook)
-    checks.check_count("steps", steps)
+    steps = checks.check_count("steps", steps)
     checks.check_choice("solver", solver, SOLVERS)
     dtype = checks.compute_dtype(noise, logits, codebook)
     rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
@@ -79,6 +82,6 @@ def flow_solve(
         steps,
         solver,
         top_k,
-        float(top_p),
-        backend or "",
+        top_p,
+        checks.check_backend(backend),
     ).reshape(lead)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..conditional_score.api import PREDICTIONS, predict
+from ..derivatives import check_reverse_mode
 from . import schema as schema
 
 
@@ -40,11 +41,12 @@ def linear_conditional_score(
         weight: the head's weight ``[V, D]`` in the dtype of ``hidden``; a constant.
         bias: the head's bias ``[V]`` in the dtype of ``hidden``, or None; a constant.
         x_t: noisy tokens ``[*, C]``, or ``[*, M, C]`` for M draws that share a row of logits.
-        t: noise level in (0, 1], 1 is pure noise; broadcasts to ``[*]`` or ``[*, M]``.
+        t: noise level in (0, 1], 1 is pure noise; broadcasts to ``[*]`` or ``[*, M]``; a constant.
+            The values of a tensor are not checked.
         codebook: code vectors ``[V, C]``; a constant.
         uncond_hidden: the head's input without the condition ``[*, D]``; a constant. None: no
             guidance.
-        guidance_scale: a number or broadcastable to ``[*]``; 1 is none.
+        guidance_scale: a number or broadcastable to ``[*]``; 1 is none; a constant.
         top_k: how many of the largest logits to keep; 0 keeps all.
         top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
         prediction: ``"score"``, ``"x0"`` or ``"velocity"``.
@@ -53,22 +55,26 @@ def linear_conditional_score(
 
     Returns:
         The prediction, of the shape of ``x_t``; float32, or float64 if an input is. Differentiable
-        in ``x_t``.
+        once, in reverse mode, in ``x_t``.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, device or value.
-        RuntimeError: the named backend cannot run here; the message says why.
+        TypeError, ValueError: an argument has the wrong type, shape, device or value; the values of
+            tensors are not read, as in :func:`conditional_score`.
+        RuntimeError: the named backend cannot run here, or a derivative does not exist; the message
+            says why.
 
     Source: Distilled Decoding 2 (arXiv 2510.21003), Eq. 1; chunks of the head's rows as in the
     fused linear cross-entropy of Liger Kernel (arXiv 2410.10989).
     """
     _check_head(hidden, weight, bias, uncond_hidden)
     checks.check_guidance(guidance_scale, "uncond_hidden", uncond_hidden)
-    checks.check_filters(top_k, top_p)
+    top_k, top_p = checks.check_filters(top_k, top_p)
     checks.check_codebook(codebook, weight.shape[0], "weight", weight)
     lead = checks.check_tokens("x_t", x_t, hidden, codebook, "hidden")
     checks.check_noise_level(t)
     checks.check_choice("prediction", prediction, PREDICTIONS)
+    teacher = (hidden, weight, bias, codebook, uncond_hidden, guidance_scale)
+    check_reverse_mode("linear_conditional_score", x_t, t, *teacher)
     dtype = checks.compute_dtype(x_t, t, hidden, codebook)
     rows, width = list(hidden.shape[:-1]), hidden.shape[-1]
     t = checks.broadcast_rows("t", t, lead, hidden, dtype, "hidden")
@@ -85,8 +91,8 @@ def linear_conditional_score(
         scale.reshape(count),
         codebook.to(dtype),
         top_k,
-        float(top_p),
-        backend or "",
+        top_p,
+        checks.check_backend(backend),
     ).reshape(x_t.shape)
     return predict(x0, x_t, t, prediction)
 

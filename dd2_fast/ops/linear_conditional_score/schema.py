@@ -3,12 +3,15 @@ autograd. It has no kernels: the backends are those of ``conditional_score``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import registry
+from ..conditional_score.schema import recorded_vjp
+from ..derivatives import check_reverse_mode
 from .chunks import consume
 
 _ARGUMENTS = (
@@ -45,11 +48,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    check_reverse_mode("linear_conditional_score", grad)
     saved = iter(ctx.saved_tensors)
     tensors = [next(saved) if present else None for present in ctx.present]
-    gradient = torch.ops.dd2_fast.linear_conditional_x0_vjp(
-        grad.contiguous(), *tensors, *ctx.settings
-    )
+    vjp: Callable[..., Tensor] = torch.ops.dd2_fast.linear_conditional_x0_vjp
+    if torch.is_grad_enabled():
+        vjp = recorded_vjp("linear_conditional_score", _vjp, ctx.settings[-1], grad)
+    gradient = vjp(grad.contiguous(), *tensors, *ctx.settings)
     return gradient, *[None] * (len(ctx.present) + len(ctx.settings) - 1)
 
 

@@ -23,7 +23,8 @@ def nearest_code(x: Tensor, codebook: Tensor, *, backend: str | None = None) -> 
 
     Returns:
         int64 indices ``[*]``; -1 where no code is at a finite distance: a NaN or infinity in the
-        vector. A code with a NaN or infinity is never the nearest.
+        vector, or ``|x|^2`` beyond the computation's dtype (float32: ``|x|`` above 1.8e19). A code
+        that is so is never the nearest.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or device.
@@ -46,4 +47,5 @@ def nearest_code(x: Tensor, codebook: Tensor, *, backend: str | None = None) -> 
     dtype = checks.compute_dtype(x, codebook)
     flat = x.detach().to(dtype).reshape(x.shape[:-1].numel(), dim)
     codes = codebook.detach().to(dtype)
-    return torch.ops.dd2_fast.nearest_code(flat, codes, backend or "").reshape(x.shape[:-1])
+    found = torch.ops.dd2_fast.nearest_code(flat, codes, checks.check_backend(backend))
+    return found.reshape(x.shape[:-1])

@@ -31,8 +31,9 @@ def sample_code(
 
     The draw is a function of the row's logits, ``seed`` and the row's ``index`` alone: the same on
     every backend up to rounding where a uniform number falls next to the boundary of two codes, and
-    in any order of work. Without ``index`` the rows of a call count from 0; a batch split over
-    several calls then needs a seed for each.
+    in any order of work. Without ``index`` the rows of a call count from 0, and under torch.vmap
+    those of every slice do: pass ``index`` there. A batch split over several calls needs it too, or
+    a seed for each.
 
     Args:
         logits: the teacher's logits ``[*, V]``; a constant.
@@ -52,13 +53,14 @@ def sample_code(
         logits over the temperature (float32 overflows at 3.4e38).
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, device or value.
+        TypeError, ValueError: an argument has the wrong type, shape, device or value; the values of
+            tensors are not read, which would stall a GPU.
         RuntimeError: the named backend cannot run here; the message says why.
 
     Source: VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525), their samplers.
     """
-    checks.check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
-    checks.check_temperature(temperature)
+    top_k, top_p = checks.check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
+    temperature = checks.check_temperature(temperature)
     seed = checks.seed_tensor(seed, logits)
     rows, vocabulary = logits.shape[:-1], logits.shape[-1]
     if index is not None:
@@ -75,7 +77,7 @@ def sample_code(
         seed,
         None if index is None else index.reshape(count),
         top_k,
-        float(top_p),
-        float(temperature),
-        backend or "",
+        top_p,
+        temperature,
+        checks.check_backend(backend),
     ).reshape(rows)

@@ -1,0 +1,31 @@
+"""The derivatives that an operator does not have are errors: torch.library would drop tangents,
+and gradients of gradients, without a word."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch.autograd import forward_ad
+
+
+def check_reverse_mode(operator: str, *values: Any) -> None:
+    """An error where a tensor of ``values`` has a tangent, or may have one: inside torch.func.jvp,
+    of whose nested levels torch shows the innermost alone. One comparison outside forward mode."""
+    if forward_ad._current_level < 0:
+        return
+    if torch._C._are_functorch_transforms_active() or any(map(_has_tangent, values)):
+        _refuse(operator, "torch.func.jvp and torch.autograd.forward_ad cannot pass through it")
+
+
+def refuse_graph(operator: str) -> NoReturn:
+    """For a backward pass under create_graph=True, whose gradients no formula differentiates."""
+    _refuse(operator, "create_graph=True asks for its second derivative")
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def _refuse(operator: str, why: str) -> NoReturn:
+    raise RuntimeError(f"{operator}: differentiable once, in reverse mode; {why}")
