@@ -271,7 +271,16 @@ def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
             changes[name] = configure(current, value, f"{prefix}{name}.")
         else:
             changes[name] = _typed(f"{prefix}{name}", value, hints[name])
-    return dataclasses.replace(config, **changes)
+    return replaced(config, prefix, changes)
+
+
+def replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
+    """``dataclasses.replace``; the ValueError of a refused value begins with the section it is in,
+    a dotted name with its last dot."""
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{section}{error}") from error
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
