@@ -96,7 +96,7 @@ def _score(arguments: argparse.Namespace, device: Any) -> Any:
     from .. import checkpoints
     from ..losses import TeacherScore
     from ..sampling import resolve_path
-    from ..training.draws import no_guidance
+    from ..training.recipes.teachers import RANDOM, load_teacher
 
     config = parse_config(arguments.config)
     path = resolve_path(arguments.teacher)
@@ -114,5 +114,4 @@ def _score(arguments: argparse.Namespace, device: Any) -> Any:
     teacher.to(device)
     if getattr(teacher, "tokenizer", None) is not None:
         teacher.tokenizer.to(device)
-    cfg = no_guidance(teacher) if arguments.cfg is None else arguments.cfg
-    return TeacherScore(teacher, cfg, arguments.top_k, arguments.top_p)
+    return TeacherScore(teacher, arguments.cfg, arguments.top_k, arguments.top_p)

@@ -229,9 +229,9 @@ class ExecutionConfig(_Checked):
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """The teacher's sampling distribution that is distilled."""
+    """A sampling distribution of the teacher; ``cfg`` None is without guidance."""
 
-    cfg: float = 1.0
+    cfg: float | None = None
     top_k: int = 0
     top_p: float = 1.0
 
