@@ -97,7 +97,8 @@ class DistilConfig(_Checked):
 
 def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     """Distil the teacher that ``config`` names into ``out``: ``generator.safetensors`` (the average
-    weights), ``guidance.safetensors`` and ``run.json``.
+    weights, and the tokenizer where ``config`` names no file of it), ``guidance.safetensors`` and
+    ``run.json``.
 
     Under torchrun every process calls this. An interrupted run continues when it is called again,
     on any number of processes.
@@ -283,6 +284,8 @@ def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState)
     metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
     parts = {"generator": networks.ema}
     if config.method == "dd2":
+    # What has no file of its own goes into the generator's.
+    tokenizer = None if config.source.tokenizer else networks.teacher.tokenizer
         parts["guidance"] = networks.guidance  # type: ignore[assignment]
     for name, network in parts.items():
         weights = parallel.model_state(network)
@@ -290,7 +293,8 @@ def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState)
             with torch.device("meta"):
                 whole = type(network)(**network.config)
             whole.load_state_dict(weights, assign=True)
-            save(out / f"{name}.safetensors", whole, metadata)
+            inside = tokenizer if name == "generator" else None
+            save(out / f"{name}.safetensors", whole, metadata, tokenizer=inside)
     if parallel.rank > 0:
         return
     if networks.adapting:
