@@ -44,6 +44,25 @@ def integer(value: Any, name: str) -> int:
         ) from None
 
 
-def full_seed(seed: int, like: Tensor) -> Tensor:
-    """Return the low 64 bits of seed, once an image, int64 of the shape and device of like."""
-    return torch.full_like(like, (seed + (1 << 63)) % (1 << 64) - (1 << 63))
+def check_device(device: torch.device | str | None) -> None:
+    """Raise RuntimeError, with the reason, for a device that torch cannot use here."""
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise RuntimeError(f"device: expected a torch device, got {device!r}: {error}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        reason = "torch sees no GPU" if built else "this build of torch is for the CPU alone"
+        raise RuntimeError(f"device: expected one that is there, got {str(device)!r}: {reason}")
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise TypeError unless dtype is one that networks compute in, or None."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype: expected a floating torch.dtype such as torch.bfloat16, got {dtype!r}"
+        )

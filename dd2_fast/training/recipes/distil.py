@@ -19,6 +19,7 @@ from ...checkpoints.files import check_writable, write_atomic
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
 from ...models.llamagen import adapt
+from ...sampling.arguments import check_device
 from ...sampling.jobs import process_group
 from ..adaptation import AdaptationStage
 from ..config import (
@@ -161,6 +162,7 @@ def choose_device(name: str) -> torch.device:
     """The device of a name, ``"auto"`` for CUDA where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(name)
     return torch.device(name)
 
 
@@ -282,10 +284,10 @@ def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState)
     """The networks, whole, then ``run.json``, whose presence says that the run is finished."""
     parallel = networks.parallel
     metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
-    parts = {"generator": networks.ema}
-    if config.method == "dd2":
     # What has no file of its own goes into the generator's.
     tokenizer = None if config.source.tokenizer else networks.teacher.tokenizer
+    parts = {"generator": networks.ema}
+    if config.method == "dd2":
         parts["guidance"] = networks.guidance  # type: ignore[assignment]
     for name, network in parts.items():
         weights = parallel.model_state(network)
