@@ -161,4 +161,19 @@ def _unrecognised(contents: Contents, ending: str) -> str:
     names = ", ".join(f"{name} {list(v.shape)}" for name, v in list(tensors.items())[:_NAMED])
     inside = f" under {nesting}" if nesting else ""
     more = f" and {len(tensors) - _NAMED} more" if len(tensors) > _NAMED else ""
-    return f"{expected}; found {len(tensors)} tensors{inside} of none of these: {names}{more}"
+    found = f"{expected}; found {len(tensors)} tensors{inside} of none of these: {names}{more}"
+    return found + _nearest(tensors, ending)
+
+
+def _nearest(tensors: Mapping[str, Tensor], ending: str) -> str:
+    """The known kind that most of its names speak for, and which it misses; empty if none."""
+
+    def share(one: Format) -> float:
+        return sum(name in tensors for name in one.names) / max(len(one.names), 1)
+
+    kinds = [one for one in formats.FORMATS if one.kind.endswith(ending)]
+    best = max(kinds, key=share, default=None)
+    if best is None or share(best) < 0.5:
+        return ""
+    missing = [name for name in best.names if name not in tensors]
+    return f"; nearest is {best.kind}, without {', '.join(missing)}"
