@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.sampling import check_seed
+
 
 def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int) -> Tensor:
     """Return the image indices int64 [count]."""
@@ -42,6 +44,13 @@ def integer(value: Any, name: str) -> int:
         raise TypeError(
             f"{name}: expected an integer, got {value!r} of type {type(value).__name__}"
         ) from None
+
+
+def image_seed(seed: Any) -> int:
+    """Return the seed of a job as int; TypeError or ValueError unless it is one of 64 bits."""
+    seed = integer(seed, "seed")
+    check_seed(seed)
+    return seed
 
 
 def check_device(device: torch.device | str | None) -> None:

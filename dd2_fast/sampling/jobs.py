@@ -17,6 +17,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from ..checkpoints.files import check_writable, write_atomic
+from .arguments import check_indices, image_seed, integer
 from .sampler import Sampler
 
 _RECORD = ".job.json"
@@ -140,12 +141,16 @@ def run_job(
         progress: show a bar with images a second.
 
     Raises:
-        ValueError: labels out of range, or the sink holds another job's images; nothing is deleted.
+        ValueError: labels, seed or start_index out of range, or the sink holds another job's
+            images; nothing is deleted.
     """
     rank, world = 0, 1
     if distributed.is_available() and distributed.is_initialized():
         rank, world = distributed.get_rank(), distributed.get_world_size()
+    # Before the record is there, which would refuse the job once its arguments are right.
     labels = sampler.check_labels(list(labels)).tolist()
+    seed, start_index = image_seed(seed), integer(start_index, "start_index")
+    check_indices(None, start_index, len(labels))
     size = _open(sink, labels, seed, start_index, sampler.batch_size, settings or {}, rank, world)
     chunks = [range(first, min(first + size, len(labels))) for first in range(0, len(labels), size)]
     with tqdm(

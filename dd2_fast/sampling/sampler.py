@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
-from ..models.sampling import check_seed
 from ..ops import nearest_code
 from ..ops.checks import check_filters, check_number
 from ..ranges import annotate
-from .arguments import check_device, check_dtype, check_indices, integer
+from .arguments import check_device, check_dtype, check_indices, image_seed, integer
 from .buckets import BucketedCall, Function
 from .noise import image_noise
 from .outputs import check_output, to_pil, to_uint8
@@ -169,8 +168,7 @@ class Sampler(nn.Module):
         check_output(output)
         y = self.check_labels(labels)
         index = check_indices(indices, integer(start_index, "start_index"), len(y))
-        seed = integer(seed, "seed")
-        check_seed(seed)
+        seed = image_seed(seed)
         device = self.tokenizer.codebook.device
         count = len(y)
         if not count:

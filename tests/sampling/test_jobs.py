@@ -124,10 +124,16 @@ def test_a_job_may_be_extended(name, sampler, generator, expected, tmp_path, mon
     assert_same(read(tmp_path), expected)
 
 
-def test_labels_are_checked_before_anything_is_written(sampler, tmp_path) -> None:
+def test_arguments_are_checked_before_anything_is_written(sampler, tmp_path) -> None:
     with pytest.raises(ValueError, match="labels: expected values in 0..9, got 10"):
         run_job(sampler, [0, 10], PngFolder(tmp_path))
+    with pytest.raises(ValueError, match="seed: expected an integer of 64 bits"):
+        run_job(sampler, [0], PngFolder(tmp_path), seed=2**64)
+    with pytest.raises(ValueError, match="start_index: expected at least 0, got -1"):
+        run_job(sampler, [0], PngFolder(tmp_path), start_index=-1)
     assert not any(tmp_path.iterdir())
+    run_job(sampler, np.array([0]), PngFolder(tmp_path), seed=np.int64(1))
+    assert (tmp_path / "000000_0.png").is_file()
 
 
 def test_balanced_labels() -> None:
