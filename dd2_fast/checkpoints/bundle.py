@@ -43,15 +43,30 @@ def load_bundle(folder: str | Path) -> Bundle:
             f"{folder}: expected a bundle with {', '.join(_file_names())}; "
             f"missing {', '.join(missing)}{_other_files(folder)}"
         )
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / SETTINGS}: expected JSON, got {error}") from error
+    settings = _settings(folder)
     parts = {name: load_model(folder / f"{name}.safetensors") for name in PARTS}
     bundle = Bundle(**parts, settings=settings)
     bundle.generator.tokenizer = bundle.tokenizer
     bundle.generator.teacher = bundle.teacher
     return bundle
+
+
+def load_generator(folder: Path) -> Any:
+    """The generator of a bundle, or of a distillation's run, whose folder has no other part.
+
+    Raises:
+        As :func:`load_bundle`.
+    """
+    if is_bundle(folder) and _settings(folder).get("recipe") == "distil":
+        return load_model(folder / "generator.safetensors")
+    return load_bundle(folder).generator
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS}: expected JSON, got {error}") from error
 
 
 def _file_names() -> tuple[str, ...]:

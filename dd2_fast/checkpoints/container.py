@@ -26,6 +26,12 @@ _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 _ADVICE = ("Weights only load failed", "Please file an issue")  # torch's, to its own users
+# What a download leaves where a checkpoint was wanted, by how it begins.
+_NO_CHECKPOINT = {
+    b"version https://git-lfs": "a Git LFS pointer to it; git lfs pull brings the file itself",
+    b"<!doctype": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+}
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -71,14 +77,21 @@ def open_file(path: Path) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint file, found none")
     with open(path, "rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":
+        start = file.read(32)
+    if start[8:9] == b"{":
         return _open_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
         return Contents(str(path), "PyTorch", _open_torch(path, mmap=True))
     if start.startswith(b"\x80"):
         return Contents(str(path), "PyTorch, older format", _open_torch(path, mmap=False))
-    raise _damaged(path, "PyTorch or safetensors", f"or another format; they start with {start!r}")
+    for beginning, what in _NO_CHECKPOINT.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise ValueError(f"{path}: expected a PyTorch or safetensors file, got {what}")
+    if not start:
+        raise ValueError(f"{path}: expected a PyTorch or safetensors file, got an empty one")
+    raise _damaged(
+        path, "PyTorch or safetensors", f"or another format; they start with {start[:9]!r}"
+    )
 
 
 def state_dicts(tree: Mapping[Any, Any]) -> list[tuple[str, dict[str, Tensor]]]:

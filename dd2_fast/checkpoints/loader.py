@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import formats
 from .build import build_model
-from .bundle import load_bundle
+from .bundle import load_bundle, load_generator
 from .container import Contents, open_file, state_dicts
 from .formats import Format
 from .io import build_own, build_own_tokenizer, is_own, own_header
@@ -34,7 +34,7 @@ class Found:
 def load(
     source: str | os.PathLike[str] | Mapping[str, Any], *, tokenizer: Any = None, **config: Any
 ) -> nn.Module:
-    """A model from a released file, a file of ours, a bundle folder or a state dict.
+    """A model from a released file, a file of ours, the folder of a bundle or run, or a state dict.
 
     The names of the tensors tell the kind, their shapes the sizes. Where training code nested
     several state dicts, the first of a known kind is taken: averages (``ema_parameters``, ``ema``)
@@ -47,8 +47,8 @@ def load(
     has its gradients off.
 
     Args:
-        source: a ``.pth``, ``.pt`` or ``.safetensors`` file, a bundle folder (its generator), or a
-            state dict, nested or not.
+        source: a ``.pth``, ``.pt`` or ``.safetensors`` file, the folder of a bundle or of a
+            distillation's run (its generator), or a state dict, nested or not.
         tokenizer: what to attach as ``.tokenizer``: a tokenizer, or what ``load`` reads one from.
         config: what shapes of released files cannot tell, such as ``patch_nums``, ``n_head``,
             ``grid``, ``split``, ``codebook``; our own files need at most the last, and not that
@@ -61,7 +61,7 @@ def load(
     """
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         _check_no_config(config)
-        model = load_bundle(Path(source)).generator
+        model = load_generator(Path(source))
     else:
         model = _build(_open(source, "source"), config)
     if tokenizer is not None:
@@ -161,4 +161,19 @@ def _unrecognised(contents: Contents, ending: str) -> str:
     names = ", ".join(f"{name} {list(v.shape)}" for name, v in list(tensors.items())[:_NAMED])
     inside = f" under {nesting}" if nesting else ""
     more = f" and {len(tensors) - _NAMED} more" if len(tensors) > _NAMED else ""
-    return f"{expected}; found {len(tensors)} tensors{inside} of none of these: {names}{more}"
+    found = f"{expected}; found {len(tensors)} tensors{inside} of none of these: {names}{more}"
+    return found + _nearest(tensors, ending)
+
+
+def _nearest(tensors: Mapping[str, Tensor], ending: str) -> str:
+    """The known kind that most of its names speak for, and which it misses; empty if none."""
+
+    def share(one: Format) -> float:
+        return sum(name in tensors for name in one.names) / max(len(one.names), 1)
+
+    kinds = [one for one in formats.FORMATS if one.kind.endswith(ending)]
+    best = max(kinds, key=share, default=None)
+    if best is None or share(best) < 0.5:
+        return ""
+    missing = [name for name in best.names if name not in tensors]
+    return f"; nearest is {best.kind}, without {', '.join(missing)}"

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; always succeeds."""
+    """Print the report; ValueError after it for a DD2_FAST_BACKEND that is no backend."""
     import torch
 
     from .. import __version__, ops, sampling
@@ -43,13 +43,18 @@ def run(arguments: argparse.Namespace) -> int:
         for name, reason in ops.available_backends(device).items():
             _row(f"  backend {name}", "available" if reason is None else f"unavailable: {reason}")
     forced = os.environ.get("DD2_FAST_BACKEND")
+    known = ops.available_backends("cpu")
+    if forced and forced not in known:
+        raise ValueError(
+            f"DD2_FAST_BACKEND: expected one of {', '.join(map(repr, known))}, got {forced!r}"
+        )
     if forced:
         print(f"\nDD2_FAST_BACKEND={forced} overrides the automatic choice")
     return 0
 
 
 def _row(name: str, value: str) -> None:
-    print(f"{name:<18}{value}")
+    print(f"{name:<23}{value}")  # cpu_instruction_set is the longest
 
 
 def _version(package: str) -> str:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         message = _one_line(error)
     except RuntimeError as error:
-        if not str(error).startswith("backend "):
+        if not str(error).startswith(("backend ", "device: ")):
             raise
         message = _one_line(error)
     print(f"{PROGRAM}: error: {message}", file=sys.stderr)

@@ -17,10 +17,15 @@ def add_parser(commands: Any) -> None:
         description="Write samples of a teacher, or with --pairs the tokens to which DD1's flow "
         "carries noise, as shards with checksums. Run again, a killed job goes on where it "
         "stopped, and damaged shards are made anew. Under torchrun every process makes its share. "
-        "The paper's settings are, for VAR, --cfg 2 --top-k 900 --top-p 0.95; for LlamaGen, "
+        "The paper's settings are, for VAR, --cfg 1.5 --top-k 900 --top-p 0.95; for LlamaGen, "
         "--cfg 2 --top-k 8000.",
     )
-    parser.add_argument("teacher", metavar="TEACHER", help="checkpoint, bundle or bundled name")
+    parser.add_argument(
+        "teacher",
+        metavar="TEACHER",
+        help="checkpoint, bundle, bundled name, or random-var and random-llamagen, small networks "
+        "whose weights follow from the seed",
+    )
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint")
     parser.add_argument(
         "--config",
@@ -96,17 +101,23 @@ def _score(arguments: argparse.Namespace, device: Any) -> Any:
     from .. import checkpoints
     from ..losses import TeacherScore
     from ..sampling import resolve_path
-    from ..training.draws import no_guidance
+    from ..training.recipes.teachers import RANDOM, load_teacher
 
-    config = parse_config(arguments.config)
-    path = resolve_path(arguments.teacher)
-    try:
-        model: Any = checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
-    except TypeError as error:  # an unknown setting, or a tokenizer for what takes none
-        raise ValueError(str(error)) from error
-    teacher = getattr(model, "teacher", None) or model  # a bundle is loaded as its generator
-    if not hasattr(teacher, "generate"):
-        raise ValueError(f"TEACHER: expected a teacher, got a {type(teacher).__name__} in {path}")
+    teacher: Any
+    if arguments.teacher in RANDOM:
+        teacher = load_teacher(arguments.teacher, seed=arguments.seed)
+    else:
+        config = parse_config(arguments.config)
+        path = resolve_path(arguments.teacher)
+        try:
+            model: Any = checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
+        except TypeError as error:  # an unknown setting, or a tokenizer for what takes none
+            raise ValueError(str(error)) from error
+        teacher = getattr(model, "teacher", None) or model  # a bundle is loaded as its generator
+        if not hasattr(teacher, "generate"):
+            raise ValueError(
+                f"TEACHER: expected a teacher, got a {type(teacher).__name__} in {path}"
+            )
     if device is None:
         import torch
 
@@ -114,5 +125,4 @@ def _score(arguments: argparse.Namespace, device: Any) -> Any:
     teacher.to(device)
     if getattr(teacher, "tokenizer", None) is not None:
         teacher.tokenizer.to(device)
-    cfg = no_guidance(teacher) if arguments.cfg is None else arguments.cfg
-    return TeacherScore(teacher, cfg, arguments.top_k, arguments.top_p)
+    return TeacherScore(teacher, arguments.cfg, arguments.top_k, arguments.top_p)

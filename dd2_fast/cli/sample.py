@@ -9,6 +9,12 @@ from typing import Any
 from .convert import parse_config
 from .picture import check_png, tile
 
+# What would be taken for a file and become a folder.
+_OTHER_FILES = (
+    *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".h5"),
+    *(".zip", ".tar", ".gz", ".pt", ".pth", ".safetensors"),
+)
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
@@ -17,13 +23,14 @@ def add_parser(commands: Any) -> None:
         help="draw images with a model",
         description="Draw images: one picture with all of them if --out ends in .png; ADM's "
         "archive, labels shuffled, if in .npz; else a folder with one PNG an image, named by index "
-        "and label. Run again, a killed job goes on where it stopped. Under torchrun every process "
-        "draws its share.",
+        "and label. Run again, a killed job goes on where it stopped; a larger --num extends a "
+        "folder. Under torchrun every process draws its share.",
     )
     parser.add_argument(
         "--model",
         default="digits",
-        help="bundled name, bundle folder, or checkpoint of a generator (default digits)",
+        help="bundled name, folder of a bundle or of a run of train, or checkpoint of a generator "
+        "(default digits)",
     )
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
     parser.add_argument(
@@ -71,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.scale < 1:
         raise ValueError(f"--scale: expected at least 1, got {arguments.scale}")
     suffix = arguments.out.suffix.lower()
+    if suffix in _OTHER_FILES and not arguments.out.is_dir():
+        raise ValueError(f"--out: expected a folder, a .png or a .npz file, got {arguments.out}")
     if suffix == ".npz" and arguments.scale > 1:
         raise ValueError(f"--scale: expected 1 for a .npz file, got {arguments.scale}")
     if suffix == ".png":
@@ -120,15 +129,19 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> Any:
-    """What --model names: a name or a bundle as it is, a checkpoint loaded with its tokenizer."""
+    """The generator that --model names, with its tokenizer."""
     from .. import checkpoints
     from ..sampling import resolve_path
 
-    if arguments.tokenizer is None and not arguments.config:
-        return arguments.model
     path = resolve_path(arguments.model)
     config = parse_config(arguments.config)
-    return checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
+    model = checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
+    if getattr(model, "tokenizer", model) is None and not hasattr(model, "logits"):
+        raise ValueError(
+            f"--tokenizer: expected the checkpoint of its tokenizer for the one-step generator in "
+            f"{path}, which holds none, got nothing"
+        )
+    return model
 
 
 def _labels(text: str) -> list[int]:

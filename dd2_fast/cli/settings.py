@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
+
+from ..training.config import replaced
 
 T = TypeVar("T")
 
@@ -18,8 +21,8 @@ def apply_settings(config: T, assignments: Sequence[str]) -> T:
     """Return a copy of a configuration dataclass with `name=value` assignments applied.
 
     Fields of nested dataclasses are named with dots, as in `distill.steps=500`. Raises ValueError
-    for text without "=", a name that is not a field (with the list of fields) or a value that is
-    not of the field's type.
+    for text without "=", a name that is not a field (with the nearest and the list of fields) or a
+    value that is not of the field's type or that the configuration refuses.
     """
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
@@ -28,7 +31,11 @@ def apply_settings(config: T, assignments: Sequence[str]) -> T:
         name = name.strip()
         known = field_types(config)
         if name not in known:
-            raise ValueError(f"--set: expected one of the fields {', '.join(known)}; got {name!r}")
+            nearest = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(
+                f"--set: {hint}expected one of the fields {', '.join(known)}; got {name!r}"
+            )
         value = _parse(name, text.strip(), known[name])
         config = _replace(config, name.split("."), value)
     return config
@@ -47,10 +54,11 @@ def field_types(config: Any, prefix: str = "") -> dict[str, Any]:
     return known
 
 
-def _replace(config: Any, path: Sequence[str], value: Any) -> Any:
+def _replace(config: Any, path: Sequence[str], value: Any, section: str = "") -> Any:
     if len(path) > 1:
-        value = _replace(getattr(config, path[0]), path[1:], value)
-    return dataclasses.replace(config, **{path[0]: value})
+        inner = getattr(config, path[0])
+        value = _replace(inner, path[1:], value, f"{section}{path[0]}.")
+    return replaced(config, section, {path[0]: value})
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

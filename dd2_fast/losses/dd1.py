@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import flow_solve
-from .target import TeacherScore
+from .target import TeacherScore, check_teacher
 
 
 @torch.no_grad()
@@ -18,10 +18,12 @@ def flow_pairs(noise: Tensor, labels: Tensor, score: TeacherScore, steps: int = 
     number of steps grows, and always one of the codes that its filters keep.
 
     Raises:
+        TypeError: the teacher has no ``generate``.
         ValueError: the noise or the teacher's logits have a NaN or infinity.
     """
     teacher = score.teacher
-    scale = teacher.guidance_scale(score.cfg)
+    check_teacher(teacher, ("generate",))
+    scale = score.guidance_scale()
 
     def choose(positions: slice, logits: Tensor, uncond_logits: Tensor | None) -> Tensor:
         return flow_solve(

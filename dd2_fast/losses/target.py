@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..ops import conditional_score
+
+_SCORED = ("codebook", "num_classes", "logits", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,50 @@ class TeacherDistribution:
         )
 
 
+def check_teacher(teacher: Any, names: Sequence[str]) -> None:
+    """Raise a TypeError that lists every attribute of ``names`` that a teacher lacks."""
+    there = dir(teacher)  # evaluates no property: VAR's codebook needs its tokenizer
+    missing = [name for name in names if name not in there and not hasattr(teacher, name)]
+    if missing:
+        raise TypeError(
+            f"teacher: expected one with {', '.join(names)}; {type(teacher).__name__} lacks "
+            f"{', '.join(missing)}"
+        )
+
+
 @dataclass(frozen=True)
 class TeacherScore:
-    """A frozen teacher with the settings of its sampling distribution."""
+    """A frozen teacher with the settings of its sampling distribution.
+
+    Args:
+        teacher: any with ``codebook [V, C]``, ``num_classes``, ``logits(tokens_or_embeddings,
+            labels) [B, n, V]`` and ``guidance_scale(cfg)``, a number or one a token; DD1's pairs
+            and samples draw by its ``generate``, too (:class:`dd2_fast.models.ARTeacher`).
+        cfg: guidance as the teacher's ``guidance_scale`` takes it; None: none.
+        top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
+
+    Raises:
+        TypeError: a teacher that lacks any of these (all are named).
+    """
 
     teacher: Any
-    cfg: float = 1.0
+    cfg: float | None = None
     top_k: int = 0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_teacher(self.teacher, _SCORED)
+
+    def guidance_scale(self) -> Tensor | float:
+        """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, 1.0 for none, or one a
+        token ``[n]``."""
+        return 1.0 if self.cfg is None else self.teacher.guidance_scale(self.cfg)
 
     @torch.no_grad()
     def __call__(self, tokens_or_embeddings: Tensor, labels: Tensor) -> TeacherDistribution:
         """Distributions of all ``n`` tokens given their prefixes, in one or two passes."""
         teacher = self.teacher
-        scale = teacher.guidance_scale(self.cfg)
+        scale = self.guidance_scale()
         logits = teacher.logits(tokens_or_embeddings, labels)
         uncond = None
         if isinstance(scale, Tensor) or scale != 1.0:

@@ -37,7 +37,9 @@ class DD2Network(nn.Module):
     Args:
         family: of the backbone, one of :data:`FAMILIES`.
         head_width, head_depth: width and residual blocks of the flow head.
-        backbone: arguments of the family's backbone.
+        backbone: arguments of the family's backbone: of :class:`.transformer.CausalTransformer`
+            (``num_tokens``, ``dimension``, ``num_classes``, ``width``, ``layers``, ``heads``), of
+            :class:`.var.VARBackbone` or of :class:`.llamagen.LlamaGenBackbone`.
     """
 
     tokenizer: Any = None
@@ -125,7 +127,11 @@ class DD2Network(nn.Module):
 
 
 class DD2Generator(DD2Network):
-    """All tokens in one pass: ``x_i = eps_i - v(eps_i, t=1, f_i)``, ``f_i`` reads ``eps_<i``."""
+    """All tokens in one pass: ``x_i = eps_i - v(eps_i, t=1, f_i)``, ``f_i`` reads ``eps_<i``.
+
+    Arguments are those of :class:`DD2Network`: ``family``, ``head_width``, ``head_depth`` and the
+    backbone's; :meth:`from_teacher` and :meth:`from_guidance` take them from another model.
+    """
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and int64 ``labels [B]``."""
@@ -144,7 +150,8 @@ class DD2Generator(DD2Network):
 class DD2Guidance(DD2Network):
     """The velocity of noisy tokens given clean prefixes: AR-diffusion in stage 1, psi in stage 2.
 
-    ``head(x_t, t, features)`` is the flow head; ``x0 = x_t - t v``.
+    ``head(x_t, t, features)`` is the flow head; ``x0 = x_t - t v``. Arguments are those of
+    :class:`DD2Network`.
     """
 
     def forward(self, x_t: Tensor, t: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:

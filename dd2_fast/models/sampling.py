@@ -95,7 +95,7 @@ class TokenByToken:
         self,
         labels: Tensor,
         *,
-        cfg: float = 1.0,
+        cfg: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
@@ -103,7 +103,7 @@ class TokenByToken:
         """Tokens ``[B, n]`` drawn one after the other.
 
         Args:
-            labels: int64 ``[B]``. cfg: guidance scale, 1 is none.
+            labels: int64 ``[B]``. cfg: guidance scale; 1 or None is none.
             top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
             seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label.
         """

@@ -93,7 +93,8 @@ class CausalTransformer(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]`` of ``embeddings [B, n, C]`` (the last token is not read)."""
         start = self.class_embedding(labels)[:, None]
-        h = torch.cat([start, self.input(embeddings[:, :-1])], dim=1) + self.positions
+        read = embeddings[:, :-1].to(start.dtype)
+        h = torch.cat([start, self.input(read)], dim=1) + self.positions
         for block in self.blocks:
             h = block(h)
         return self.norm(h)

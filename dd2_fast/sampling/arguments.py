@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.sampling import check_seed
+
 
 def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int) -> Tensor:
     """Return the image indices int64 [count]."""
@@ -44,6 +46,32 @@ def integer(value: Any, name: str) -> int:
         ) from None
 
 
-def full_seed(seed: int, like: Tensor) -> Tensor:
-    """Return the low 64 bits of seed, once an image, int64 of the shape and device of like."""
-    return torch.full_like(like, (seed + (1 << 63)) % (1 << 64) - (1 << 63))
+def image_seed(seed: Any) -> int:
+    """Return the seed of a job as int; TypeError or ValueError unless it is one of 64 bits."""
+    seed = integer(seed, "seed")
+    check_seed(seed)
+    return seed
+
+
+def check_device(device: torch.device | str | None) -> None:
+    """Raise RuntimeError, with the reason, for a device that torch cannot use here."""
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise RuntimeError(f"device: expected a torch device, got {device!r}: {error}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        reason = "torch sees no GPU" if built else "this build of torch is for the CPU alone"
+        raise RuntimeError(f"device: expected one that is there, got {str(device)!r}: {reason}")
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise TypeError unless dtype is one that networks compute in, or None."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype: expected a floating torch.dtype such as torch.bfloat16, got {dtype!r}"
+        )

@@ -17,6 +17,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from ..checkpoints.files import check_writable, write_atomic
+from .arguments import check_indices, image_seed, integer
 from .sampler import Sampler
 
 _RECORD = ".job.json"
@@ -34,11 +35,14 @@ class Sink(Protocol):
         """Store images uint8 [B, H, W, 3]; each file appears whole or not at all."""
 
     def finish(self, labels: Sequence[int]) -> None:
-        """Make the result of the parts, when all are there, and remove what else there is."""
+        """Make the result of the parts, when all are there, and remove what is not to stay."""
 
 
 class PngFolder:
-    """One PNG an image, `<index>_<label>.png`, each pixel enlarged `scale` times."""
+    """One PNG an image, `<index>_<label>.png`, each pixel enlarged `scale` times.
+
+    The job's record stays with them, so that no other job's images get among them.
+    """
 
     def __init__(self, folder: Path, scale: int = 1) -> None:
         check_writable(folder)
@@ -79,7 +83,8 @@ class NpzFile:
         return self.folder / f"{first:09d}.npy"
 
     def has(self, indices: range, labels: Sequence[int]) -> bool:
-        return self._path(indices.start).is_file()
+        path = self._path(indices.start)
+        return path.is_file() and len(np.load(path, mmap_mode="r")) == len(indices)
 
     def write(self, indices: range, labels: Sequence[int], images: np.ndarray) -> None:
         data = io.BytesIO()
@@ -99,9 +104,9 @@ class NpzFile:
             with archive.open("arr_1.npy", "w") as file:
                 np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
         temporary.replace(self.path)
-        for used in self.folder.iterdir():
-            if used.name != _RECORD:
-                used.unlink()
+        for used in sorted(self.folder.iterdir(), key=lambda path: path.name == _RECORD):
+            used.unlink()  # the record last, so that a kill here leaves a job that goes on
+        self.folder.rmdir()
 
 
 def balanced_labels(count: int, num_classes: int, *, shuffled_by: int | None = None) -> list[int]:
@@ -124,22 +129,28 @@ def run_job(
 ) -> None:
     """Draw one image a label into the sink; what is there from an earlier run is not drawn again.
 
+    A job may be extended: the labels of the earlier run, and more.
+
     Every process of a torch.distributed group takes its share of the chunks, and the first one
     finishes the sink. The images are those of `sampler(labels, seed=, start_index=)`.
 
     Args:
         labels: a class for each image. seed, start_index: as of `Sampler`.
-        settings: whatever else the images depend on, as JSON; an unfinished job with others is
-            refused.
+        settings: whatever else the images depend on, as JSON; a sink that holds a job with others
+            is refused.
         progress: show a bar with images a second.
 
     Raises:
-        ValueError: labels out of range, or the sink holds an unfinished job with other settings.
+        ValueError: labels, seed or start_index out of range, or the sink holds another job's
+            images; nothing is deleted.
     """
     rank, world = 0, 1
     if distributed.is_available() and distributed.is_initialized():
         rank, world = distributed.get_rank(), distributed.get_world_size()
+    # Before the record is there, which would refuse the job once its arguments are right.
     labels = sampler.check_labels(list(labels)).tolist()
+    seed, start_index = image_seed(seed), integer(start_index, "start_index")
+    check_indices(None, start_index, len(labels))
     size = _open(sink, labels, seed, start_index, sampler.batch_size, settings or {}, rank, world)
     chunks = [range(first, min(first + size, len(labels))) for first in range(0, len(labels), size)]
     with tqdm(
@@ -159,9 +170,6 @@ def run_job(
         distributed.barrier()
     if rank == 0:
         sink.finish(labels)
-        (sink.folder / _RECORD).unlink()
-        with contextlib.suppress(OSError):  # not empty: the folder is the result
-            sink.folder.rmdir()
 
 
 def _open(
@@ -177,20 +185,45 @@ def _open(
     """Write the job's record, or check it against the one there; return the chunk size."""
     path = sink.folder / _RECORD
     record = {"labels": labels, "seed": seed, "start_index": start_index, **settings}
-    if rank == 0 and not path.is_file():
-        text = json.dumps({**record, "chunk": batch_size})
-        write_atomic(path, text.encode())
+    if not path.is_file() and next(sink.folder.glob("*.png"), None) is not None:
+        raise ValueError(f"out: {sink.folder} holds images of no known job; give another place")
+    if rank == 0:
+        found = _read(path) if path.is_file() else {**record, "chunk": batch_size}
+        size = found.pop("chunk")
+        if found == record or _extends(record, found):
+            write_atomic(path, json.dumps({**record, "chunk": size}).encode())
     if world > 1:
         distributed.barrier()
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read(path)
     size = found.pop("chunk")
     differing = [key for key in {**record, **found} if record.get(key) != found.get(key)]
     if differing:
         raise ValueError(
-            f"out: {sink.folder} holds an unfinished job with other "
-            f"{', '.join(sorted(differing))}; give the same settings to go on, or another place"
+            f"out: {sink.folder} holds another job, with other "
+            f"{', '.join(_difference(key, found, record) for key in sorted(differing))}; "
+            "give the same settings to go on with it, or another place"
         )
     return size
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _extends(record: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether a job is the one found with more labels after its own."""
+    count = len(found["labels"])
+    return len(record["labels"]) > count and found == {
+        **record,
+        "labels": record["labels"][:count],
+    }
+
+
+def _difference(key: str, found: dict[str, Any], record: dict[str, Any]) -> str:
+    there, now = found.get(key), record.get(key)
+    if key == "labels":
+        there, now = (f"of {len(job[key])} images" for job in (found, record))
+    return f"{key} (there {there}, now {now})"
 
 
 @contextlib.contextmanager

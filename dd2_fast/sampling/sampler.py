@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
 from ..ops import nearest_code
+from ..ops.checks import check_filters, check_number
 from ..ranges import annotate
-from .arguments import check_indices, full_seed, integer
+from .arguments import check_device, check_dtype, check_indices, image_seed, integer
 from .buckets import BucketedCall, Function
 from .noise import image_noise
 from .outputs import check_output, to_pil, to_uint8
@@ -23,6 +26,8 @@ from .refine import refine
 from .sources import load_networks
 
 _BATCH = 256
+_REFINES = ("guidance_scale", "generate", "steps")  # what a teacher needs for its steps
+_OFF = {"cfg": None, "top_k": 0, "top_p": 1.0}
 
 
 class Sampler(nn.Module):
@@ -37,7 +42,8 @@ class Sampler(nn.Module):
         teacher_steps: 0 or 1 is the generator alone; k > 1 keeps its tokens, snapped to the
             codebook, and draws the last k - 1 anew from the teacher (paper Alg. 4).
         batch_size: images a pass; None takes 256. The images do not depend on it.
-        cfg, top_k, top_p: guidance and filters of the teacher's steps; off by default.
+        cfg, top_k, top_p: guidance and filters of the teacher's steps; off by default, and refused
+            where there are no such steps.
         device: where to move the networks; None leaves them where they are.
         dtype: what to convert the networks to; None leaves them as they are. torch.bfloat16 is
             the fast setting, on a CPU with its instructions too, and needs no `compile` there.
@@ -47,7 +53,8 @@ class Sampler(nn.Module):
             share a sampler: the graphs of a GPU run one after the other, on whichever streams.
 
     Raises ValueError or TypeError for arguments out of range, FileNotFoundError for a path that
-    does not exist, and ValueError when teacher steps are wanted of a model without a teacher.
+    does not exist, RuntimeError for a device that is not there, ValueError when teacher steps are
+    wanted of a model without a teacher, and TypeError for a teacher that lacks what they need.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class Sampler(nn.Module):
         batch_size = _BATCH if batch_size is None else integer(batch_size, "batch_size")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        check_device(device)
+        check_dtype(dtype)
         networks = load_networks(model, device)
         self.generator = networks.generator
         self.tokenizer = networks.tokenizer
@@ -78,7 +87,7 @@ class Sampler(nn.Module):
         self.num_classes = int(self.generator.num_classes)
         self.steps = self._check_steps(steps)
         self.teacher_steps = self._check_teacher_steps(teacher_steps)
-        self._teacher_options: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+        self._teacher_options = self._check_teacher_options(cfg, top_k, top_p)
         self._cuda_graphs = cuda_graphs
         self._compiling: dict[str, Any] | None = None
         self._calls: tuple[Function, Function] | None = None
@@ -137,7 +146,7 @@ class Sampler(nn.Module):
 
     def forward(
         self,
-        labels: int | Sequence[int] | Tensor,
+        labels: int | Sequence[int] | Tensor | np.ndarray,
         *,
         seed: int = 0,
         start_index: int = 0,
@@ -148,8 +157,9 @@ class Sampler(nn.Module):
         """Return one image a label; it is a function of (seed, image index, label) alone.
 
         Args:
-            labels: a class, a list of classes or an int64 tensor [B], in 0..num_classes-1.
-            seed: of the whole job.
+            labels: a class, a list of classes, an int64 tensor or a NumPy array of integers [B],
+                in 0..num_classes-1.
+            seed: of the whole job, a signed integer of 64 bits.
             start_index: image index of the first label; the others follow on. With it, or with
                 `indices` (one int64 index a label), parts of a job are drawn anywhere.
             output: "pt" float32 [B, 3, H, W] in [0, 1]; "np" uint8 [B, H, W, 3]; "pil" a list;
@@ -159,7 +169,7 @@ class Sampler(nn.Module):
         check_output(output)
         y = self.check_labels(labels)
         index = check_indices(indices, integer(start_index, "start_index"), len(y))
-        seed = integer(seed, "seed")
+        seed = image_seed(seed)
         device = self.tokenizer.codebook.device
         count = len(y)
         if not count:
@@ -185,7 +195,8 @@ class Sampler(nn.Module):
         draw, decode = self._networks()
         with annotate("dd2_fast.generate"):
             # A graph reads the seed from memory.
-            x = draw(full_seed(seed, indices) if self._cuda_graphs else seed, indices, labels)
+            number = torch.full_like(indices, seed) if self._cuda_graphs else seed
+            x = draw(number, indices, labels)
         if self.teacher_steps > 1:
             with annotate("dd2_fast.refine"):
                 tokens = refine(
@@ -208,8 +219,15 @@ class Sampler(nn.Module):
             images = decode(x)
             return to_uint8(images) if output in ("np", "pil") else images.float()
 
-    def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
+    def check_labels(self, labels: int | Sequence[int] | Tensor | np.ndarray) -> Tensor:
         """Return labels as int64 [B], or raise TypeError or ValueError."""
+        if isinstance(labels, np.ndarray | np.integer):
+            if labels.dtype.kind not in "iu" or labels.ndim > 1:
+                raise TypeError(
+                    "labels: expected an array of integers of shape [B], "
+                    f"got {labels.dtype} of shape {list(labels.shape)}"
+                )
+            labels = torch.from_numpy(np.asarray(labels).astype(np.int64))
         if isinstance(labels, Tensor):
             if labels.dtype != torch.int64 or labels.ndim > 1:
                 raise TypeError(
@@ -223,7 +241,7 @@ class Sampler(nn.Module):
             y = torch.tensor([labels])
         else:
             raise TypeError(
-                "labels: expected an int, a list of ints or an int64 tensor, "
+                "labels: expected an int, a list of ints, an int64 tensor or an array of integers, "
                 f"got {type(labels).__name__}"
             )
         if len(y):
@@ -247,7 +265,10 @@ class Sampler(nn.Module):
 
     def _check_teacher_steps(self, teacher_steps: int) -> int:
         steps = integer(teacher_steps, "teacher_steps")
-        most = self.num_tokens if self.teacher is None else len(self.teacher.steps)
+        most = self.num_tokens
+        if steps > 1 and self.teacher is not None:
+            check_teacher(self.teacher, _REFINES)
+            most = len(self.teacher.steps)
         if not 0 <= steps <= most + 1:
             raise ValueError(
                 f"teacher_steps: expected 0 to {most + 1} (the generator and {most} of the "
@@ -260,6 +281,21 @@ class Sampler(nn.Module):
             )
         return steps
 
+    def _check_teacher_options(self, cfg: float | None, top_k: int, top_p: float) -> dict[str, Any]:
+        """Return the options of the teacher's steps."""
+        if cfg is not None:
+            check_number("cfg", cfg)
+        top_k = integer(top_k, "top_k")
+        check_filters(top_k, top_p)
+        options = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
+        given = [name for name, off in _OFF.items() if options[name] != off]
+        if given and self.teacher_steps < 2:
+            raise ValueError(
+                f"{', '.join(given)}: expected with teacher_steps of at least 2 alone, whose "
+                f"settings they are, got teacher_steps={self.teacher_steps}"
+            )
+        return options
+
 
 def _bar(count: int) -> tqdm:
     return tqdm(total=count, unit="image")
@@ -267,7 +303,7 @@ def _bar(count: int) -> tqdm:
 
 def sample(
     model: Any,
-    labels: int | Sequence[int] | Tensor,
+    labels: int | Sequence[int] | Tensor | np.ndarray,
     *,
     seed: int = 0,
     teacher_steps: int = 0,

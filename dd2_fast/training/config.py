@@ -229,9 +229,9 @@ class ExecutionConfig(_Checked):
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """The teacher's sampling distribution that is distilled."""
+    """A sampling distribution of the teacher; ``cfg`` None is without guidance."""
 
-    cfg: float = 1.0
+    cfg: float | None = None
     top_k: int = 0
     top_p: float = 1.0
 
@@ -271,7 +271,16 @@ def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
             changes[name] = configure(current, value, f"{prefix}{name}.")
         else:
             changes[name] = _typed(f"{prefix}{name}", value, hints[name])
-    return dataclasses.replace(config, **changes)
+    return replaced(config, prefix, changes)
+
+
+def replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
+    """``dataclasses.replace``; the ValueError of a refused value begins with the section it is in,
+    a dotted name with its last dot."""
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{section}{error}") from error
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

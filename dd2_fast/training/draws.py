@@ -63,10 +63,12 @@ def pair_noise(seed: int, indices: Tensor, num_tokens: int, dimension: int) -> T
     return image_noise(sampling.step_seed(seed, _NOISE_POSITION), indices, (num_tokens, dimension))
 
 
-def no_guidance(teacher: Any) -> float:
-    """The ``cfg`` that means none: 0 for VAR, whose scale grows from 1, and 1 for the others."""
-    scale = teacher.guidance_scale(1.0)
-    return 0.0 if isinstance(scale, Tensor) else 1.0
+def cfg_of(score: TeacherScore) -> float:
+    """The ``cfg`` of a score; of one without guidance the number that means none: 0 for VAR, whose
+    scale grows from 1, and 1 for the others."""
+    if score.cfg is not None:
+        return float(score.cfg)
+    return 0.0 if isinstance(score.teacher.guidance_scale(1.0), Tensor) else 1.0
 
 
 class Source(Protocol):

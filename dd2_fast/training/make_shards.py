@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from ..checkpoints.files import check_writable, write_atomic
 from ..losses import TeacherScore, flow_pairs
+from ..losses.target import check_teacher
 from ..models.sampling import check_seed
 from ..ops.checks import check_filters
-from .draws import LABEL_RULES, draw_labels, draw_tokens
+from .draws import LABEL_RULES, cfg_of, draw_labels, draw_tokens
 from .provenance import provenance
 from .shards import (
     MANIFEST,
@@ -84,7 +85,8 @@ def make_shards(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     check_seed(seed)
     check_filters(score.top_k, score.top_p)
-    if not math.isfinite(score.cfg):
+    check_teacher(score.teacher, ("generate",))
+    if not math.isfinite(cfg_of(score)):
         raise ValueError(f"cfg: expected a finite number, got {score.cfg}")
     if labels not in LABEL_RULES:
         raise ValueError(f"labels: expected one of {', '.join(LABEL_RULES)}, got {labels!r}")
@@ -115,7 +117,7 @@ def _score_settings(score: TeacherScore, ode_steps: int | None) -> dict[str, Any
     return {
         "kind": "samples" if ode_steps is None else "pairs",
         "ode_steps": ode_steps,
-        "cfg": float(score.cfg),
+        "cfg": cfg_of(score),
         "top_k": score.top_k,
         "top_p": float(score.top_p),
         **teacher_sizes(teacher),

@@ -200,7 +200,7 @@ def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     if different:
         raise ValueError(
             f"{path}: expected the settings of the run it continues; different: "
-            f"{', '.join(different)}; give the same settings, or overwrite to start anew"
+            f"{', '.join(different)}; give the same settings, or --set overwrite=true to start anew"
         )
 
 
@@ -214,7 +214,7 @@ def clear_finished(folder: Path, finished: bool, names: Iterable[str], overwrite
     if not overwrite:
         raise FileExistsError(
             f"{folder}: expected an empty folder or an interrupted run, found a finished one; "
-            "choose another folder, or set overwrite"
+            "choose another folder, or --set overwrite=true"
         )
     for name in (SETTINGS, STATE, PREVIOUS, *names):
         (folder / name).unlink(missing_ok=True)

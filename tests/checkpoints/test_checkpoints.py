@@ -62,7 +62,7 @@ def rewrite(path: Path, change) -> None:
     path.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+@pytest.mark.parametrize("keep", [5, 100, -1])
 def test_truncated_file_is_named(saved: Path, keep: int):
     saved.write_bytes(saved.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"generator\.safetensors: .*truncated or damaged"):

@@ -118,6 +118,15 @@ def test_round_trip_in_our_own_format(tmp_path, kind: str):
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+def test_the_nearest_kind_of_an_unknown_file_and_what_it_misses():
+    for kind, missing in (("var_teacher", "head.weight"), ("dd1_var_student", "lvl_embed.weight")):
+        tensors = {k: v for k, v in tiny(kind).items() if k != missing}
+        with pytest.raises(ValueError, match=f"; nearest is {kind}, without {missing}$"):
+            checkpoints.load(tensors)
+    with pytest.raises(ValueError, match=r"of none of these: a \[1\]$"):
+        checkpoints.load({"a": torch.zeros(1)})
+
+
 def test_foreign_files_match_nothing():
     llama = {"tok_embeddings.weight": torch.empty(1), "output.weight": torch.empty(1)}
     for tensors in ({}, llama, {"head.weight": torch.empty(2, 2)}):

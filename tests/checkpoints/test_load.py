@@ -210,7 +210,16 @@ def test_a_dictionary_that_holds_itself_ends():
 
 def test_files_that_are_no_checkpoints(tmp_path: Path):
     path = tmp_path / "x.pth"
-    for data in (b"", b"\x80", b"PK\x03\x04", b"version https://git-lfs", b"\x00" * 64):
+    for data, what in (
+        (b"", "file, got an empty one"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "got a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>\n<html>", "got a web page; download the file itself"),
+        (b"<html><head>", "got a web page"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"x\.pth: expected a PyTorch or .*{what}"):
+            checkpoints.load(path)
+    for data in (b"\x80", b"PK\x03\x04", b"\x00" * 64):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=rf"x\.pth: .*got {len(data)} bytes that are truncat"):
             checkpoints.load(path)

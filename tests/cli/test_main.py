@@ -43,8 +43,16 @@ def test_info_lists_every_backend_with_its_reason(capsys) -> None:
     assert torch.__version__ in text and dd2_fast.__version__ in text and "digits" in text
     for name, reason in ops.available_backends("cpu").items():
         expected = "available" if reason is None else f"unavailable: {reason}"
-        assert f"  backend {name:<8}{expected}\n" in text
-    assert "compiled for" in text or "extension         unavailable: " in text
+        assert re.search(rf"^  backend {name} +{re.escape(expected)}$", text, re.MULTILINE)
+    assert re.search(r"^extension +(compiled for|unavailable: )", text, re.MULTILINE)
+    columns = {re.match(r" *\S+( \S+)? {2,}", line).end() for line in text.splitlines() if line}
+    assert len(columns) == 1
+
+
+def test_info_says_that_a_forced_backend_is_none(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("DD2_FAST_BACKEND", "nonesuch")
+    assert main(["info"]) == 2
+    assert "DD2_FAST_BACKEND: expected one of 'cuda', " in capsys.readouterr().err
 
 
 def test_a_forced_backend_that_cannot_run_is_one_line(capsys, monkeypatch) -> None:
@@ -68,4 +76,4 @@ def test_a_bug_is_not_hidden(monkeypatch) -> None:
 
 def test_runs_as_a_module(tmp_path: Path) -> None:
     output = run_python("-m", "dd2_fast", "info", folder=tmp_path)
-    assert output.startswith(f"dd2_fast          {dd2_fast.__version__}\n")
+    assert output.splitlines()[0].split() == ["dd2_fast", dd2_fast.__version__]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dd2_fast.checkpoints import load_bundle
 from dd2_fast.cli import main
 from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.sampling.sources import bundled_path
+from dd2_fast.training.recipes.teachers import load_teacher
 from dd2_fast.training.shards import ShardedPairs, ShardedSamples
 
 
@@ -67,6 +69,27 @@ def test_a_bundled_name_stands_for_its_teacher(tmp_path) -> None:
     samples.check_teacher(teacher, weights=True)
     tokens, labels = samples.read(torch.arange(20))
     assert torch.equal(tokens, teacher.sample(labels))
+
+
+def test_a_random_teacher_is_the_one_that_train_takes(tmp_path) -> None:
+    argv = ["make-data", "random-var", "--num", "5", "--seed", "3", "--quiet", "--out"]
+    assert main([*argv, str(tmp_path / "a"), "--cfg", "1.5", "--top-k", "40"]) == 0
+    samples = ShardedSamples(tmp_path / "a")
+    samples.check_teacher(load_teacher("random-var", seed=3), weights=True)
+
+
+def test_the_settings_in_the_help_are_the_configurations(capsys) -> None:
+    assert main(["make-data", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for family, names in (("VAR", ("var_d16", "var_d20", "var_d24")), ("LlamaGen", ["llamagen_l"])):
+        stated = re.search(rf"for {family}, ([-.a-z0-9 ]+?\d)[;.](?: |$)", text)
+        words = stated.group(1).replace("--", "").replace("top-", "top_").split()
+        for name in names:
+            assert main(["train", name, "--list"]) == 0
+            listed = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
+            settings = {"cfg": 1.0, "top_k": 0, "top_p": 1.0}
+            settings |= dict(zip(words[::2], map(float, words[1::2]), strict=True))
+            assert settings == {key: float(listed[f"samples.{key}"]) for key in settings}
 
 
 def test_two_processes_share_the_shards(tmp_path) -> None:

@@ -20,7 +20,7 @@ def test_a_folder_gets_one_file_an_image(tmp_path: Path, capsys) -> None:
     argv = ["sample", "--num", "12", "--seed", "4", "--start-index", "3", "--teacher-steps", "3"]
     assert main([*argv, "--out", str(out), "--batch-size", "5", "--quiet"]) == 0
     assert capsys.readouterr().out == f"wrote 12 images to {out}\n"
-    files = sorted(out.iterdir())
+    files = sorted(out.glob("*.png"))
     labels = [i % 10 for i in range(12)]
     assert [f.name for f in files] == [f"{3 + i:06d}_{y}.png" for i, y in enumerate(labels)]
     sampler = Sampler("digits", teacher_steps=3)
@@ -51,7 +51,40 @@ def test_a_released_student_with_its_tokenizer(tmp_path: Path, capsys) -> None:
         assert np.abs(archive["arr_0"].astype(int) - expected).max() <= 1
     capsys.readouterr()
     assert main([*argv, *config, "--out", str(out)]) == 2
-    assert "expected a one-step generator with a tokenizer" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "error: --tokenizer: expected the checkpoint of its tokenizer" in error
+    assert str(tmp_path / "dd1.pth") in error
+
+
+def test_a_folder_takes_one_job_which_may_grow(tmp_path: Path, capsys) -> None:
+    argv = ["sample", "--out", str(tmp_path / "m"), "--quiet", "--num"]
+    assert main([*argv, "8", "--seed", "9"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    capsys.readouterr()
+    for others, named in (
+        (
+            ["2", "--seed", "0"],
+            "labels (there of 8 images, now of 2 images), seed (there 9, now 0)",
+        ),
+        (["8", "--seed", "0"], "seed (there 9, now 0);"),
+        (["9", "--seed", "9", "--scale", "2"], "scale (there 1, now 2);"),
+    ):
+        assert main([*argv, *others]) == 2
+        error = capsys.readouterr().err
+        assert f"{tmp_path / 'm'} holds another job" in error and named in error
+        assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+    assert main([*argv, "12", "--seed", "9"]) == 0
+    names = [path.name for path in (tmp_path / "m").glob("*.png")]
+    assert sorted(names) == [f"{i:06d}_{i % 10}.png" for i in range(12)]
+    (tmp_path / "m" / ".job.json").unlink()
+    assert main([*argv, "12", "--seed", "9"]) == 2
+    assert "holds images of no known job" in capsys.readouterr().err
+
+
+def test_what_looks_like_another_file_becomes_no_folder(tmp_path: Path, capsys) -> None:
+    assert main(["sample", "--num", "2", "--out", str(tmp_path / "y.JPG"), "--quiet"]) == 2
+    assert "--out: expected a folder, a .png or a .npz file, got" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -68,6 +101,8 @@ def test_a_released_student_with_its_tokenizer(tmp_path: Path, capsys) -> None:
         (["--num", "2", "--steps", "2"], "steps: expected 1 for a DD2Generator, got 2"),
         (["--num", "2", "--config", "split"], "--config: expected key=value, got 'split'"),
         (["--num", "2", "--teacher-steps", "2", "--cfg", "nan"], "cfg: expected a finite number"),
+        (["--num", "2", "--top-k", "5"], "top_k: expected with teacher_steps of at least 2 alone"),
+        (["--num", "2", "--seed", str(2**64)], "seed: expected an integer of 64 bits"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, argv, message) -> None:

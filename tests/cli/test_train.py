@@ -45,6 +45,7 @@ def test_settings_are_parsed_by_type() -> None:
     ("assignment", "message"),
     [
         ("seed", "--set: expected name=value, got 'seed'"),
+        ("iner.rate=3", "^--set: did you mean inner.rate. expected one of .*; got 'iner.rate'"),
         ("inner=3", "expected one of the fields seed, name, .*inner.rate.*; got 'inner'"),
         ("seed=1.5", "--set seed: expected an integer, got '1.5'"),
         ("inner.rate=fast", "--set inner.rate: expected a number, got 'fast'"),
@@ -103,6 +104,8 @@ def test_an_interruption_says_that_it_resumes(tmp_path, capsys, monkeypatch) -> 
     ("argv", "message"),
     [
         (["--set", "nonesuch=1"], "expected one of the fields seed,"),
+        (["--set", "distill.steps=-3"], "error: distill.steps: expected zero or more, got -3"),
+        (["--set", "distil.steps=3"], "--set: did you mean distill.steps?"),
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--out", "{tmp}/file/run"], "{tmp}/file/run: cannot write"),
     ],

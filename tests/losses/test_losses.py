@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parity import var_models
 
 from dd2_fast.losses import (
     ImageRandom,
@@ -199,6 +200,7 @@ def test_pairs_take_the_guidance_of_their_token():
 
     class Two:
         codebook = rand(6, 2, seed=1)
+        num_classes, logits = 1, None
 
         def guidance_scale(self, cfg):
             return torch.tensor([1.0, cfg], dtype=torch.float64)
@@ -215,6 +217,28 @@ def test_pairs_take_the_guidance_of_their_token():
         cond, uncond = rand(2, 7, 6, seed=2 + i)
         mean = (uncond + scale * (cond - uncond)).softmax(-1) @ Two.codebook
         assert torch.equal(tokens[:, i], torch.cdist(mean, Two.codebook).argmin(-1))
+
+
+def test_a_teacher_that_lacks_parts_is_told_all_of_them():
+    class Half:
+        codebook, num_classes = torch.zeros(2, 1), 1
+
+    with pytest.raises(TypeError, match="^teacher: .*; Half lacks logits, guidance_scale$"):
+        TeacherScore(Half())
+    Half.logits = Half.guidance_scale = lambda *_: 1.0
+    score = TeacherScore(Half())
+    with pytest.raises(
+        TypeError, match="^teacher: expected one with generate; Half lacks generate$"
+    ):
+        flow_pairs(torch.zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64), score)
+
+
+def test_no_cfg_is_no_guidance_for_every_family():
+    """VAR's scale at cfg 1 rises from 1 to 2; None is none."""
+    teacher = var_models.teacher()
+    tokens, labels = torch.zeros(1, teacher.num_tokens, dtype=torch.int64), torch.tensor([1])
+    assert TeacherScore(teacher)(tokens, labels).uncond_logits is None
+    assert TeacherScore(teacher, cfg=1.0)(tokens, labels).uncond_logits is not None
 
 
 def test_pairs_of_invalid_noise_are_refused():

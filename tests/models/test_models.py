@@ -137,6 +137,16 @@ def test_tokens_and_their_embeddings_give_the_same_logits():
     )
 
 
+@torch.no_grad()
+def test_a_cast_teacher_reads_float32_embeddings():
+    """As the trainer in bfloat16 gives them."""
+    x, labels = rand(3, 5, 3), torch.tensor([0, 3, 4])
+    wanted = make_teacher().logits(x, labels)
+    got = make_teacher().bfloat16().logits(x, labels)
+    assert got.dtype == torch.bfloat16
+    assert float((got.float() - wanted).norm() / wanted.norm()) < 0.05
+
+
 @pytest.mark.parametrize(
     ("cfg", "top_k", "top_p"), [(1.0, 0, 1.0), (2.5, 0, 1.0), (1.0, 3, 1.0), (1.5, 5, 0.7)]
 )

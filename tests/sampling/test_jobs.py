@@ -26,7 +26,8 @@ def expected(generator) -> np.ndarray:
 
 
 def read_folder(folder: Path) -> np.ndarray:
-    names = sorted(p.name for p in folder.iterdir())
+    assert {p.name for p in folder.iterdir() if p.suffix != ".png"} == {".job.json"}
+    names = sorted(p.name for p in folder.glob("*.png"))
     assert names == [f"{2 + i:06d}_{y}.png" for i, y in enumerate(LABELS)]
     return np.stack([np.asarray(Image.open(folder / name)) for name in names])
 
@@ -94,7 +95,6 @@ def test_a_killed_job_goes_on(
 
 
 def test_a_lost_image_is_drawn_anew(sampler, expected, tmp_path) -> None:
-    """Only where the record says that the job is unfinished; a finished one is drawn whole."""
     run_job(sampler, LABELS, PngFolder(tmp_path), seed=5, start_index=2)
     (tmp_path / "000007_5.png").unlink()
     run_job(sampler, LABELS, PngFolder(tmp_path), seed=5, start_index=2)
@@ -106,14 +106,34 @@ def test_another_job_in_the_same_place_is_refused(sampler, tmp_path, monkeypatch
     monkeypatch.setattr(sink, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_job(sampler, LABELS, sink, seed=5, settings={"model": "a"})
-    with pytest.raises(ValueError, match="unfinished job with other model, seed;"):
+    with pytest.raises(ValueError, match=r"another job, with other model \(.*, seed"):
         run_job(sampler, LABELS, PngFolder(tmp_path), seed=6, settings={"model": "b"})
 
 
-def test_labels_are_checked_before_anything_is_written(sampler, tmp_path) -> None:
+@SINK
+def test_a_job_may_be_extended(name, sampler, generator, expected, tmp_path, monkeypatch) -> None:
+    """An unfinished one too, whose last batch was a part."""
+    make, read = SINKS[name]
+    sink = make(tmp_path)
+    monkeypatch.setattr(sink, "finish", lambda labels: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_job(sampler, LABELS[:10], sink, seed=5, start_index=2)
+    with pytest.raises(ValueError, match="another job, with other labels"):
+        run_job(sampler, [*LABELS[:9], 1, 1], make(tmp_path), seed=5, start_index=2)
+    run_job(Sampler(generator, batch_size=7), LABELS, make(tmp_path), seed=5, start_index=2)
+    assert_same(read(tmp_path), expected)
+
+
+def test_arguments_are_checked_before_anything_is_written(sampler, tmp_path) -> None:
     with pytest.raises(ValueError, match="labels: expected values in 0..9, got 10"):
         run_job(sampler, [0, 10], PngFolder(tmp_path))
+    with pytest.raises(ValueError, match="seed: expected an integer of 64 bits"):
+        run_job(sampler, [0], PngFolder(tmp_path), seed=2**64)
+    with pytest.raises(ValueError, match="start_index: expected at least 0, got -1"):
+        run_job(sampler, [0], PngFolder(tmp_path), start_index=-1)
     assert not any(tmp_path.iterdir())
+    run_job(sampler, np.array([0]), PngFolder(tmp_path), seed=np.int64(1))
+    assert (tmp_path / "000000_0.png").is_file()
 
 
 def test_balanced_labels() -> None:

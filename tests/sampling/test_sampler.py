@@ -61,6 +61,10 @@ def test_labels_may_be_an_int_a_list_or_a_tensor(generator) -> None:
     assert torch.equal(one, sample(generator, [7]))
     assert torch.equal(one, sample(generator, torch.tensor([7])))
     assert torch.equal(one, sample(generator, np.arange(7, 8).tolist()))
+    for kind in (np.int64, np.int32, np.uint8):
+        assert torch.equal(one, sample(generator, np.array([7], kind), seed=np.int64(0)))
+        assert torch.equal(one, sample(generator, kind(7)))
+        assert torch.equal(one, sample(generator, [kind(7)]))
 
 
 @pytest.mark.parametrize("output", ["pt", "np", "latent", "tokens"])
@@ -106,6 +110,16 @@ def test_nothing_global_changes(generator) -> None:
         ({"labels": torch.tensor([1.0])}, TypeError, "labels: expected an int64 .*float32"),
         ({"labels": torch.tensor([[1]])}, TypeError, r"int64 tensor of shape \[B\].*\[1, 1\]"),
         ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
+        ({"labels": np.array([1.0])}, TypeError, "labels: expected an array of integers .*float64"),
+        ({"labels": np.zeros((1, 1), int)}, TypeError, r"integers of shape \[B\].*\[1, 1\]"),
+        ({"labels": np.float32(1)}, TypeError, "labels: expected an int, .* got float32"),
+        ({"labels": np.array([10])}, ValueError, r"labels: expected values in 0\.\.9, got 10"),
+        (
+            {"seed": 2**63},
+            ValueError,
+            "seed: expected an integer of 64 bits, got 9223372036854775808",
+        ),
+        ({"seed": -(2**63) - 1}, ValueError, "seed: expected an integer of 64 bits"),
         ({"output": "gif"}, ValueError, "output: expected one of 'pt', 'np'.*got 'gif'"),
         ({"seed": 0.5}, TypeError, "seed: expected an integer, got 0.5"),
         ({"teacher_steps": 18}, ValueError, r"teacher_steps: expected 0 to 17 .*got 18"),
@@ -117,6 +131,43 @@ def test_nothing_global_changes(generator) -> None:
 def test_bad_arguments_are_named(generator, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         sample(**({"model": generator, "labels": 0} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"teacher_steps": 2, "top_k": -3}, ValueError, "top_k: expected 0 .* got -3"),
+        ({"teacher_steps": 2, "top_k": 1.5}, TypeError, "top_k: expected an integer, got 1.5"),
+        ({"teacher_steps": 2, "top_p": 1.5}, ValueError, r"top_p: .* in \(0, 1\], got 1.5"),
+        ({"teacher_steps": 2, "cfg": float("inf")}, ValueError, "cfg: expected a finite number"),
+        ({"teacher_steps": 2, "cfg": "2"}, TypeError, "cfg: expected a number, got str"),
+        ({"top_k": -3}, ValueError, "top_k: expected 0 .* got -3"),
+        ({"cfg": 1.5, "top_p": 0.9}, ValueError, "^cfg, top_p: .*teacher_steps of at least 2"),
+        ({"teacher_steps": 1, "top_k": 5}, ValueError, "^top_k: .*got teacher_steps=1"),
+        ({"dtype": "bfloat16"}, TypeError, "dtype: expected a floating .*got 'bfloat16'"),
+        ({"dtype": torch.int8}, TypeError, "dtype: expected a floating .*got torch.int8"),
+        ({"device": "gpu"}, RuntimeError, "device: expected a torch device, got 'gpu'"),
+    ],
+)
+def test_bad_settings_are_named_at_construction(generator, arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        Sampler(generator, **arguments)
+    Sampler(generator, cfg=None, top_k=0, top_p=1.0)
+
+
+def test_a_device_that_is_not_there_says_why(generator, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for version, reason in ((None, "this build of torch is for the CPU alone"), ("13.0", "no GPU")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(RuntimeError, match=f"^device: .*'cuda:1': .*{reason}"):
+            Sampler(generator, device="cuda:1")
+
+
+def test_a_teacher_without_steps_is_named_where_they_are_wanted(generator) -> None:
+    generator.teacher = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="teacher: .*Linear lacks guidance_scale, generate, steps$"):
+        Sampler(generator, teacher_steps=2)
+    assert sample(generator, 1).shape == (1, 3, 8, 8)
 
 
 def test_bad_indices_are_named(generator) -> None:

@@ -103,7 +103,8 @@ def test_given_tokens_noise_and_dropped_labels(tmp_path: Path):
 
 
 def test_bad_arguments():
+    teacher = parity.make_teacher()
     with pytest.raises(ValueError, match="teacher: expected one of .*adapt, got one with a token"):
-        AdaptationStage(parity.make_teacher(), LiveSamples(TeacherScore(None)), CONFIG)
+        AdaptationStage(teacher, LiveSamples(TeacherScore(teacher)), CONFIG)
     with pytest.raises(ValueError, match="batch: expected a positive number, got 0"):
         AdaptationConfig(batch=0)

@@ -72,11 +72,36 @@ def test_writes_a_generator_that_samples(whole: tuple[str, Path]) -> None:
     assert all(math.isfinite(v) for stage in report["losses"].values() for v in stage.values())
     assert (out / "teacher.safetensors").exists() == (family == "llamagen")
     assert not list(out.glob("state*.pt"))
-    generator = checkpoints.load(out / "generator.safetensors")
-    teacher = distil.load_teacher(f"random-{family}")
-    generator.tokenizer = teacher.tokenizer
-    images = Sampler(generator)([1, 2])
+    images = Sampler(out)([1, 2])
     assert images.shape[:2] == (2, 3) and images.isfinite().all()
+    generator = checkpoints.load(out / "generator.safetensors")
+    wanted = distil.load_teacher(f"random-{family}").tokenizer.state_dict()
+    found = generator.tokenizer.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
+def test_the_folder_of_a_run_is_a_model_of_the_command(whole, tmp_path: Path) -> None:
+    argv = ["sample", "--num", "2", "--out", str(tmp_path / "a.png"), "--quiet", "--model"]
+    assert main([*argv, str(whole[1])]) == 0
+
+
+def test_a_tokenizer_with_a_file_of_its_own_stays_there(tmp_path: Path) -> None:
+    teacher = distil.load_teacher("random-llamagen")
+    checkpoints.save(tmp_path / "t.safetensors", teacher)
+    checkpoints.save(tmp_path / "vq.safetensors", teacher.tokenizer)
+    files = {
+        "teacher": str(tmp_path / "t.safetensors"),
+        "tokenizer": str(tmp_path / "vq.safetensors"),
+    }
+    changes = {
+        "adaptation": {"steps": 0},
+        "stage1": {"head_steps": 0, "steps": 1},
+        "distill": {"guidance_start": 0, "steps": 1, "align_steps": 0},
+        "watch": {"images_every": 0},
+    }
+    out = distil.run(config("llamagen", source=files, **changes), tmp_path / "o", progress=False)
+    assert "tokenizer" not in checkpoints.read_header(out / "generator.safetensors")
 
 
 def test_log_and_grids(whole: tuple[str, Path]) -> None:
@@ -204,14 +229,33 @@ def test_samples_from_shards(tmp_path: Path, capsys) -> None:
         "[distill]\nsteps = 2\nguidance_start = 1\nbatch = 8\nobjective = 'sid'\n"
     )
     arguments = ["train", str(tmp_path / "own.toml"), "--data", str(shards), "--out", str(out)]
-    assert main([*arguments, "--quiet", "--backend", "torch"]) == 0
+    arguments += ["--quiet", "--backend", "torch"]
+    assert main([*arguments, "--set", "samples.top_p=0.9"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{shards}: expected samples drawn with the configuration's settings; different: " in error
+    )
+    assert "samples.cfg (the shards 1.5, the configuration 1.0), samples.top_k (" in error
+    accepting = "--set samples.cfg=1.5 --set samples.top_k=40 --set samples.top_p=1.0"
+    assert f"; {accepting} trains on these" in error
+    assert main([*arguments, *accepting.split()]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
     settings = json.loads((out / "run.json").read_text())["settings"]
     assert settings["source"]["data"] == str(shards) and settings["stage1"]["steps"] == 2
+    assert settings["samples"] == {"cfg": 1.5, "top_k": 40, "top_p": 1.0}
     other = tmp_path / "var.toml"
     other.write_text('[source]\nteacher = "random-var"\n')
     assert main(["train", str(other), "--data", str(shards), "--out", str(tmp_path / "b")]) == 2
     assert "expected samples that fit the teacher" in capsys.readouterr().err
+
+
+def test_pairs_of_other_flows_are_refused_by_name(tmp_path: Path) -> None:
+    score = TeacherScore(distil.load_teacher("random-var"))
+    make_shards(score, tmp_path, num=4, ode_steps=2)
+    options = {"pairs": True, "device": torch.device("cpu")}
+    assert len(distil.open_samples(str(tmp_path), score, ode_steps=2, **options)) == 4
+    with pytest.raises(ValueError, match=r"; --set ode_steps=2 trains on these"):
+        distil.open_samples(str(tmp_path), score, ode_steps=20, **options)
 
 
 def test_published_configurations_are_whole(capsys) -> None:
@@ -232,6 +276,7 @@ def test_published_configurations_are_whole(capsys) -> None:
 
 
 BAD = {
+    "section": ({"stage1": {"steps": -1}}, ValueError, "^stage1.steps: expected zero or more"),
     "name": ({"tempo": 1}, ValueError, "tempo: expected one of the fields"),
     "nested": ({"stage1": {"speed": 1}}, ValueError, "stage1.speed: expected one of"),
     "type": ({"stage1": {"steps": 1.5}}, TypeError, "stage1.steps: expected a value of type int"),

@@ -24,9 +24,9 @@ from dd2_fast.training.config import AdaptationConfig, RegressionConfig, Stage1C
 from dd2_fast.training.draws import (
     LivePairs,
     LiveSamples,
+    cfg_of,
     draw_labels,
     draw_tokens,
-    no_guidance,
 )
 from dd2_fast.training.make_shards import make_shards
 from dd2_fast.training.shards import (
@@ -126,8 +126,9 @@ def test_labels() -> None:
 def test_no_guidance_is_each_familys_own() -> None:
     for family, expected in (("var", 0.0), ("llamagen", 1.0)):
         teacher = TEACHERS[family][0]()
-        assert no_guidance(teacher) == expected
-        assert teacher.guidance_scale(no_guidance(teacher)) == 1.0
+        score = TeacherScore(teacher)
+        assert cfg_of(score) == expected and cfg_of(TeacherScore(teacher, cfg=1.5)) == 1.5
+        assert teacher.guidance_scale(cfg_of(score)) == score.guidance_scale() == 1.0
 
 
 def test_killed_at_any_moment_it_goes_on_without_gap_or_duplicate(tmp_path) -> None:

@@ -143,7 +143,8 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(Interrupted):
             digits.run(TINY, tmp_path, progress=False)
     other = dataclasses.replace(TINY, seed=1, teacher=dataclasses.replace(TINY.teacher, steps=9))
-    with pytest.raises(ValueError, match=r"seed \(saved 0, now 1\), teacher\.steps \(saved 4"):
+    message = r"seed \(saved 0, now 1\), teacher\.steps \(saved 4.* or --set overwrite=true"
+    with pytest.raises(ValueError, match=message):
         digits.run(other, tmp_path, progress=False)
     (tmp_path / "state.pt").write_bytes(b"not a state")
     with pytest.raises(ValueError, match=r"state\.pt: expected a saved training state"):
@@ -151,7 +152,7 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_finished_folder_is_not_overwritten_silently(whole: Path, tmp_path: Path):
-    with pytest.raises(FileExistsError, match="found a finished one"):
+    with pytest.raises(FileExistsError, match="found a finished one; .*--set overwrite=true"):
         digits.run(TINY, whole, progress=False)
     toy.run(TINY_TOY, tmp_path, progress=False)
     with pytest.raises(FileExistsError, match="found a finished one"):

@@ -19,9 +19,11 @@ class Format:
         configure: the constructor's arguments from the shapes and the caller's own ``config``;
             ValueError or TypeError names what is unknown or inconsistent.
         ignored: whether a name is a buffer that follows from the configuration.
+        names: of tensors that every such file has, to say what a file that matches nothing lacks.
     """
 
     kind: str
     matches: Callable[[Mapping[str, Tensor]], bool]
     configure: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]]
     ignored: Callable[[str], bool]
+    names: tuple[str, ...] = ()

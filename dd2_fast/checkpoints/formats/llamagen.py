@@ -175,7 +175,13 @@ def _is_buffer(name: str) -> bool:
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("llamagen_teacher", _is_teacher, _configure_teacher, _is_buffer),
-    Format("dd1_llamagen_student", _is_student, _configure_student, _is_buffer),
-    Format("llamagen_tokenizer", _is_tokenizer, _configure_tokenizer, _is_buffer),
+    Format("llamagen_teacher", _is_teacher, _configure_teacher, _is_buffer, _TRANSFORMER),
+    Format(
+        "dd1_llamagen_student",
+        _is_student,
+        _configure_student,
+        _is_buffer,
+        (*_TRANSFORMER, *_STUDENT),
+    ),
+    Format("llamagen_tokenizer", _is_tokenizer, _configure_tokenizer, _is_buffer, _TOKENIZER),
 )

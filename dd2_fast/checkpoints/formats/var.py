@@ -18,24 +18,21 @@ _PATCH_NUMS = {
 _PUBLISHED_SPLITS = {16: 5, 20: 4, 24: 4}  # DD1, by the number of blocks
 _HEAD = 64
 _BUFFERS = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
-
-
-def _is_transformer(tensors: Mapping[str, Tensor]) -> bool:
-    names = ("pos_1LC", "lvl_embed.weight", "head_nm.ada_lin.1.weight", "head.weight")
-    return all(name in tensors for name in names)
+_TRANSFORMER = ("pos_1LC", "lvl_embed.weight", "head_nm.ada_lin.1.weight", "head.weight")
+_STUDENT = "n_d_embed.weight"
+_TOKENIZER = ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight")
 
 
 def _is_student(tensors: Mapping[str, Tensor]) -> bool:
-    return _is_transformer(tensors) and "n_d_embed.weight" in tensors
+    return _has(tensors, (*_TRANSFORMER, _STUDENT))
 
 
 def _is_teacher(tensors: Mapping[str, Tensor]) -> bool:
-    return _is_transformer(tensors) and "n_d_embed.weight" not in tensors
+    return _has(tensors, _TRANSFORMER) and _STUDENT not in tensors
 
 
 def _is_tokenizer(tensors: Mapping[str, Tensor]) -> bool:
-    names = ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight")
-    return all(name in tensors for name in names)
+    return _has(tensors, _TOKENIZER)
 
 
 def _configure_teacher(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +121,14 @@ def _patch_nums(given: Any, length: int, levels: int) -> list[int]:
     return list(sides)
 
 
+def _has(tensors: Mapping[str, Tensor], names: Collection[str]) -> bool:
+    return all(name in tensors for name in names)
+
+
+def _is_buffer(name: str) -> bool:
+    return _BUFFERS.fullmatch(name) is not None
+
+
 def _check_names(config: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = [name for name in config if name not in known]
     if unknown:
@@ -146,19 +151,15 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 FORMATS: tuple[Format, ...] = (
+    Format("var_teacher", _is_teacher, _configure_teacher, _is_buffer, _TRANSFORMER),
     Format(
-        "var_teacher", _is_teacher, _configure_teacher, lambda name: bool(_BUFFERS.fullmatch(name))
-    ),
-    Format(
-        "dd1_var_student",
-        _is_student,
-        _configure_student,
-        lambda name: bool(_BUFFERS.fullmatch(name)),
+        "dd1_var_student", _is_student, _configure_student, _is_buffer, (*_TRANSFORMER, _STUDENT)
     ),
     Format(
         "var_tokenizer",
         _is_tokenizer,
         _configure_tokenizer,
         lambda name: name == "quantize.ema_vocab_hit_SV",
+        _TOKENIZER,
     ),
 )

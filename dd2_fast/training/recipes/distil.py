@@ -19,6 +19,7 @@ from ...checkpoints.files import check_writable, write_atomic
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
 from ...models.llamagen import adapt
+from ...sampling.arguments import check_device
 from ...sampling.jobs import process_group
 from ..adaptation import AdaptationStage
 from ..config import (
@@ -97,7 +98,8 @@ class DistilConfig(_Checked):
 
 def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     """Distil the teacher that ``config`` names into ``out``: ``generator.safetensors`` (the average
-    weights), ``guidance.safetensors`` and ``run.json``.
+    weights, and the tokenizer where ``config`` names no file of it), ``guidance.safetensors`` and
+    ``run.json``.
 
     Under torchrun every process calls this. An interrupted run continues when it is called again,
     on any number of processes.
@@ -160,6 +162,7 @@ def choose_device(name: str) -> torch.device:
     """The device of a name, ``"auto"`` for CUDA where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(name)
     return torch.device(name)
 
 
@@ -281,6 +284,8 @@ def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState)
     """The networks, whole, then ``run.json``, whose presence says that the run is finished."""
     parallel = networks.parallel
     metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
+    # What has no file of its own goes into the generator's.
+    tokenizer = None if config.source.tokenizer else networks.teacher.tokenizer
     parts = {"generator": networks.ema}
     if config.method == "dd2":
         parts["guidance"] = networks.guidance  # type: ignore[assignment]
@@ -290,7 +295,8 @@ def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState)
             with torch.device("meta"):
                 whole = type(network)(**network.config)
             whole.load_state_dict(weights, assign=True)
-            save(out / f"{name}.safetensors", whole, metadata)
+            inside = tokenizer if name == "generator" else None
+            save(out / f"{name}.safetensors", whole, metadata, tokenizer=inside)
     if parallel.rank > 0:
         return
     if networks.adapting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ... import checkpoints
 from ...losses import TeacherScore
 from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
 from ...sampling.sources import bundled_names, bundled_path
-from ..draws import LivePairs, LiveSamples
+from ..draws import LivePairs, LiveSamples, cfg_of
 from ..shards import ShardedPairs, ShardedSamples
 
 # Small networks with random weights: every kind of arithmetic that the released ones have, to try
@@ -43,7 +44,8 @@ def load_teacher(source: str, tokenizer: str = "", seed: int = 0) -> Any:
         folder = bundled_path(source) if source in bundled_names() else Path(source)
         bundle = checkpoints.load_bundle(folder)
         teacher = bundle.teacher
-        teacher.tokenizer = bundle.tokenizer
+        # Not as a submodule: it is not the teacher's to save or to convert.
+        object.__setattr__(teacher, "tokenizer", bundle.tokenizer)
     else:
         teacher = checkpoints.load(source, **({"tokenizer": tokenizer} if tokenizer else {}))
     if not hasattr(teacher, "logits"):
@@ -67,12 +69,39 @@ def open_samples(
         folder: of the shards; empty draws from ``score`` whenever a batch is wanted.
         pairs: whether noise is needed too. ode_steps: of pairs drawn when wanted.
         device: where batches go.
+
+    Raises:
+        ValueError: the shards are of another teacher's sizes, or were drawn with other settings
+            than ``score`` has (each is named).
     """
     if not folder:
         return LivePairs(score, ode_steps=ode_steps) if pairs else LiveSamples(score)
     samples = (ShardedPairs if pairs else ShardedSamples)(folder, device=device)
     samples.check_teacher(score.teacher)
+    _check_drawn_so(folder, samples.settings, score, ode_steps)
     return samples
+
+
+def _check_drawn_so(
+    folder: str, shards: Mapping[str, Any], score: TeacherScore, ode_steps: int
+) -> None:
+    """Raise a ValueError unless shards were drawn as the configuration says."""
+    wanted: dict[str, Any] = {
+        "samples.cfg": cfg_of(score),
+        "samples.top_k": score.top_k,
+        "samples.top_p": score.top_p,
+    }
+    if shards["ode_steps"] is not None:  # pairs
+        wanted["ode_steps"] = ode_steps
+    found = {name: shards[name.removeprefix("samples.")] for name in wanted}
+    differing = [name for name in wanted if found[name] != wanted[name]]
+    if differing:
+        each = [f"{n} (the shards {found[n]}, the configuration {wanted[n]})" for n in differing]
+        accepting = " ".join(f"--set {name}={found[name]}" for name in differing)
+        raise ValueError(
+            f"{folder}: expected samples drawn with the configuration's settings; different: "
+            f"{', '.join(each)}; {accepting} trains on these, or make others"
+        )
 
 
 def _random_teacher(name: str, seed: int) -> Any:
