@@ -31,8 +31,8 @@ def linear_conditional_score(
     """:func:`conditional_score` of a linear head's logits, which never exist all at once.
 
     The teacher's logits are ``hidden @ weight.T + bias``, formed in the dtype of ``hidden``: torch
-    computes a chunk of rows, :func:`conditional_score` consumes it, and the next chunk takes its
-    place. It saves memory, not arithmetic or time; the backward pass in ``x_t`` forms the logits
+    computes a chunk of rows, :func:`conditional_score` consumes it, and the next chunk overwrites
+    it. It saves memory, not arithmetic or time; the backward pass in ``x_t`` forms the logits
     again. The result is that of the two steps apart, up to rounding in the head, where torch may
     sum in another order for another number of rows.
 
