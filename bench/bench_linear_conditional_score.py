@@ -20,7 +20,7 @@ from measure import DEVICES, Call, Problem, input_sets, relative_error, usable
 
 WIDTHS = {"tiny": 64, "var_filtered": 1024, "llamagen_filtered": 1024}
 # Memory is the point: on a CPU more than one image shows it.
-IMAGES = {"var_filtered": 2}
+IMAGES = {"var_filtered": 2, "llamagen_filtered": 2}
 
 
 def inputs(shape: Shape, width: int, device: str, images: int, seed: int) -> dict[str, Any]:
