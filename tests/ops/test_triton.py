@@ -70,7 +70,13 @@ def run_interpreted(name: str, select: str, folder: Path) -> int:
     return int(passed[1] or passed[2])
 
 
-@pytest.mark.parametrize(("name", "select"), QUICK.items(), ids=QUICK.keys())
+@pytest.mark.parametrize(
+    ("name", "select"),
+    [
+        pytest.param(*case, id=case[0], marks=[pytest.mark.slow] * (case[0] == "flow_solve"))
+        for case in QUICK.items()
+    ],
+)
 def test_interpreted(name: str, select: str, tmp_path: Path) -> None:
     assert run_interpreted(name, select, tmp_path) >= 8
 
