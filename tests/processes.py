@@ -14,8 +14,10 @@ PACKAGE_ROOT = Path(dd2_fast.__file__).parents[1]
 
 
 def environment(**values: str) -> dict[str, str]:
-    """That of this process; imports find the package under test, then ``tests``."""
-    return {**os.environ, "PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}{TESTS}", **values}
+    """That of this process; imports find the package under test, then ``tests``. A process that
+    crashes says where."""
+    path = f"{PACKAGE_ROOT}{os.pathsep}{TESTS}"
+    return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **values}
 
 
 def run_python(*arguments: str, folder: Path, timeout: float = 300, **values: str) -> str:
