@@ -12,8 +12,8 @@ import dd2_fast
 
 TESTS = Path(__file__).parent
 PACKAGE_ROOT = Path(dd2_fast.__file__).parents[1]
-# Of C++, where a thread is cut off. One run under torchrun of about a hundred ended so (2026-11-29),
-# with no error of Python's; it could not be made to happen again.
+# Of C++, where a thread is cut off. One run under torchrun of about a hundred ended so, with no
+# error of Python's (2026-11-29); it could not be made to happen again.
 _ENDED_A_THREAD = "terminate called without an active exception"
 
 
