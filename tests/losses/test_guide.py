@@ -1,17 +1,13 @@
-"""The README's loop for a teacher of one's own, run for a few steps with one that has no more than
+"""The guide's loop for a teacher of one's own, run for a few steps with one that has no more than
 it asks for."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import torch
+from snippets import snippet
 from torch import Tensor, nn
 
 import dd2_fast
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 class Recurrent(nn.Module):
@@ -42,9 +38,8 @@ class Tokenizer(nn.Module):
         return embeddings.sigmoid().view(-1, 1, 2, 4).expand(-1, 3, -1, -1)
 
 
-def test_the_readmes_loop_distils_a_teacher() -> None:
+def test_the_guides_loop_distils_a_teacher() -> None:
     """The loss of stage 1 falls, and CSD pulls the tokens to the codes."""
-    section = re.search(r"## A teacher of your own.*?```python\n(.*?)```", README.read_text(), re.S)
     teacher = Recurrent(8, 4, 3)
     losses: list[float] = []
 
@@ -55,7 +50,8 @@ def test_the_readmes_loop_distils_a_teacher() -> None:
     def samples(batch: int) -> tuple[Tensor, Tensor]:
         return torch.randint(8, (batch, 2)), torch.randint(3, (batch,))
 
-    code = section[1].replace("adam.zero_grad()", "record(loss), adam.zero_grad()")
+    code = snippet("dd2_fast/losses/README.md", "teacher")
+    code = code.replace("adam.zero_grad()", "record(loss), adam.zero_grad()")
     variables = {"teacher": teacher, "teacher_samples": samples, "record": record, "batch": 64,
                  "n": 2, "C": 4, "K": 3, "stage1_steps": 60, "stage2_steps": 60}  # fmt: skip
     exec(code, variables)

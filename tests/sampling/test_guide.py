@@ -1,18 +1,16 @@
-"""The README's code in place of the public models' sampling, run on the parity fixtures."""
+"""The guide's code in place of the public models' sampling, run on the parity fixtures."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parity import llamagen_models, var_models
+from snippets import snippet
 
 import dd2_fast
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def load(path: str, *, tokenizer: str) -> Any:
@@ -27,8 +25,8 @@ def load(path: str, *, tokenizer: str) -> Any:
 @pytest.fixture
 def variables(monkeypatch) -> dict[str, Any]:
     """What the section's code has defined at its end, drawing the likeliest tokens."""
-    section = re.search(r"## In place of.*?```python\n(.*?)```", README.read_text("utf-8"), re.S)
-    code, filters = re.subn(r"top_k=900(, top_p=0.96)?, seed", "top_k=1, seed", section[1])
+    code = snippet("dd2_fast/sampling/README.md", "replace")
+    code, filters = re.subn(r"top_k=900(, top_p=0.96)?, seed", "top_k=1, seed", code)
     assert filters == 2
     monkeypatch.setattr(dd2_fast.checkpoints, "load", load)
     var = var_models.arrays("var_tiny")["labels"]
