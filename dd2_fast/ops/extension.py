@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from . import structs
+
 _INSTRUCTION_SETS = ("", "v2", "v3", "v4")  # of csrc/cpu/dispatch.cpp
 
 
@@ -24,11 +26,18 @@ def load() -> tuple[ModuleType | None, str | None]:
             f"DD2_FAST_CPU_ISA: expected 'v2', 'v3' or 'v4', or unset, got {instruction_set!r}"
         )
     try:
-        return importlib.import_module("dd2_fast._C"), None
+        module = importlib.import_module("dd2_fast._C")
     except ModuleNotFoundError:
         return None, f"the compiled extension dd2_fast._C was not built ({_why_missing()})"
     except ImportError as error:
         return None, f"the compiled extension dd2_fast._C does not load: {error}"
+    differing = structs.differing(getattr(module, "layouts", {"layouts": None}))
+    if differing is not None:
+        return None, (
+            f"the compiled extension {module.__file__} was built from other sources than these "
+            f"({differing} differs): install or build it again"
+        )
+    return module, None
 
 
 def _why_missing() -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from . import nvrtc, structs
-from .native import Launcher
+from . import nvrtc
+from .native import Launch
 
 THREADS = 256  # dd2::kThreads
 
@@ -101,6 +101,6 @@ def launch(ways: Sequence[Way], params: ctypes.Structure, device: torch.device) 
         )  # fmt: skip
 
 
-def cupy_launcher(plan: Callable[[Any], Sequence[Way]], device: torch.device) -> Launcher:
+def cupy_launcher(plan: Callable[[Any], Sequence[Way]], device: torch.device) -> Launch:
     """``launch(params)`` by the ways that ``plan(params)`` gives."""
-    return Launcher(structs, lambda params: launch(plan(params), params, device))
+    return lambda params: launch(plan(params), params, device)

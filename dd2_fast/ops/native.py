@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import extension
+from . import extension, structs
+
+Launch = Callable[[ctypes.Structure], None]  # runs a kernel with these arguments
 
 _LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -18,39 +19,25 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """``launch(params)`` of a kernel, and the classes of ``structs`` that it takes as params."""
-
-    structs: Any
-    run: Callable[[Any], None]
-
-    def __call__(self, params: Any) -> None:
-        self.run(params)
-
-
-def cpu_launcher(op: str) -> Launcher:
+def cpu_launcher(op: str) -> Launch:
     """The C++ kernel of ``op`` on torch's number of threads."""
-    module = extension.native()
-    kernel = getattr(module, f"cpu_{op}")
-    return Launcher(module, lambda params: kernel(params, torch.get_num_threads()))
+    kernel = getattr(extension.native(), f"cpu_{op}")
+    return lambda params: kernel(ctypes.addressof(params), torch.get_num_threads())
 
 
-def cuda_launcher(op: str, device: torch.device) -> Launcher:
+def cuda_launcher(op: str, device: torch.device) -> Launch:
     """The CUDA kernel of ``op`` on the current stream of ``device``."""
-    module = extension.native()
-    kernel = getattr(module, f"cuda_{op}")
+    kernel = getattr(extension.native(), f"cuda_{op}")
 
-    def launch(params: Any) -> None:
+    def launch(params: ctypes.Structure) -> None:
         with torch.cuda.device(device):
-            kernel(params, torch.cuda.current_stream().cuda_stream)
+            kernel(ctypes.addressof(params), torch.cuda.current_stream().cuda_stream)
 
-    return Launcher(module, launch)
+    return launch
 
 
 class TeacherRows:
-    """``dd2::TeacherRows`` over tensors, which it keeps alive; ``structs`` as in :class:`Launcher`,
-    by default the extension."""
+    """:class:`.structs.TeacherRows` over tensors, which it keeps alive."""
 
     def __init__(
         self,
@@ -59,13 +46,12 @@ class TeacherRows:
         guidance_scale: Tensor,
         top_k: int,
         top_p: float,
-        structs: Any = None,
     ) -> None:
         logits = _unit_stride(logits)
         uncond_logits = None if uncond_logits is None else _unit_stride(uncond_logits)
         guidance_scale = guidance_scale.contiguous()
         self._kept = (logits, uncond_logits, guidance_scale)
-        self.arguments: Any = (structs or extension.native()).TeacherRows(
+        self.arguments = structs.TeacherRows(
             logits=logits.data_ptr(),
             uncond=address(uncond_logits),
             scale=guidance_scale.data_ptr(),

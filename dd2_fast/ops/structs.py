@@ -1,11 +1,11 @@
-"""Kernel arguments as plain C data: the structs of ``csrc/include/dd2/*.h`` in ctypes.
-
-The same names and fields as the extension's classes, for kernels that it does not hold.
-"""
+"""Kernel arguments as plain C data: the structs of ``csrc/include/dd2/*.h`` in ctypes, for the
+extension's kernels and NVRTC's. A struct's layout is checked when the extension is loaded."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 LOGIT_TYPES = ("kFloat32", "kBFloat16", "kFloat16")  # dd2::LogitType, in order
 
@@ -89,3 +89,24 @@ class SampleCodeParams(ctypes.Structure):
         *fields("out seed index", ctypes.c_void_p),
         ("inverse_temperature", ctypes.c_float),
     ]
+
+
+def layout_of(struct: type[ctypes.Structure]) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The size, and (offset, size) of every field, those of structs inside it one by one."""
+    return ctypes.sizeof(struct), tuple(_places(struct, 0))
+
+
+def _places(struct: type[ctypes.Structure], start: int) -> Iterator[tuple[int, int]]:
+    kinds: Iterable[tuple[str, Any]] = struct._fields_  # type: ignore[assignment]
+    for name, kind in kinds:
+        place = getattr(struct, name)
+        if issubclass(kind, ctypes.Structure):
+            yield from _places(kind, start + place.offset)
+        else:
+            yield start + place.offset, place.size
+
+
+def differing(layouts: Mapping[str, Any]) -> str | None:
+    """The first struct of which the extension has another layout, or none."""
+    own = {name: globals().get(name) for name in layouts}
+    return next((n for n, s in own.items() if s is None or layout_of(s) != layouts[n]), None)

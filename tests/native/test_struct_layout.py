@@ -11,7 +11,7 @@ import pytest
 from native.build import DEFAULT_INCLUDES, compiler_command
 from native.compilers import require_nvrtc
 
-from dd2_fast.ops import launch, nvrtc, structs
+from dd2_fast.ops import extension, launch, nvrtc, structs
 from dd2_fast.ops.nearest_code.plan import FEW, MANY
 
 # NVRTC's front end has no offsetof, but its own name for the address in a constant.
@@ -103,3 +103,20 @@ def test_nvrtc_agrees(source: str) -> None:
         f'static_assert(dd2::NearestShape<true>::kBlockTokens == {FEW}, "FEW");\n'
     )
     nvrtc.compile_program(source + constants, (), "compute_80")
+
+
+@pytest.mark.skipif(extension.load()[0] is None, reason="no compiled extension")
+@pytest.mark.parametrize("fault", ["none", "moved", "size", "missing"])
+def test_an_extension_of_other_sources_is_refused(fault: str, monkeypatch) -> None:
+    fields = dict(structs.SampleCodeParams._fields_)
+    if fault == "moved":
+        fields = {"out": fields.pop("out"), **fields}
+    elif fault == "size":
+        fields["inverse_temperature"] = ctypes.c_double
+    elif fault == "missing":
+        del fields["index"]
+    changed = type("SampleCodeParams", (ctypes.Structure,), {"_fields_": list(fields.items())})
+    monkeypatch.setattr(structs, "SampleCodeParams", changed)
+    module, reason = extension.load.__wrapped__()
+    assert (module is None) == (fault != "none")
+    assert fault == "none" or "SampleCodeParams differs" in reason

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..native import Launcher, TeacherRows, address, cuda_launcher
+from .. import extension, structs
+from ..native import Launch, TeacherRows, address, cuda_launcher
 
 
 def call(
-    launch: Launcher,
+    launch: Launch,
     outputs: dict[str, Any],
     direction: Tensor | None,
     x_t: Tensor,
@@ -26,11 +28,11 @@ def call(
     """Fills what is in ``outputs`` by ``launch(params)``: the addresses ``out`` of x0 and
     ``jacobian`` of ``J direction``, both of the shape of ``x_t [R, M, C]``, and the loss ``csd``.
     """
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p, launch.structs)
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
     x_t, t, codebook = x_t.contiguous(), t.contiguous(), codebook.contiguous()
     direction = None if direction is None else direction.contiguous()
     launch(
-        launch.structs.ConditionalScoreParams(
+        structs.ConditionalScoreParams(
             teacher=teacher.arguments,
             **{"out": 0, "jacobian": 0, **outputs},
             x_t=x_t.data_ptr(),
@@ -43,21 +45,21 @@ def call(
     )
 
 
-def cuda_launch(device: torch.device) -> Launcher:
+def cuda_launch(device: torch.device) -> Launch:
     """The CUDA kernels on the current stream of ``device``, with the workspace they ask for."""
-    launcher = cuda_launcher("conditional_score", device)
+    run = cuda_launcher("conditional_score", device)
 
     def launch(params: Any) -> None:
         with torch.cuda.device(device):
-            size = launcher.structs.cuda_conditional_score_workspace(params)
+            size = extension.native().cuda_conditional_score_workspace(ctypes.addressof(params))
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        params.set_workspace(workspace.data_ptr())
-        launcher(params)
+        params.workspace = workspace.data_ptr()
+        run(params)
 
-    return Launcher(launcher.structs, launch)
+    return launch
 
 
-def run(launch: Launcher, direction: Tensor | None, x_t: Tensor, *arguments: Any) -> Tensor:
+def run(launch: Launch, direction: Tensor | None, x_t: Tensor, *arguments: Any) -> Tensor:
     """``x0``, or ``J direction``, of the shape of ``x_t [R, M, C]``, by ``launch(params)``."""
     out = torch.empty_like(x_t, memory_format=torch.contiguous_format)
     name = "out" if direction is None else "jacobian"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..native import Launcher, TeacherRows
+from .. import structs
+from ..native import Launch, TeacherRows
 
 
 def run(
-    launch: Launcher,
+    launch: Launch,
     noise: Tensor,
     logits: Tensor,
     uncond_logits: Tensor | None,
@@ -21,11 +22,11 @@ def run(
     top_p: float,
 ) -> Tensor:
     """Codes ``[R, M]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p, launch.structs)
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
     noise, codebook = noise.contiguous(), codebook.contiguous()
     out = torch.empty(noise.shape[:2], dtype=torch.int64, device=noise.device)
     launch(
-        launch.structs.FlowSolveParams(
+        structs.FlowSolveParams(
             teacher=teacher.arguments,
             out=out.data_ptr(),
             noise=noise.data_ptr(),

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..native import Launcher, address
+from .. import structs
+from ..native import Launch, address
 
 
 def run(
-    launch: Launcher,
+    launch: Launch,
     seeds: Tensor | None,
     seed: int,
     indices: Tensor,
@@ -25,7 +26,7 @@ def run(
     images = indices.shape[0]
     out = torch.empty((images, *shape), dtype=torch.float32, device=indices.device)
     launch(
-        launch.structs.ImageNormalParams(
+        structs.ImageNormalParams(
             out=out.data_ptr(),
             indices=indices.data_ptr(),
             seeds=address(seeds),

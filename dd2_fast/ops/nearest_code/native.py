@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..native import Launcher
+from .. import structs
+from ..native import Launch
 
 
-def run(launch: Launcher, x: Tensor, codebook: Tensor) -> Tensor:
+def run(launch: Launch, x: Tensor, codebook: Tensor) -> Tensor:
     """Indices ``[R]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
     x, codebook = x.contiguous(), codebook.contiguous()
     out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     launch(
-        launch.structs.NearestCodeParams(
+        structs.NearestCodeParams(
             out=out.data_ptr(),
             x=x.data_ptr(),
             codebook=codebook.data_ptr(),

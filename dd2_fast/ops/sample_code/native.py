@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..native import Launcher, TeacherRows, address
+from .. import structs
+from ..native import Launch, TeacherRows, address
 
 
 def run(
-    launch: Launcher,
+    launch: Launch,
     logits: Tensor,
     uncond_logits: Tensor | None,
     guidance_scale: Tensor,
@@ -20,11 +21,11 @@ def run(
     temperature: float,
 ) -> Tensor:
     """Codes ``[R]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
-    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p, launch.structs)
+    teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
     index = None if index is None else index.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     launch(
-        launch.structs.SampleCodeParams(
+        structs.SampleCodeParams(
             teacher=teacher.arguments,
             out=out.data_ptr(),
             seed=seed.data_ptr(),
