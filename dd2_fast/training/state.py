@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
-from ..checkpoints.files import replacing
+from ..checkpoints.files import remove_leftovers, replacing
 from .parallel import Parallel
 
 STATE = "state.pt"
@@ -122,8 +122,7 @@ class RunState:
             ValueError: both are damaged, or belong to a run with other settings.
         """
         if self.parallel.rank == 0:
-            for left_by_a_kill in self.path.parent.glob(f".{STATE}.*.tmp"):
-                left_by_a_kill.unlink()
+            remove_leftovers(self.path)
         files = [path for path in (self.path, self.previous) if path.exists()]
         state = None
         for path in files:
