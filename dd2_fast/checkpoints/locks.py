@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import socket
 import sys
@@ -61,8 +62,11 @@ def lock_path(output: Path) -> Path:
 
 
 def label(path: Path) -> str:
-    """A file's name, short enough that the names of its neighbours may hold it."""
-    return os.fsencode(path.name)[:_LONGEST].decode(errors="ignore")
+    """A file's name, or where it is long what stands for it, which neighbours' names may hold."""
+    name = os.fsencode(path.name)
+    if len(name) <= _LONGEST:
+        return path.name
+    return f"{name[:_LONGEST].decode(errors='ignore')}~{hashlib.sha256(name).hexdigest()[:8]}"
 
 
 def take(path: Path) -> int | None:
@@ -132,7 +136,9 @@ def _hold(output: Path, path: Path, handles: list[int]) -> None:
             "place",
             str(output),
         )
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    command = " ".join([name, *sys.argv[1:]])
     text = f"process {os.getpid()} on {socket.gethostname()}: {command}"
     os.ftruncate(handle, 0)
     os.write(handle, text.encode(errors="backslashreplace"))

@@ -129,6 +129,8 @@ def _difference(key: str, found: dict[str, Any], record: dict[str, Any]) -> str:
     there, now = found.get(key), record.get(key)
     if key == "labels":
         there, now = (f"of {len(job[key])} images" for job in (found, record))
+        if there == now:
+            return f"labels ({now})"
     return f"{key} (there {there}, now {now})"
 
 

@@ -116,7 +116,7 @@ class NpzFile:
 
     def __init__(self, path: Path) -> None:
         self.output, self.path = path, Path(os.path.realpath(path))
-        self.folder = self.path.with_name(self.path.name + ".parts")
+        self.folder = self.path.with_name(label(self.path) + ".parts")
         check_file(path)
         if self.folder.exists():
             check_writable(self.folder)
