@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -46,6 +47,7 @@ class ArchivedArray:
             if f"{name}.npy" not in archive.namelist():
                 found = [n.removesuffix(".npy") for n in archive.namelist()[:4]]
                 raise ValueError(f"expected an array {name}, got {found}")
+            self.comment = archive.comment
             info = archive.getinfo(f"{name}.npy")
             size = path.stat().st_size
             if max_bytes is None:
@@ -112,7 +114,9 @@ class ArchivedArray:
         """Name the file in whatever a broken archive raises."""
         try:
             yield
-        except _BROKEN as error:
+        except (OSError, *_BROKEN) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to nowhere
+                raise
             reason = str(error) or type(error).__name__
             if not reason.startswith("expected"):
                 reason = f"expected a whole .npz archive, got a damaged one or none ({reason})"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .locks import LOCK, NoLocksError, label, release, take
+from .locks import LOCK, NoLocksError, release, short_name, take
 
 # File systems that cannot sync a folder, or a file, say one of these: CIFS, FUSE, vboxsf.
 _NO_SYNC = frozenset(
@@ -82,7 +82,7 @@ def remove_leftovers(output: Path) -> None:
     What a living process writes stays, here and on other machines.
     """
     output = Path(os.path.realpath(output))
-    folder, name = (output, None) if output.is_dir() else (output.parent, label(output))
+    folder, name = (output, None) if output.is_dir() else (output.parent, short_name(output))
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _LEFT.fullmatch(entry.name)
@@ -115,7 +115,7 @@ def _temporary_folder(target: Path) -> Iterator[tuple[Path, int]]:
     """A locked folder beside ``target``, and the mode of a file that is made here."""
     while True:
         token = f"{os.getpid()}-{os.urandom(4).hex()}"
-        folder = target.with_name(f".{label(target)}.{token}.tmp")
+        folder = target.with_name(f".{short_name(target)}.{token}.tmp")
         folder.mkdir()
         try:
             handle = take(folder / LOCK)

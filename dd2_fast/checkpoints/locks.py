@@ -58,10 +58,10 @@ def locked(output: Path) -> Iterator[None]:
 
 def lock_path(output: Path) -> Path:
     """The file that stands for an output's lock."""
-    return output / LOCK if output.is_dir() else output.with_name(f".{label(output)}{LOCK}")
+    return output / LOCK if output.is_dir() else output.with_name(f".{short_name(output)}{LOCK}")
 
 
-def label(path: Path) -> str:
+def short_name(path: Path) -> str:
     """A file's name, or where it is long what stands for it, which neighbours' names may hold."""
     name = os.fsencode(path.name)
     if len(name) <= _LONGEST:

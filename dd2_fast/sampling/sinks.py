@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..checkpoints.files import (
     replacing,
     write_atomic,
 )
+from ..checkpoints.locks import short_name
 
 RECORD = ".job.json"
 _DIGEST = hashlib.sha256().digest_size
@@ -116,7 +117,7 @@ class NpzFile:
 
     def __init__(self, path: Path) -> None:
         self.output, self.path = path, Path(os.path.realpath(path))
-        self.folder = self.path.with_name(label(self.path) + ".parts")
+        self.folder = self.path.with_name(short_name(self.path) + ".parts")
         check_file(path)
         if self.folder.exists():
             check_writable(self.folder)
@@ -129,11 +130,12 @@ class NpzFile:
             return None
         expected = f"{self.output}: expected no file there, or an archive of this job"
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                record = json.loads(archive.comment)
             labels = ArchivedArray(self.path, "arr_1")
-            return {**record, "labels": labels.read(0, len(labels)).tolist()}
-        except (ValueError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+            record = {**json.loads(labels.comment), "labels": labels.read(0, len(labels)).tolist()}
+            if type(record.get("start_index")) is not int:
+                raise ValueError("expected a record with a start_index")
+            return record
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{expected}, got another file, or a damaged one; give another place, or delete it"
             ) from error
@@ -188,26 +190,20 @@ class NpzFile:
         comment = json.dumps(record, sort_keys=True).encode()
         if len(comment) > _LONGEST:
             raise ValueError(f"settings: expected at most {_LONGEST} bytes, got {len(comment)}")
-        with replacing(self.path) as temporary, open(temporary, "wb") as file:
-            archive = zipfile.ZipFile(file, "w", allowZip64=True)
-            # Not closed after an error, as it would write on and hide it.
+        with replacing(self.path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            shape: tuple[int, ...] | None = None
             with archive.open(
                 zipfile.ZipInfo("arr_0.npy", _EPOCH), "w", force_zip64=True
             ) as member:
-                shape: tuple[int, ...] | None = None
                 for first in range(0, len(labels), chunk):
                     images = self._part(start + first, min(chunk, len(labels) - first), shape)
                     if shape is None:
                         shape = images.shape[1:]
-                        header = {"descr": "|u1", "fortran_order": False}
-                        np.lib.format.write_array_header_1_0(
-                            member, {**header, "shape": (len(labels), *shape)}
-                        )
+                        _write_header(member, (len(labels), *shape))
                     member.write(images.tobytes())
             with archive.open(zipfile.ZipInfo("arr_1.npy", _EPOCH), "w") as member:
                 np.lib.format.write_array(member, np.asarray(labels, dtype=np.int64))
             archive.comment = comment
-            archive.close()
         self._remove_parts()
 
     def _part(self, first: int, count: int, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -229,6 +225,11 @@ class NpzFile:
                 part.unlink()
             (self.folder / RECORD).unlink()
             self.folder.rmdir()
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def png(image: np.ndarray) -> bytes:

@@ -53,9 +53,8 @@ def test_a_second_job_hears_which_process_has_it(output: Path, tmp_path, monkeyp
 
 
 def test_threads_and_blocks_exclude_one_another(output: Path) -> None:
-    with locked(output):
-        with pytest.raises(BlockingIOError), locked(output):
-            pass
+    with locked(output), pytest.raises(BlockingIOError), locked(output):
+        pass
     seen: list[BaseException | None] = []
 
     def work() -> None:
