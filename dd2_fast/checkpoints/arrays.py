@@ -84,7 +84,7 @@ class ArchivedArray:
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         with self._errors():
             stream = self._stream()
-            stream.seek(self._first + first * row)
+            _go(stream, self._first + first * row)
             data = stream.read((stop - first) * row)
             rows = np.frombuffer(data, dtype=self.dtype).reshape(stop - first, *self.shape[1:])
         return rows.copy()
@@ -121,6 +121,15 @@ class ArchivedArray:
             if not reason.startswith("expected"):
                 reason = f"expected a whole .npz archive, got a damaged one or none ({reason})"
             raise ValueError(f"{reason} in {self.path}") from error
+
+
+def _go(stream: IO[bytes], position: int) -> None:
+    """As seek, which reads what it passes over in pieces of 16 MB."""
+    if position < stream.tell():
+        stream.seek(0)
+    while (ahead := position - stream.tell()) > 0:
+        if not stream.read(min(ahead, _PIECE)):
+            raise EOFError("the array ends early")
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
