@@ -130,6 +130,8 @@ def _score_settings(score: TeacherScore, ode_steps: int | None) -> dict[str, Any
 def _open(folder: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> list[int]:
     """Write the manifest, or check the settings against the one there; the shards to be made."""
     if not (folder / MANIFEST).is_file():
+        if next(folder.glob("shard-*.safetensors"), None) is not None:
+            raise ValueError(f"{folder}: holds shards of no known job; give another folder")
         manifest = Manifest(settings, {**made_by, **provenance()})
         if settings["kind"] == "pairs":
             manifest = replace(manifest, noise_start=noise_start(settings))
