@@ -17,7 +17,7 @@ from dd2_fast.models import TableTeacher
 from dd2_fast.training import make_shards as module
 from dd2_fast.training.make_shards import make_shards
 from dd2_fast.training.shards import ShardedSamples
-from dd2_fast.training.state import RunState
+from dd2_fast.training.state import RunState, clear_finished
 from dd2_fast.training.watch import RunLog
 
 SETTINGS = dict(num=25, shard_size=10)
@@ -89,9 +89,11 @@ def test_what_is_deleted_during_the_job_is_missed(
         patch.setattr(module, "_write_shard", deleting)
         with pytest.raises(FileNotFoundError, match=r"removed while the job ran|found no manifest"):
             make_shards(score, out, **SETTINGS)
-    assert make_shards(score, out, **SETTINGS) == {"folder": 25, "shard": 10, "sum": 10}.get(
-        what, 0
-    )
+    if what == "manifest":
+        with pytest.raises(ValueError, match="holds shards of no known job; give another folder"):
+            make_shards(score, out, **SETTINGS)
+        return
+    assert make_shards(score, out, **SETTINGS) == (25 if what == "folder" else 10)
     assert contents(out) == contents(folder)
 
 
@@ -126,6 +128,26 @@ def test_manifests_that_lie(change, message, score, folder) -> None:
         ShardedSamples(folder)
     with pytest.raises(ValueError):
         make_shards(score, folder, **SETTINGS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_does_not_delete_its_inputs(tmp_path, overwrite) -> None:
+    """The files that a finished run is cleared of, or that a new one writes."""
+    for finished in (True, False):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / "teacher.safetensors")
+        for given in (
+            tmp_path / "teacher.safetensors",
+            tmp_path / "link",
+            "x/../teacher.safetensors",
+        ):
+            path = tmp_path / given
+            with pytest.raises(ValueError, match="expected an input that the run does not replace"):
+                clear_finished(
+                    tmp_path, finished, ["teacher.safetensors"], overwrite, inputs=["", str(path)]
+                )
+    with pytest.raises((ValueError, FileExistsError)):
+        clear_finished(tmp_path, True, [], overwrite, inputs=[str(tmp_path)])
 
 
 def test_leftovers_of_a_run(tmp_path) -> None:

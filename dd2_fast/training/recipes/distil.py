@@ -116,7 +116,8 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     with process_group(None) as (rank, own_device), locked(out):
         if rank == 0:
             names = [f"{name}.safetensors" for name in ("generator", "guidance", "teacher")]
-            clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite)
+            inputs = (config.source.teacher, config.source.tokenizer)
+            clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite, inputs)
         parallel = Parallel(config.execution, own_device or choose_device(config.device))
         networks = Networks(config, parallel)
         settings = {k: v for k, v in flatten(config).items() if not k.startswith(_FREE)}
