@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         message = _one_line(error)
+    except MemoryError as error:
+        message = _one_line(error) or "not enough memory"
     except RuntimeError as error:
         if not str(error).startswith(("backend ", "device: ")):
             raise

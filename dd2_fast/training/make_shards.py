@@ -40,6 +40,7 @@ from .shards import (
 )
 
 _SUM = ".sha256"
+_MOST_SHARDS = 1_000_000
 
 
 def make_shards(
@@ -86,6 +87,11 @@ def make_shards(
     ):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    if num > _MOST_SHARDS * shard_size:
+        raise ValueError(
+            f"shard_size: expected at least {-(-num // _MOST_SHARDS)}, which makes {_MOST_SHARDS} "
+            f"shards of {num} images, got {shard_size}"
+        )
     check_seed(seed)
     check_filters(score.top_k, score.top_p)
     check_teacher(score.teacher, ("generate",))
