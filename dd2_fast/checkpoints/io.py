@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .build import build_model
 from .container import Contents, open_file
-from .files import replacing
+from .files import remove_leftovers, replacing
 from .registry import KINDS, kind_of
 
 _KEY = "dd2_fast"
@@ -58,6 +58,7 @@ def save(
         tensors |= {_TOKENIZER + name: value for name, value in tokenizer.state_dict().items()}
     text = json.dumps(header, sort_keys=True)
     tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+    remove_leftovers(path)
     with replacing(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, {_KEY: text})

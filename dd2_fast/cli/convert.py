@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load SRC and write OUT."""
-    from .. import checkpoints
-    from ..checkpoints.files import check_writable
+    from ..checkpoints.files import check_file
+    from ..checkpoints.locks import locked
 
     out = arguments.out
     if out.suffix != ".safetensors":
@@ -48,14 +48,21 @@ def run(arguments: argparse.Namespace) -> int:
     if out.is_dir() or (out.exists() and not arguments.force):
         hint = "a folder is there" if out.is_dir() else "it exists; --force replaces it"
         raise ValueError(f"OUT: expected a new file, got {out}: {hint}")
-    config = parse_config(arguments.config)
+    check_file(out)
+    with locked(out):
+        return _convert(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .. import checkpoints
+
+    out, config = arguments.out, parse_config(arguments.config)
     try:
         model = checkpoints.load(arguments.source, tokenizer=arguments.tokenizer, **config)
     except TypeError as error:  # a setting or a tokenizer that is not the model's
         if not config and arguments.tokenizer is None:
             raise
         raise ValueError(str(error)) from error
-    check_writable(out.absolute().parent)
     tokenizer = getattr(model, "tokenizer", None)
     checkpoints.save(out, model, {"source": arguments.source.name}, tokenizer=tokenizer)
     header = checkpoints.read_header(out)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .picture import Panel, check_png, draw_panels
+from .picture import Panel, check_png, draw_panels, write_png
 from .table import NAMES, quality_table
 
 _CLASSES, _PER_CLASS, _SCALE = 10, 8, 6
@@ -59,6 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.samples < 2 * _CLASSES:
         raise ValueError(f"--samples: expected at least {2 * _CLASSES}, got {arguments.samples}")
     check_png(arguments.out)
+    from ..checkpoints.locks import locked
+
+    with locked(arguments.out):
+        return _show(arguments)
+
+
+def _show(arguments: argparse.Namespace) -> int:
     from ..checkpoints import load_bundle
     from ..metrics import evaluate
     from ..sampling import resolve_path
@@ -139,7 +146,7 @@ def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -
         "set_prediction": ("Set prediction", "1 step, every token on its own"),
     }
     panels = [Panel(*captions[name], to_uint8(images).numpy()) for name, images in grids.items()]
-    draw_panels(panels, columns=_CLASSES, scale=_SCALE).save(out)
+    write_png(out, draw_panels(panels, columns=_CLASSES, scale=_SCALE))
     print(f"wrote {out}")
 
 

@@ -17,6 +17,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("images", type=Path, help="folder of images, or .npz with arr_0")
     parser.add_argument("reference", type=Path, help="the same of the reference")
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        help="what an archive may hold once unpacked (default: 1 GiB, or 100 times its own size)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -24,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the metrics, one a line."""
     from ..metrics import fid
 
-    for name, value in fid(arguments.images, arguments.reference).items():
+    found = fid(arguments.images, arguments.reference, max_bytes=arguments.max_bytes)
+    for name, value in found.items():
         print(f"{name}  {value:.4f}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,19 @@ def draw_panels(panels: list[Panel], *, columns: int, scale: int) -> Any:
 
 def check_png(path: Path) -> None:
     """Raise ValueError or OSError, before any work, unless a PNG can be written at path."""
-    from ..checkpoints.files import check_writable
+    from ..checkpoints.files import check_file
 
     if path.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a name that ends in .png, got '{path}'")
     if path.is_dir():
         raise IsADirectoryError(f"--out: expected a file, and '{path}' is a folder")
-    check_writable(path.absolute().parent)
-    if path.exists():
-        with path.open("ab"):
-            pass
+    check_file(path)
+
+
+def write_png(path: Path, picture: Any) -> None:
+    """Write a Pillow image as a whole file or not at all."""
+    from ..checkpoints.files import write_atomic
+
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    write_atomic(path, data.getvalue())

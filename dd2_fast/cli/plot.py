@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture and say where it is."""
     from ..checkpoints.files import write_atomic
+    from ..checkpoints.locks import locked
     from ..training.watch import LOG, read_log
 
     log = arguments.folder / LOG
@@ -64,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     picture = io.BytesIO()
     figure = draw(lines, arguments.folder.resolve().name)
     figure.savefig(picture, format="png", dpi=110)
-    write_atomic(out, picture.getvalue())
+    with locked(out):
+        write_atomic(out, picture.getvalue())
     print(f"wrote {out}: {len(lines)} lines, up to step {lines[-1].step} of {lines[-1].stage}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .convert import parse_config
-from .picture import check_png, tile
+from .picture import check_png, tile, write_png
 
 # What would be taken for a file and become a folder.
 _OTHER_FILES = (
@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     """Draw the images to where the suffix says, and return how many."""
+    from ..checkpoints.locks import agreed, locked
     from ..sampling import NpzFile, PngFolder, Sampler, balanced_labels, run_job
 
     try:
@@ -115,9 +116,15 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     )
     where = {"seed": arguments.seed, "start_index": arguments.start_index}
     if suffix == ".png":
-        images = sampler(labels, **where, output="np", progress=not arguments.quiet)
         columns = min(len(labels), 10)
-        tile(images, columns=columns, scale=arguments.scale).save(arguments.out)
+
+        def draw() -> None:
+            images = sampler(labels, **where, output="np", progress=not arguments.quiet)
+            picture = tile(images, columns=columns, scale=arguments.scale)
+            write_png(arguments.out, picture)
+
+        with locked(arguments.out):
+            agreed(draw)
         return len(labels)
     sampler.check_labels(labels)
     npz = suffix == ".npz"

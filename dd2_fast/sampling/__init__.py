@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .jobs import NpzFile, PngFolder, balanced_labels, process_group, run_job
+from .jobs import balanced_labels, process_group, run_job
 from .sampler import Sampler, sample
+from .sinks import NpzFile, PngFolder
 from .sources import bundled_names, resolve_path
 
 __all__ = [

@@ -16,8 +16,13 @@ def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int
     """Return the image indices int64 [count]."""
     if start < 0:
         raise ValueError(f"start_index: expected at least 0, got {start}")
+    if start + count > 1 << 63:
+        raise ValueError(
+            f"start_index: expected at most {(1 << 63) - count} for {count} images, whose indices "
+            f"are of 64 bits, got {start}"
+        )
     if indices is None:
-        return torch.arange(start, start + count)
+        return torch.arange(count) + start
     if start:
         raise ValueError("indices: expected either indices or start_index, got both")
     if isinstance(indices, Tensor) and indices.dtype != torch.int64:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
 from ..ops import nearest_code
 from ..ops.checks import check_filters, check_number
+from ..progress import progress_bar
 from ..ranges import annotate
 from .arguments import check_device, check_dtype, check_indices, image_seed, integer
 from .buckets import BucketedCall, Function
@@ -178,7 +178,8 @@ class Sampler(nn.Module):
         batches = zip(y.split(self.batch_size), index.split(self.batch_size), strict=True)
         parts = []
         # A bar that is not shown costs as much as a twentieth of a digit.
-        with evaluation_mode(self._all_modules), _bar(count) if progress else nullcontext() as bar:
+        shown = progress_bar(count, show=True) if progress else nullcontext()
+        with evaluation_mode(self._all_modules), shown as bar:
             for label, part in batches:
                 parts.append(self._batch(label, part, seed, output))
                 if bar is not None:
@@ -295,10 +296,6 @@ class Sampler(nn.Module):
                 f"settings they are, got teacher_steps={self.teacher_steps}"
             )
         return options
-
-
-def _bar(count: int) -> tqdm:
-    return tqdm(total=count, unit="image")
 
 
 def sample(

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..progress import progress_bar
 from .parallel import Parallel
 from .state import RunState
 from .trained import Trained
@@ -139,12 +139,12 @@ def _run_stage(
     shown = 0.0
     pending: list[Losses] = []
     images = stage.batch or 1
-    bar = tqdm(
-        total=stage.steps * images,
+    bar = progress_bar(
+        stage.steps * images,
+        show=progress and parallel.rank == 0,
         initial=state.step * images,
         desc=stage.name,
         unit="image" if stage.batch else "step",
-        disable=not progress or parallel.rank > 0,
         mininterval=1,
     )
     with bar:

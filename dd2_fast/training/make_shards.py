@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -13,13 +14,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, distributed
-from tqdm import tqdm
 
 from ..checkpoints.files import check_writable, write_atomic
+from ..checkpoints.locks import agreed, locked
 from ..losses import TeacherScore, flow_pairs
 from ..losses.target import check_teacher
 from ..models.sampling import check_seed
 from ..ops.checks import check_filters
+from ..progress import progress_bar
 from .draws import LABEL_RULES, cfg_of, draw_labels, draw_tokens
 from .provenance import provenance
 from .shards import (
@@ -38,6 +40,7 @@ from .shards import (
 )
 
 _SUM = ".sha256"
+_MOST_SHARDS = 1_000_000
 
 
 def make_shards(
@@ -73,7 +76,8 @@ def make_shards(
     Raises:
         ValueError: a bad argument, logits that are not finite, or the folder holds samples made
             with other settings (each is named).
-        OSError: the folder cannot be written; what is finished stays.
+        OSError: the folder cannot be written, or shards were removed meanwhile; what is finished
+            stays. BlockingIOError: another process writes there.
     """
     for name, value in (
         ("num", num),
@@ -83,6 +87,11 @@ def make_shards(
     ):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    if num > _MOST_SHARDS * shard_size:
+        raise ValueError(
+            f"shard_size: expected at least {-(-num // _MOST_SHARDS)}, which makes {_MOST_SHARDS} "
+            f"shards of {num} images, got {shard_size}"
+        )
     check_seed(seed)
     check_filters(score.top_k, score.top_p)
     check_teacher(score.teacher, ("generate",))
@@ -96,17 +105,14 @@ def make_shards(
         rank, world = distributed.get_rank(), distributed.get_world_size()
     rules = {"num": num, "seed": seed, "labels": labels, "shard_size": shard_size}
     settings = {**rules, **_score_settings(score, ode_steps)}
-    # The first process looks, so that all agree on what is missing and share that evenly.
-    missing = _open(folder, settings, dict(made_by or {})) if rank == 0 else []
-    if world > 1:
-        box = [missing]
-        distributed.broadcast_object_list(box)
-        missing = box[0]
-    drawn = _make(missing[rank::world], score, folder, settings, batch_size, progress and rank == 0)
-    if world > 1:
-        distributed.barrier()
-    if rank == 0:
-        _finish(folder)
+    check_writable(folder)
+    with locked(folder):
+        # The first process looks, so that all share evenly what is missing.
+        missing = agreed(lambda: _open(folder, settings, dict(made_by or {})))[rank::world]
+        drawn = _make(missing, score, folder, settings, batch_size, progress and rank == 0)
+        if world > 1:
+            distributed.barrier()
+        agreed(lambda: _finish(folder))
     return drawn
 
 
@@ -129,8 +135,9 @@ def _score_settings(score: TeacherScore, ode_steps: int | None) -> dict[str, Any
 
 def _open(folder: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> list[int]:
     """Write the manifest, or check the settings against the one there; the shards to be made."""
-    check_writable(folder)
     if not (folder / MANIFEST).is_file():
+        if next(folder.glob("shard-*.safetensors"), None) is not None:
+            raise ValueError(f"{folder}: holds shards of no known job; give another folder")
         manifest = Manifest(settings, {**made_by, **provenance()})
         if settings["kind"] == "pairs":
             manifest = replace(manifest, noise_start=noise_start(settings))
@@ -162,7 +169,9 @@ def _is_whole(folder: Path, number: int, manifest: Manifest) -> bool:
 
 def _noted(folder: Path, number: int) -> str | None:
     path = folder / (shard_name(number) + _SUM)
-    return path.read_text(encoding="utf-8").partition(" ")[0] if path.is_file() else None
+    if not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
 
 
 def _make(
@@ -176,7 +185,7 @@ def _make(
     """Draw and write these shards; return how many images that was."""
     ranges = shard_ranges(settings["num"], settings["shard_size"])
     total = sum(len(ranges[number]) for number in numbers)
-    with tqdm(total=total, unit="image", disable=not progress) as bar:
+    with progress_bar(total, show=progress) as bar:
         for number in numbers:
             first, stop = ranges[number].start, ranges[number].stop
             drawn = []
@@ -234,12 +243,16 @@ def _finish(folder: Path) -> None:
         shard_ranges(manifest.settings["num"], manifest.settings["shard_size"])
     ):
         noted, path = _noted(folder, number), folder / shard_name(number)
-        if noted is None:
-            assert manifest.shards is not None  # else _open had this shard made
+        if noted is None and manifest.shards is not None:
             noted = manifest.shards[number].sha256
+        if noted is None or not path.is_file():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the shard was removed while the job ran; the same command goes on",
+                str(path),
+            )
         entries.append(ShardEntry(path.name, path.stat().st_size, noted))
     if entries != manifest.shards:
         _write(folder / MANIFEST, replace(manifest, shards=entries).to_json())
-    for pattern in (f"*{_SUM}", ".*.tmp"):
-        for used in folder.glob(pattern):
-            used.unlink()
+    for used in folder.glob(f"shard-*{_SUM}"):
+        used.unlink()

@@ -71,6 +71,11 @@ def shard_ranges(num: int, shard_size: int) -> list[range]:
     return [range(i, min(i + shard_size, num)) for i in range(0, num, shard_size)]
 
 
+def shard_count(settings: Mapping[str, Any]) -> int:
+    """How many shards hold all images."""
+    return -(-settings["num"] // settings["shard_size"])
+
+
 def token_dtype(vocabulary: int) -> torch.dtype:
     """int16 where every token fits, else int32."""
     return torch.int16 if vocabulary <= 1 << 15 else torch.int32
@@ -94,9 +99,26 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"format {FORMAT} is read here, this is {found}")
         shards = values.pop("shards")
         entries = None if shards is None else [ShardEntry(**entry) for entry in shards]
-        return Manifest(**values, shards=entries)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        manifest = Manifest(**values, shards=entries)
+        _check_manifest(manifest)
+        return manifest
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: expected a manifest of shards: {error}") from error
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Sizes that readers compute with are numbers, and the shards listed are those of the sizes."""
+    for name in ("num", "shard_size"):
+        value = manifest.settings[name]
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    count = shard_count(manifest.settings)
+    if manifest.shards is not None:
+        if len(manifest.shards) != count:
+            raise ValueError(f"expected {count} shards, got {len(manifest.shards)}")
+        for number, entry in enumerate(manifest.shards):
+            if entry.file != shard_name(number):
+                raise ValueError(f"expected {shard_name(number)}, got {entry.file!r}")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -144,8 +166,8 @@ class ShardedSamples:
         self.folder, self.device = Path(folder), device
         self.manifest = read_manifest(self.folder)
         settings = self.settings = self.manifest.settings
-        self._ranges = shard_ranges(settings["num"], settings["shard_size"])
         self._check_files(verify)
+        self._ranges = shard_ranges(settings["num"], settings["shard_size"])
         self._opened: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -199,11 +221,11 @@ class ShardedSamples:
 
     def _check_files(self, verify: bool) -> None:
         entries = self.manifest.shards
-        if entries is None or len(entries) != len(self._ranges):
-            there = sum((self.folder / shard_name(k)).is_file() for k in range(len(self._ranges)))
+        if entries is None:
+            there = sum(1 for _ in self.folder.glob("shard-*.safetensors"))
             raise ValueError(
-                f"{self.folder}: expected a finished set of {len(self._ranges)} shards, got an "
-                f"unfinished job with {there}; {_AGAIN} to finish it"
+                f"{self.folder}: expected a finished set of {shard_count(self.settings)} shards, "
+                f"got an unfinished job with {there}; {_AGAIN} to finish it"
             )
         for entry in entries:
             path = self.folder / entry.file

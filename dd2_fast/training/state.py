@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
-from ..checkpoints.files import replacing
+from ..checkpoints.files import remove_leftovers, replacing
 from .parallel import Parallel
 
 STATE = "state.pt"
@@ -122,8 +122,7 @@ class RunState:
             ValueError: both are damaged, or belong to a run with other settings.
         """
         if self.parallel.rank == 0:
-            for left_by_a_kill in self.path.parent.glob(f".{STATE}.*.tmp"):
-                left_by_a_kill.unlink()
+            remove_leftovers(self.path)
         files = [path for path in (self.path, self.previous) if path.exists()]
         state = None
         for path in files:
@@ -204,11 +203,27 @@ def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
         )
 
 
-def clear_finished(folder: Path, finished: bool, names: Iterable[str], overwrite: bool) -> None:
+def clear_finished(
+    folder: Path,
+    finished: bool,
+    names: Iterable[str],
+    overwrite: bool,
+    inputs: Iterable[str] = (),
+) -> None:
     """Refuse a finished run's folder, or with ``overwrite`` delete ``run.json`` and ``names``.
 
-    An interrupted run's state stays: the same command continues it.
+    An interrupted run's state stays: the same command continues it. ``inputs`` are paths that the
+    run reads (empty: none), of which a ValueError names one that it would replace.
     """
+    names = list(names)
+    replaced = {os.path.realpath(folder / name) for name in names}
+    for path in filter(None, inputs):
+        real = os.path.realpath(path)
+        if real in replaced or (finished and real == os.path.realpath(folder)):
+            raise ValueError(
+                f"{path}: expected an input that the run does not replace in {folder}; choose "
+                "another folder for it"
+            )
     if not finished:
         return
     if not overwrite:

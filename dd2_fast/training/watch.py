@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.files import check_writable, write_atomic
+from ..checkpoints.files import check_writable, remove_leftovers, write_atomic
 
 LOG = "log.jsonl"
 SAMPLES = "samples"
@@ -64,6 +64,7 @@ class RunLog:
         self._file: IO[bytes] | None = None
         if enabled:
             check_writable(self.folder)
+            remove_leftovers(self.folder / SAMPLES)
             _cut_half_line(self.folder / LOG)
             self._file = self._open()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +91,33 @@ def test_other_sources_are_named(calls, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="images: expected an array arr_0"):
         fid(tmp_path / "named.npz", folder)
     assert calls == []
+
+
+def test_broken_empty_and_huge_references_are_one_line(
+    calls, folder: Path, archive: Path, tmp_path: Path, capsys
+) -> None:
+    whole, empty = archive.read_bytes(), tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no image")
+    np.savez_compressed(tmp_path / "none.npz", IMAGES[:0])
+    (tmp_path / "cut.npz").write_bytes(whole[:-30])
+    (tmp_path / "nothing.npz").write_bytes(b"")
+    flipped = bytearray(whole)
+    flipped[200] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    with zipfile.ZipFile(tmp_path / "lie.npz", "w", zipfile.ZIP_DEFLATED) as lie:
+        data = io.BytesIO()
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 333, 3)}
+        np.lib.format.write_array_header_1_0(data, shape)
+        lie.writestr("arr_0.npy", data.getvalue() + bytes(180_000))
+    for name in ("empty", "none.npz", "cut.npz", "nothing.npz", "flipped.npz", "lie.npz"):
+        assert main(["fid", str(folder), str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("dd2-fast: error: reference: expected ") and error.count("\n") == 1
+        assert str(tmp_path / name) in error
+    argv = ["fid", str(archive), str(folder), "--max-bytes"]
+    assert main([*argv, "100"]) == 2
+    assert "images: expected at most 100 bytes once unpacked (max_bytes), got " in (
+        capsys.readouterr().err
+    )
+    assert calls == [] and main([*argv, "1000"]) == 0

@@ -262,6 +262,7 @@ def test_pairs_of_other_noise_are_refused(tmp_path) -> None:
         (dict(num=0), "num: expected at least 1, got 0"),
         (dict(num=1, batch_size=0), "batch_size: expected at least 1, got 0"),
         (dict(num=1, shard_size=-1), "shard_size: expected at least 1, got -1"),
+        (dict(num=10**15), "shard_size: expected at least 1000000000, which makes 1000000 shards"),
         (dict(num=1, ode_steps=0), "ode_steps: expected at least 1, got 0"),
         (dict(num=1, seed=2**63), "seed: expected an integer of 64 bits"),
         (dict(num=1, labels="all"), "labels: expected one of balanced, uniform, got 'all'"),

@@ -14,6 +14,7 @@ from torch import nn
 from ...checkpoints import save
 from ...checkpoints.bundle import PARTS, SETTINGS, Bundle, is_bundle
 from ...checkpoints.files import check_writable, write_atomic
+from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import ARTeacher, DD2Generator, DD2Guidance, VQTokenizer
 from ..config import (
@@ -91,10 +92,17 @@ def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
     Raises:
         ValueError: ``config`` differs from the interrupted run's (the differing names are listed).
         FileExistsError: ``out`` holds a finished bundle and ``config.overwrite`` is False.
-        OSError: ``out`` cannot be written. FloatingPointError: a loss is not finite.
+        OSError: ``out`` cannot be written, or another run has it.
+        FloatingPointError: a loss is not finite.
     """
     out = Path(out)
     check_writable(out)
+    with locked(out):
+        return _run(config, out, progress)
+
+
+def _run(config: DigitsConfig, out: Path, progress: bool) -> Path:
+    """:func:`run` in a folder that no other run has."""
     clear_finished(out, is_bundle(out), (f"{part}.safetensors" for part in PARTS), config.overwrite)
     data = load_digits()
     models = build_models(config)

@@ -16,6 +16,7 @@ from torch import nn
 from ...checkpoints import save
 from ...checkpoints.bundle import SETTINGS
 from ...checkpoints.files import check_writable, write_atomic
+from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
 from ...models.llamagen import adapt
@@ -107,14 +108,16 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     Raises:
         ValueError: settings that do not fit the interrupted run's, the teacher or the processes.
         FileExistsError: ``out`` holds a finished run and ``config.overwrite`` is False.
-        OSError: a file cannot be read or written. FloatingPointError: a loss is not finite.
+        OSError: a file cannot be read or written, or another run has the folder.
+        FloatingPointError: a loss is not finite.
     """
     out = Path(out)
     check_writable(out)
-    with process_group(None) as (rank, own_device):
+    with process_group(None) as (rank, own_device), locked(out):
         if rank == 0:
             names = [f"{name}.safetensors" for name in ("generator", "guidance", "teacher")]
-            clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite)
+            inputs = (config.source.teacher, config.source.tokenizer)
+            clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite, inputs)
         parallel = Parallel(config.execution, own_device or choose_device(config.device))
         networks = Networks(config, parallel)
         settings = {k: v for k, v in flatten(config).items() if not k.startswith(_FREE)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...checkpoints import save
 from ...checkpoints.bundle import SETTINGS
 from ...checkpoints.files import check_writable, write_atomic
+from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, TableTeacher
 from ...ops import nearest_code
@@ -131,10 +132,17 @@ def run(config: ToyConfig, out: Path, *, progress: bool = True) -> Path:
 
     Raises:
         ValueError: an interrupted run has other settings. FileExistsError: ``out`` is finished.
-        OSError: ``out`` cannot be written. FloatingPointError: a loss is not finite.
+        OSError: ``out`` cannot be written, or another run has it.
+        FloatingPointError: a loss is not finite.
     """
     out = Path(out)
     check_writable(out)
+    with locked(out):
+        return _run(config, out, progress)
+
+
+def _run(config: ToyConfig, out: Path, progress: bool) -> Path:
+    """:func:`run` in a folder that no other run has."""
     files = (f"{name}.safetensors" for name in ("generator", "teacher"))
     clear_finished(out, (out / SETTINGS).exists(), files, config.overwrite)
     began = time.monotonic()
