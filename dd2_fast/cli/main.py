@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .. import __version__
+from .. import __version__, processes
 from . import convert, demo, fid, info, inspect, make_data, plot, sample, train
 
 PROGRAM = "dd2-fast"
@@ -18,10 +19,10 @@ EXIT_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line."""
+    """Raises a usage error as any other."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_ERROR, f"{PROGRAM}: error: {message} (see '{self.prog} --help')\n")
+        raise ValueError(f"{message} (see '{self.prog} --help')")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,19 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for an error, 130 when interrupted."""
-    parser = build_parser()
+    """Run one command and return its exit code: 0, 2 for an error, 130 when interrupted.
+
+    The processes of torchrun leave together, and the first that fails says why.
+    """
+    job = None
     try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    if arguments.command is None:
-        parser.print_help()
-        return EXIT_ERROR
-    try:
-        return arguments.run(arguments)
+        with processes.together() as job:
+            return _run(argv, job)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{PROGRAM}: {interrupt or 'interrupted'}", file=sys.stderr)
+        _say(f"\n{PROGRAM}: {interrupt or 'interrupted'}", job)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has left; the interpreter's own flush at exit would fail again.
@@ -59,11 +57,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         message = _one_line(error)
     except RuntimeError as error:
-        if not str(error).startswith(("backend ", "device: ")):
+        told = isinstance(error, processes.ProcessFailed)
+        if not told and not str(error).startswith(("backend ", "device: ")):
             raise
         message = _one_line(error)
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    where = f" (process {job.rank} of {job.count})" if job and job.count > 1 else ""
+    _say(f"{PROGRAM}: error: {message}{where}", job)
     return EXIT_ERROR
+
+
+def _run(argv: Sequence[str] | None, job: processes.Job) -> int:
+    """Run the command; one that processes do not share is the first process's."""
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    if arguments.command is None:
+        parser.print_help()
+        return EXIT_ERROR
+    if job.rank > 0 and not getattr(arguments, "shared", False):
+        return 0
+    return arguments.run(arguments)
+
+
+def _say(text: str, job: processes.Job | None) -> None:
+    """Print a line to stderr, if it is this process that speaks for the job."""
+    with job.telling() if job else contextlib.nullcontext(True) as speaks:
+        if speaks:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _one_line(error: Exception) -> str:

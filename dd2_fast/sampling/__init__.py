@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .jobs import NpzFile, PngFolder, balanced_labels, process_group, run_job
+from ..processes import process_group
+from .jobs import NpzFile, PngFolder, balanced_labels, run_job
 from .sampler import Sampler, sample
 from .sources import bundled_names, resolve_path
 

@@ -107,6 +107,8 @@ def make_shards(
         distributed.barrier()
     if rank == 0:
         _finish(folder)
+    if world > 1:
+        distributed.barrier()
     return drawn
 
 

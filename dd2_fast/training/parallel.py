@@ -43,6 +43,21 @@ class Parallel:
         self.count = dist.get_world_size() if several else 1
         self._replicas: dict[nn.Module, nn.Module] = {}
 
+    @classmethod
+    def alone(cls, recipe: str) -> Parallel:
+        """The one process of a recipe that is not shared.
+
+        Raises:
+            ValueError: it is one of a torch.distributed group.
+        """
+        parallel = cls()
+        if parallel.count > 1:
+            raise ValueError(
+                f"{recipe}: expected one process, got one of a torch.distributed group of "
+                f"{parallel.count}"
+            )
+        return parallel
+
     def parts(self, batch: int) -> list[Tensor]:
         """Which images of a batch this process takes, ``int64 [m]`` for each of its passes.
 
@@ -59,8 +74,17 @@ class Parallel:
         return list(torch.arange(self.rank * share, (self.rank + 1) * share).split(size))
 
     def prepare(self, network: nn.Module) -> None:
-        """Checkpoint, compile and shard ``network`` in place, as the configuration says."""
-        blocks = list(getattr(getattr(network, "backbone", network), "blocks", ()))
+        """Checkpoint, compile and shard ``network`` in place, as the configuration says.
+
+        Raises:
+            ValueError: its backbone names no ``blocks``.
+        """
+        backbone = getattr(network, "backbone", network)
+        blocks = list(getattr(backbone, "blocks", ()))
+        if not blocks:
+            raise ValueError(
+                f"network: expected a backbone with blocks, got {type(backbone).__name__} without"
+            )
         for block in blocks:
             if self.config.checkpoint_activations:
                 block.forward = functools.partial(_checkpointed, block.forward)

@@ -18,11 +18,14 @@ from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import replacing
+from .config import flatten
 from .parallel import Parallel
 
 STATE = "state.pt"
 PREVIOUS = "state.previous.pt"
 _FORMAT = 2
+# Settings that change rounding, speed or what is shown; a run may go on with others.
+_FREE = ("overwrite", "device", "execution.", "watch.")
 
 
 class RunState:
@@ -188,6 +191,11 @@ def _write(state: dict[str, Any], path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def lasting_settings(config: Any) -> dict[str, Any]:
+    """The settings of a recipe that a continued run must share, by dotted name."""
+    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
