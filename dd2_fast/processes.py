@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 _POLL = 0.05  # seconds between looks at what the others have noted
-_TELLING = 10.0  # seconds that the others give the first that failed to say why
+_PATIENCE = 5.0  # seconds for the first that fails to say why, and for the others to hear it
 # Shares of a job may differ by hours; one that dies is noticed at once, by its connection.
 _JOB_TIMEOUT = timedelta(days=1)
+_LOST = "another process of the job is gone and has not said why; it may have been killed"
 # What a collective raises where the process at its other end is gone.
 _GONE = re.compile(r"gloo/|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 
@@ -60,7 +62,7 @@ class Job:
             if not self._fails_first():
                 raise self._other_failed() from error
             if _tells_of_a_loss(error):
-                raise _lost(error) from error
+                raise ProcessLost(_LOST) from error
             raise
         except BaseException:
             self._fails_first()
@@ -69,18 +71,22 @@ class Job:
     @contextlib.contextmanager
     def telling(self) -> Iterator[bool]:
         """Whether this process is to say why the job failed; the others wait until it has."""
-        speaks = self._failed_first == self.rank
-        if self.store is None:
+        store, speaks = self.store, self._failed_first == self.rank
+        if store is None:
             yield True
             return
+        gc.collect()  # networks of the error's frames: they hold the group that the others wait in
         with contextlib.suppress(RuntimeError):  # of a store that is gone
-            end = time.monotonic() + _TELLING
-            while not speaks and not self.store.check(["told"]) and time.monotonic() < end:
-                time.sleep(_POLL)
+            if not speaks:
+                _wait(lambda: store.check(["told"]))
         yield speaks
         with contextlib.suppress(RuntimeError):
-            if speaks:
-                self.store.set("told", "")
+            if not speaks:
+                store.add("heard", 1)
+                return
+            store.set("told", "")
+            if self.rank == 0:  # the store may live in this process
+                _wait(lambda: store.add("heard", 0) >= self.count - 1)
 
     def store_of_a_group(self) -> Any:
         """A part of the store for the next process group alone."""
@@ -111,8 +117,10 @@ class Job:
     def _fails_first(self) -> bool:
         """Note that this process failed; whether none had before."""
         if self.store is not None:
-            with contextlib.suppress(RuntimeError):  # gone with the process that it lived in
+            try:
                 self._failed_first = int(self.store.compare_set("failed", "", str(self.rank)))
+            except RuntimeError:  # the store is gone with the process that it lived in
+                self._failed_first = 0
         return self._failed_first == self.rank
 
     def _other_failed(self) -> ProcessFailed:
@@ -194,8 +202,9 @@ def process_group(backend: str | None = "gloo") -> Iterator[tuple[int, torch.dev
             yield distributed.get_rank(), device
             distributed.barrier()
             return
-        # Functions of this module have the group of their first import as a default; imported
-        # inside the group, they would keep it, and gloo's threads, until the interpreter's end.
+        # Gloo's threads end with the last that holds the group. One that frees a Python tensor as
+        # the interpreter ends aborts the process ("terminate called without an active exception").
+        # Functions of this module hold the group of their first import: there is none yet.
         import torch.distributed.nn.functional
 
         jobs = backend == "gloo"
@@ -212,6 +221,7 @@ def process_group(backend: str | None = "gloo") -> Iterator[tuple[int, torch.dev
             with job.as_one():
                 yield job.rank, device
         finally:
+            gc.collect()  # networks that hold it
             distributed.destroy_process_group()
 
 
@@ -222,7 +232,8 @@ def _meeting_place(rank: int, count: int) -> Any:
     try:
         return next(distributed.rendezvous("env://", rank, count))[0]
     except RuntimeError as error:
-        raise _lost(error) from error
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessLost(f"MASTER_ADDR, MASTER_PORT: no process answers at {where}") from error
 
 
 def _store(rank: int, count: int, prefix: str) -> Any:
@@ -243,12 +254,15 @@ def _number(name: str, low: int, high: int | None = None, default: int | None = 
 
 
 def _tells_of_a_loss(error: Exception) -> bool:
-    """Whether it is what a collective raises where another process is gone."""
+    """Whether it is what a collective or the store raises where another process is gone."""
+    from torch.distributed import DistError
+
+    if isinstance(error, DistError):
+        return True
     return isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None
 
 
-def _lost(error: Exception) -> ProcessLost:
-    reason = str(error).strip().splitlines()
-    return ProcessLost(
-        f"another process of the job ended, or the connection to it ({reason[0] if reason else ''})"
-    )
+def _wait(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not ready() and time.monotonic() < end:
+        time.sleep(_POLL)

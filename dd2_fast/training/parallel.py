@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,9 +113,12 @@ class Parallel:
         if self.count == 1 or isinstance(network, FSDPModule):
             return network
         if network not in self._replicas:
-            self._replicas[network] = DistributedDataParallel(
-                network, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # Newer torch announces another name for it, which is not there yet.
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                self._replicas[network] = DistributedDataParallel(
+                    network, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         return self._replicas[network]
 
     @contextlib.contextmanager
@@ -147,6 +151,13 @@ class Parallel:
         counts = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(counts)
         return [count > 0 for count in counts.tolist()]
+
+    def first(self, value: Any) -> Any:
+        """What the first process gives, on every process; anything that can be pickled."""
+        box = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
 
     def model_state(self, module: nn.Module) -> dict[str, Any]:
         """The whole state of a module; every process must call it."""

@@ -121,18 +121,35 @@ class RunState:
     def resume(self, *, replace: bool = False) -> bool:
         """Load the newest state that is whole; with ``replace``, ignore one that does not fit.
 
+        The first process chooses the file, and the others read the same.
+
         Raises:
-            ValueError: both are damaged, or belong to a run with other settings.
+            ValueError: both are damaged, or belong to a run with other settings; another process
+                cannot read the file.
         """
-        if self.parallel.rank == 0:
-            for left_by_a_kill in self.path.parent.glob(f".{STATE}.*.tmp"):
-                left_by_a_kill.unlink()
+        path, state = self._choose(replace) if self.parallel.rank == 0 else (None, None)
+        name = self.parallel.first(path and path.name)
+        if name is None:
+            return False
+        if state is None:
+            state = self._read(self.path.with_name(name))
+        for name, module in self.modules.items():
+            self.parallel.load_model(module, state["modules"][name])
+        self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
+        self.means, self.losses = state["means"], state["losses"]
+        self.seconds = state["seconds"]
+        self.rng.set_state(state["rng"])
+        self._stage_state = state["stage_state"]
+        return True
+
+    def _choose(self, replace: bool) -> tuple[Path | None, dict[str, Any] | None]:
+        """The file to go on from and what is in it."""
+        for left_by_a_kill in self.path.parent.glob(f".{STATE}.*.tmp"):
+            left_by_a_kill.unlink()
         files = [path for path in (self.path, self.previous) if path.exists()]
-        state = None
         for path in files:
             try:
-                state = self._read(path)
-                break
+                return path, self._read(path)
             except _DamagedState as error:
                 if replace:
                     break
@@ -143,18 +160,9 @@ class RunState:
                 if not replace:
                     raise
                 break
-        if state is None:
-            if replace:
-                self.remove()
-            return False
-        for name, module in self.modules.items():
-            self.parallel.load_model(module, state["modules"][name])
-        self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
-        self.means, self.losses = state["means"], state["losses"]
-        self.seconds = state["seconds"]
-        self.rng.set_state(state["rng"])
-        self._stage_state = state["stage_state"]
-        return True
+        if replace:
+            self.remove()
+        return None, None
 
     def _read(self, path: Path) -> dict[str, Any]:
         """The saved state, of this format and with this run's settings."""

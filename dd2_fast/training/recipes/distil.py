@@ -112,20 +112,25 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
         if rank == 0:
             names = [f"{name}.safetensors" for name in ("generator", "guidance", "teacher")]
             clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite)
-        parallel = Parallel(config.execution, own_device or choose_device(config.device))
-        networks = Networks(config, parallel)
-        settings = lasting_settings(config)
-        every = config.watch.save_every
-        saved = networks.trained_modules()
-        state = RunState(out, saved, settings, seed=config.seed, every=every, parallel=parallel)
-        state.resume(replace=config.overwrite)
-        networks.freeze(state.done)
-        stages = build_stages(config, networks, parallel)
-        with RunWatch(out, config.watch, networks.ema, parallel, state) as watch:
-            run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
-        _write(out, config, networks, state)
-        state.remove()
+        # A function of its own, so that no network is left when the group ends.
+        _run(config, out, own_device or choose_device(config.device), progress)
     return out
+
+
+def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) -> None:
+    parallel = Parallel(config.execution, device)
+    networks = Networks(config, parallel)
+    settings = lasting_settings(config)
+    every = config.watch.save_every
+    saved = networks.trained_modules()
+    state = RunState(out, saved, settings, seed=config.seed, every=every, parallel=parallel)
+    state.resume(replace=config.overwrite)
+    networks.freeze(state.done)
+    stages = build_stages(config, networks, parallel)
+    with RunWatch(out, config.watch, networks.ema, parallel, state) as watch:
+        run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
+    _write(out, config, networks, state)
+    state.remove()
 
 
 def check_parity(

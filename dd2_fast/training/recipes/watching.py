@@ -54,7 +54,7 @@ class RunWatch(Watch):
         tokenizer: Any = None,
     ) -> None:
         self.config, self.ema, self.parallel = config, ema, parallel
-        self.tokenizer = tokenizer or getattr(ema, "tokenizer", None)
+        self.tokenizer: Any = tokenizer or getattr(ema, "tokenizer", None)
         self.log = RunLog(folder, config.tensorboard, enabled=parallel.rank == 0)
         self.log.rewind(state.done, state.stage, state.step)
         self._since: tuple[str, int, float] | None = None
