@@ -19,6 +19,13 @@ namespace py = pybind11;
 
 namespace {
 
+// py::gil_scoped_release whose end lets through what stops a daemon thread as the interpreter ends:
+// Python unwinds its stack, and would abort the process at a destructor that throws nothing.
+struct ReleaseGil {
+  PyThreadState* thread = PyEval_SaveThread();
+  ~ReleaseGil() noexcept(false) { PyEval_RestoreThread(thread); }
+};
+
 template <typename T>
 T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -83,7 +90,7 @@ dd2::SampleCodeParams sample_code_params(const dd2::TeacherRows& teacher, std::u
 template <typename Params>
 void register_cpu(py::module_& m, const char* name, void (*launch)(const Params&, int)) {
   m.def(name, launch, py::arg("params"), py::arg("num_threads"),
-        py::call_guard<py::gil_scoped_release>());
+        py::call_guard<ReleaseGil>());
 }
 
 #ifdef DD2_WITH_CUDA
@@ -93,7 +100,7 @@ void register_cuda(py::module_& m, const char* name, void (*launch)(const Params
         [launch](const Params& params, std::uintptr_t stream) {
           launch(params, reinterpret_cast<void*>(stream));
         },
-        py::arg("params"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+        py::arg("params"), py::arg("stream"), py::call_guard<ReleaseGil>());
 }
 #endif
 
@@ -166,7 +173,7 @@ PYBIND11_MODULE(_C, m) {
   register_cuda(m, "cuda_conditional_score", &dd2::cuda::launch_conditional_score);
   register_cuda(m, "cuda_flow_solve", &dd2::cuda::launch_flow_solve);
   m.def("cuda_conditional_score_workspace", &dd2::cuda::conditional_score_workspace,
-        py::arg("params"), py::call_guard<py::gil_scoped_release>());
+        py::arg("params"), py::call_guard<ReleaseGil>());
   register_cuda(m, "cuda_image_normal", &dd2::cuda::launch_image_normal);
   register_cuda(m, "cuda_nearest_code", &dd2::cuda::launch_nearest_code);
   register_cuda(m, "cuda_sample_code", &dd2::cuda::launch_sample_code);
