@@ -24,6 +24,13 @@ const Params& at(Address address) {
   return *reinterpret_cast<const Params*>(address);
 }
 
+// py::gil_scoped_release whose end lets through what stops a daemon thread as the interpreter ends:
+// Python unwinds its stack, and would abort the process at a destructor that throws nothing.
+struct ReleaseGil {
+  PyThreadState* thread = PyEval_SaveThread();
+  ~ReleaseGil() noexcept(false) { PyEval_RestoreThread(thread); }
+};
+
 // The size of the struct, then (offset, size) of each field.
 template <typename Params>
 py::tuple layout() {
@@ -38,7 +45,7 @@ template <typename Params>
 void register_cpu(py::module_& m, const char* name, void (*launch)(const Params&, int)) {
   m.def(name,
         [launch](Address params, int num_threads) { launch(at<Params>(params), num_threads); },
-        py::arg("params"), py::arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+        py::arg("params"), py::arg("num_threads"), py::call_guard<ReleaseGil>());
 }
 
 #ifdef DD2_WITH_CUDA
@@ -48,7 +55,7 @@ void register_cuda(py::module_& m, const char* name, void (*launch)(const Params
         [launch](Address params, Address stream) {
           launch(at<Params>(params), reinterpret_cast<void*>(stream));
         },
-        py::arg("params"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+        py::arg("params"), py::arg("stream"), py::call_guard<ReleaseGil>());
 }
 #endif
 
@@ -95,6 +102,6 @@ PYBIND11_MODULE(_C, m) {
         [](Address params) {
           return dd2::cuda::conditional_score_workspace(at<dd2::ConditionalScoreParams>(params));
         },
-        py::arg("params"), py::call_guard<py::gil_scoped_release>());
+        py::arg("params"), py::call_guard<ReleaseGil>());
 #endif
 }

@@ -124,7 +124,7 @@ class ArchivedArray:
 
 
 def _go(stream: IO[bytes], position: int) -> None:
-    """As seek, which reads what it passes over in pieces of 16 MB."""
+    """As seek, which reads what it passes over in small pieces."""
     if position < stream.tell():
         stream.seek(0)
     while (ahead := position - stream.tell()) > 0:

@@ -7,10 +7,10 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import NoReturn
 
-from .. import __version__
+from .. import __version__, processes
 from . import convert, demo, fid, info, inspect, make_data, plot, sample, train
 
 PROGRAM = "dd2-fast"
@@ -20,10 +20,10 @@ EXIT_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line."""
+    """Raises a usage error as any other."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_ERROR, f"{PROGRAM}: error: {message} (see '{self.prog} --help')\n")
+        raise ValueError(f"{message} (see '{self.prog} --help')")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,22 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for an error, 130 when interrupted."""
+    """Run one command and return its exit code: 0, 2 for an error, 130 when interrupted.
+
+    The processes of torchrun leave together, and the first that fails says why.
+    """
     _open_streams()
-    parser = build_parser()
+    job = None
     try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    if arguments.command is None:
-        parser.print_help()
-        return EXIT_ERROR
-    try:
-        code = arguments.run(arguments)
-        _flush()
-        return code
+        with processes.together() as job:
+            return _run(argv, job)
     except KeyboardInterrupt as interrupt:
-        _complain(f"\n{PROGRAM}: {interrupt or 'interrupted'}")
+        _say(f"\n{PROGRAM}: {interrupt or 'interrupted'}", job)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has left; the interpreter's own flush at exit would fail again.
@@ -66,11 +61,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         message = _one_line(error) or "not enough memory"
     except RuntimeError as error:
-        if not str(error).startswith(("backend ", "device: ")):
+        told = isinstance(error, processes.ProcessFailed)
+        if not told and not str(error).startswith(("backend ", "device: ")):
             raise
         message = _one_line(error)
-    _complain(f"{PROGRAM}: error: {message}")
+    where = f" (process {job.rank} of {job.count})" if job and job.count > 1 else ""
+    _say(f"{PROGRAM}: error: {message}{where}", job)
     return EXIT_ERROR
+
+
+def _run(argv: Sequence[str] | None, job: processes.Job) -> int:
+    """Run the command; one that processes do not share is the first process's."""
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    if arguments.command is None:
+        parser.print_help()
+        return EXIT_ERROR
+    if job.rank > 0 and not getattr(arguments, "shared", False):
+        return 0
+    code = arguments.run(arguments)
+    _flush()
+    return code
 
 
 def _open_streams() -> None:
@@ -98,9 +112,12 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(text: str) -> None:
-    with suppress(OSError):  # nobody may read it any more
-        print(text, file=sys.stderr, flush=True)
+def _say(text: str, job: processes.Job | None) -> None:
+    """Print a line to stderr, if it is this process that speaks for the job."""
+    with job.telling() if job else nullcontext(True) as speaks:
+        if speaks:
+            with suppress(OSError):  # nobody may read it any more
+                print(text, file=sys.stderr, flush=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
         help="images a file (default 4096); a kill loses at most one file a process",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, shared=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

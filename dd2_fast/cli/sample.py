@@ -66,7 +66,7 @@ def add_parser(commands: Any) -> None:
         "--scale", type=int, default=1, help="enlarge each pixel this many times (default 1)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, shared=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     if suffix == ".png":
         check_png(arguments.out)
     with process_group() as (rank, device):
+        if suffix == ".png" and rank > 0:
+            return 0  # one picture is not shared
         count = _draw(arguments, suffix, device)
     if rank == 0:
         print(f"wrote {count} images to {arguments.out}")

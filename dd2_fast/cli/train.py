@@ -67,7 +67,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
     parser.add_argument("--list", action="store_true", help="print the fields and their values")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, shared=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,8 +75,17 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..ops import default_backend
+    from ..processes import place
 
+    rank, count = place()
     module, config = _configuration(arguments)
+    if rank > 0 and (arguments.list or arguments.check_parity is not None):
+        return 0
+    if count > 1 and rank == 0 and arguments.recipe in _RECIPES:
+        print(
+            f"the recipe {arguments.recipe} is not shared: one process of {count} trains",
+            flush=True,
+        )
     if arguments.list:
         for name in field_types(config):
             print(f"{name}={_value(config, name)}")
@@ -94,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as interrupt:
         reason = str(interrupt) or "interrupted; the same command continues"
         raise KeyboardInterrupt(f"{reason} from {out}") from None
+    if rank > 0:
+        return 0
     report = json.loads((written / "run.json").read_text(encoding="utf-8"))
     if "teacher" in report["metrics"]:
         print(quality_table(report["metrics"]))

@@ -13,7 +13,8 @@ from .head import FlowHead
 
 # What a backbone is: ``forward(embeddings [B, n, C], labels [B]) -> features [B, n, width]``, those
 # of a token reading only what comes before it; ``num_tokens``, ``dimension``, ``num_classes``,
-# ``width``, and ``backbone_config``, the arguments that make another one. Some need a tokenizer.
+# ``width``, ``blocks``, and ``backbone_config``, the arguments that make another one. Some need a
+# tokenizer.
 FAMILIES = {
     "causal": "dd2_fast.models.transformer:CausalTransformer",
     "var": "dd2_fast.models.var:VARBackbone",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .jobs import balanced_labels, process_group, run_job
+from ..processes import process_group
+from .jobs import balanced_labels, run_job
 from .sampler import Sampler, sample
 from .sinks import NpzFile, PngFolder
 from .sources import bundled_names, resolve_path

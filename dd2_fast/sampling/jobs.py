@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import distributed
 
 from ..checkpoints.files import remove_leftovers, write_atomic
@@ -132,28 +129,3 @@ def _difference(key: str, found: dict[str, Any], record: dict[str, Any]) -> str:
         if there == now:
             return f"labels ({now})"
     return f"{key} (there {there}, now {now})"
-
-
-@contextlib.contextmanager
-def process_group(backend: str | None = "gloo") -> Iterator[tuple[int, torch.device | None]]:
-    """This process's rank in the group that torchrun started, joined meanwhile, and its device.
-
-    Without torchrun 0 and None.
-
-    Args:
-        backend: of torch.distributed; None takes NCCL for CUDA tensors and gloo for the others.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, None
-        return
-    device = None
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    if backend is None:
-        backend = "gloo" if device is None else "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend)
-    try:
-        yield distributed.get_rank(), device
-    finally:
-        distributed.destroy_process_group()

@@ -20,6 +20,7 @@ from .state import RunState
 from .trained import Trained
 
 Losses = Mapping[str, Tensor | float]
+_Made = tuple[Losses, dict[str, float]]  # of a step: losses and learning rates
 _SMOOTHING = 0.98
 _REFRESH = 0.5
 
@@ -72,6 +73,13 @@ class Stage:
         """The first of the last step's seen tensors that had a NaN or infinity."""
         return next((name for name, sum in self._sums.items() if not sum.isfinite()), None)
 
+    def take_rates(self) -> dict[str, float]:
+        """The learning rates of the networks that were updated since the last call."""
+        rates = {k: v.rate for k, v in self.trained.items() if v.rate is not None}
+        for trained in self.trained.values():
+            trained.rate = None
+        return rates
+
     def state_dict(self) -> dict[str, Any]:
         """Optimisers and buffers."""
         optimizers = {name: value.state_dict() for name, value in self.trained.items()}
@@ -91,8 +99,10 @@ class Interrupted(KeyboardInterrupt):
 class Watch:
     """Is told of every step of a run; what this one does with it is nothing."""
 
-    def losses(self, stage: Stage, step: int, values: Mapping[str, float]) -> None:
-        """The losses of a step, the mean over the processes."""
+    def losses(
+        self, stage: Stage, step: int, values: Mapping[str, float], rates: Mapping[str, float]
+    ) -> None:
+        """The losses of a step, the mean over the processes, and its learning rates."""
 
     def reported(self, stage: Stage, step: int) -> None:
         """``step`` steps of the stage are made and their losses reported."""
@@ -137,7 +147,7 @@ def _run_stage(
         stage.load_state_dict(state.stage_state())
     began, before = time.monotonic(), state.seconds[stage.name]
     shown = 0.0
-    pending: list[Losses] = []
+    pending: list[_Made] = []
     images = stage.batch or 1
     bar = progress_bar(
         stage.steps * images,
@@ -149,7 +159,7 @@ def _run_stage(
     )
     with bar:
         while state.step < stage.steps:
-            pending.append(stage.step(state.step, state.rng))
+            pending.append((stage.step(state.step, state.rng), stage.take_rates()))
             state.step += 1
             bar.update(images)
             if len(pending) < parallel.config.report_every and state.step < stage.steps:
@@ -172,12 +182,12 @@ def _run_stage(
 
 
 def _report(
-    pending: list[Losses], stage: Stage, state: RunState, parallel: Parallel, watch: Watch
+    pending: list[_Made], stage: Stage, state: RunState, parallel: Parallel, watch: Watch
 ) -> None:
     """Read the losses of the last steps, average them over the processes, and pass them on."""
-    names = [(i, name) for i, losses in enumerate(pending) for name in losses]
+    names = [(i, name) for i, (losses, _) in enumerate(pending) for name in losses]
     if names:
-        values = [torch.as_tensor(pending[i][n], dtype=torch.float32) for i, n in names]
+        values = [torch.as_tensor(pending[i][0][n], dtype=torch.float32) for i, n in names]
         flat = parallel.mean(torch.stack([v.to(parallel.device) for v in values])).tolist()
         first = state.step - len(pending)
         by_step: dict[int, dict[str, float]] = {}
@@ -185,7 +195,7 @@ def _report(
             by_step.setdefault(first + i, {})[name] = value
         for step, losses in by_step.items():
             _accumulate(state.means, losses, stage, step)
-            watch.losses(stage, step, losses)
+            watch.losses(stage, step, losses, pending[step - first][1])
     pending.clear()
     watch.reported(stage, state.step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,21 @@ class Parallel:
         self.count = dist.get_world_size() if several else 1
         self._replicas: dict[nn.Module, nn.Module] = {}
 
+    @classmethod
+    def alone(cls, recipe: str) -> Parallel:
+        """The one process of a recipe that is not shared.
+
+        Raises:
+            ValueError: it is one of a torch.distributed group.
+        """
+        parallel = cls()
+        if parallel.count > 1:
+            raise ValueError(
+                f"{recipe}: expected one process, got one of a torch.distributed group of "
+                f"{parallel.count}"
+            )
+        return parallel
+
     def parts(self, batch: int) -> list[Tensor]:
         """Which images of a batch this process takes, ``int64 [m]`` for each of its passes.
 
@@ -59,8 +75,17 @@ class Parallel:
         return list(torch.arange(self.rank * share, (self.rank + 1) * share).split(size))
 
     def prepare(self, network: nn.Module) -> None:
-        """Checkpoint, compile and shard ``network`` in place, as the configuration says."""
-        blocks = list(getattr(getattr(network, "backbone", network), "blocks", ()))
+        """Checkpoint, compile and shard ``network`` in place, as the configuration says.
+
+        Raises:
+            ValueError: its backbone names no ``blocks``.
+        """
+        backbone = getattr(network, "backbone", network)
+        blocks = list(getattr(backbone, "blocks", ()))
+        if not blocks:
+            raise ValueError(
+                f"network: expected a backbone with blocks, got {type(backbone).__name__} without"
+            )
         for block in blocks:
             if self.config.checkpoint_activations:
                 block.forward = functools.partial(_checkpointed, block.forward)
@@ -88,9 +113,12 @@ class Parallel:
         if self.count == 1 or isinstance(network, FSDPModule):
             return network
         if network not in self._replicas:
-            self._replicas[network] = DistributedDataParallel(
-                network, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # Newer torch announces another name for it, which is not there yet.
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                self._replicas[network] = DistributedDataParallel(
+                    network, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         return self._replicas[network]
 
     @contextlib.contextmanager
@@ -123,6 +151,13 @@ class Parallel:
         counts = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(counts)
         return [count > 0 for count in counts.tolist()]
+
+    def first(self, value: Any) -> Any:
+        """What the first process gives, on every process; anything that can be pickled."""
+        box = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
 
     def model_state(self, module: nn.Module) -> dict[str, Any]:
         """The whole state of a module; every process must call it."""

@@ -18,11 +18,14 @@ from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import remove_leftovers, replacing
+from .config import flatten
 from .parallel import Parallel
 
 STATE = "state.pt"
 PREVIOUS = "state.previous.pt"
 _FORMAT = 2
+# Settings that change rounding, speed or what is shown; a run may go on with others.
+_FREE = ("overwrite", "device", "execution.", "watch.")
 
 
 class RunState:
@@ -118,17 +121,34 @@ class RunState:
     def resume(self, *, replace: bool = False) -> bool:
         """Load the newest state that is whole; with ``replace``, ignore one that does not fit.
 
+        The first process chooses the file, and the others read the same.
+
         Raises:
-            ValueError: both are damaged, or belong to a run with other settings.
+            ValueError: both are damaged, or belong to a run with other settings; another process
+                cannot read the file.
         """
-        if self.parallel.rank == 0:
-            remove_leftovers(self.path)
+        path, state = self._choose(replace) if self.parallel.rank == 0 else (None, None)
+        name = self.parallel.first(path and path.name)
+        if name is None:
+            return False
+        if state is None:
+            state = self._read(self.path.with_name(name))
+        for name, module in self.modules.items():
+            self.parallel.load_model(module, state["modules"][name])
+        self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
+        self.means, self.losses = state["means"], state["losses"]
+        self.seconds = state["seconds"]
+        self.rng.set_state(state["rng"])
+        self._stage_state = state["stage_state"]
+        return True
+
+    def _choose(self, replace: bool) -> tuple[Path | None, dict[str, Any] | None]:
+        """The file to go on from and what is in it."""
+        remove_leftovers(self.path)
         files = [path for path in (self.path, self.previous) if path.exists()]
-        state = None
         for path in files:
             try:
-                state = self._read(path)
-                break
+                return path, self._read(path)
             except _DamagedState as error:
                 if replace:
                     break
@@ -139,18 +159,9 @@ class RunState:
                 if not replace:
                     raise
                 break
-        if state is None:
-            if replace:
-                self.remove()
-            return False
-        for name, module in self.modules.items():
-            self.parallel.load_model(module, state["modules"][name])
-        self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
-        self.means, self.losses = state["means"], state["losses"]
-        self.seconds = state["seconds"]
-        self.rng.set_state(state["rng"])
-        self._stage_state = state["stage_state"]
-        return True
+        if replace:
+            self.remove()
+        return None, None
 
     def _read(self, path: Path) -> dict[str, Any]:
         """The saved state, of this format and with this run's settings."""
@@ -187,6 +198,11 @@ def _write(state: dict[str, Any], path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def lasting_settings(config: Any) -> dict[str, Any]:
+    """The settings of a recipe that a continued run must share, by dotted name."""
+    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

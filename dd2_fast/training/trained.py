@@ -35,6 +35,7 @@ class Trained:
     ) -> None:
         self.network, self.parallel = network, parallel
         self.optimizer = adam(network, 1.0, betas, weight_decay)
+        self.rate: float | None = None  # of the last update, until Stage.take_rates
 
     def __call__(self, *arguments: Any) -> Tensor:
         with self.parallel.autocast():
@@ -52,6 +53,7 @@ class Trained:
             The mean of what the parts report, on this process, and the gradient's norm.
         """
         set_rate(self.optimizer, rate)
+        self.rate = rate
         self.optimizer.zero_grad()
         parts = self.parallel.parts(batch)
         terms: Terms = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Collection, Mapping
@@ -78,7 +79,8 @@ class RunLog:
         """Log ``values`` after ``step`` steps of ``stage``.
 
         Raises:
-            OSError: the line cannot be written; the message has the file and the reason.
+            OSError: the line cannot be written, as in a folder that is gone; the message has the
+                file and the reason.
         """
         if not self.enabled:
             return
@@ -152,6 +154,9 @@ class RunLog:
         assert self._file is not None
         data = memoryview(text.encode() + b"\n")
         try:
+            if not os.fstat(self._file.fileno()).st_nlink:  # deleted: what is written is lost
+                self._file.close()
+                self._file = self._open()
             while data:
                 data = data[self._file.write(data) :]
         except OSError as error:

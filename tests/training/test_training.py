@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import environment, run_python
+from training.test_distil import config as small_run
 
 from dd2_fast import checkpoints
 from dd2_fast.training import loop
@@ -28,9 +29,11 @@ from dd2_fast.training.config import (
     flatten,
 )
 from dd2_fast.training.loop import Interrupted, Stage, run_stages
-from dd2_fast.training.recipes import digits, toy
+from dd2_fast.training.recipes import digits, distil, toy
+from dd2_fast.training.recipes.watching import WatchConfig
 from dd2_fast.training.schedule import ramp, update_ema
 from dd2_fast.training.state import RunState
+from dd2_fast.training.watch import read_log
 
 TINY = digits.DigitsConfig(
     tokenizer=TokenizerConfig(vocabulary=8, dimension=3, width=8, continuous_steps=4, steps=8),
@@ -49,6 +52,7 @@ TINY = digits.DigitsConfig(
     ),
     classifier_epochs=1,
     evaluation_samples=500,
+    watch=WatchConfig(tensorboard=False),
 )
 TINY_TOY = toy.ToyConfig(
     network=toy.ToyNetworkConfig(width=16, layers=1, heads=2, head_width=8, head_depth=1),
@@ -57,6 +61,7 @@ TINY_TOY = toy.ToyConfig(
     regression=RegressionConfig(steps=2, batch=8),
     distill=DistillConfig(steps=6, guidance_start=2, guidance_updates=2, batch=8, objective="sid"),
     evaluation_samples=500,
+    watch=WatchConfig(tensorboard=False),
 )
 
 
@@ -74,6 +79,15 @@ def assert_same(a: Path, b: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
     first, second = (json.loads((folder / "run.json").read_text()) for folder in (a, b))
     assert first["losses"] == second["losses"] and first["metrics"] == second["metrics"]
+
+
+def logged(folder: Path) -> list[tuple]:
+    """What a run's log says, but when and how fast."""
+    return [
+        (line.stage, line.step, line.values)
+        for line in read_log(folder / "log.jsonl")
+        if "images_per_second" not in line.values
+    ]
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
@@ -102,12 +116,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
 
 
-def test_digits_writes_a_bundle_and_nothing_else(whole: Path):
+def test_digits_writes_a_bundle_and_its_log(whole: Path):
     bundle = checkpoints.load_bundle(whole)
     assert sorted(path.name for path in whole.iterdir()) == [
         "classifier.safetensors",
         "generator.safetensors",
+        "log.jsonl",
         "run.json",
+        "samples",
         "stage1.safetensors",
         "teacher.safetensors",
         "tokenizer.safetensors",
@@ -118,6 +134,52 @@ def test_digits_writes_a_bundle_and_nothing_else(whole: Path):
     assert torch.equal(bundle.teacher.codebook, bundle.tokenizer.codebook)
     images = bundle.tokenizer.decode(bundle.generator(torch.zeros(2, 16, 3), torch.tensor([0, 9])))
     assert images.shape == (2, 3, 8, 8)
+
+
+def test_digits_and_toy_log_like_every_run(whole: Path, tmp_path: Path):
+    """A learning rate is that of a network in a step that updates it."""
+    lines = read_log(whole / "log.jsonl")
+    seen = {stage: set() for stage in dict.fromkeys(line.stage for line in lines)}
+    for line in lines:
+        seen[line.stage] |= line.values.keys()
+    assert list(seen) == ["tokenizer", "teacher", "pairs", "stage1", "regression"] + [
+        *("guidance", "distill", "align", "aligned")
+    ]
+    assert seen["stage1"] == {"gts", "grad/guidance", "lr/head", "lr/all", "images_per_second"}
+    assert {"fcs", "csd", "lr/guidance", "lr/generator", "grad/generator"} <= seen["distill"]
+    rates = [
+        (line.step, name, value)
+        for line in lines
+        for name, value in line.values.items()
+        if line.stage == "stage1" and name.startswith("lr/")
+    ]
+    assert [(step, name) for step, name, _ in rates] == [
+        *((step, "lr/head") for step in (1, 2)),
+        *((step, "lr/all") for step in (3, 4, 5)),
+    ]
+    assert all(0 < rate <= TINY.stage1.rate for *_, rate in rates)
+    pictures = sorted(path.name for path in (whole / "samples").iterdir())
+    assert pictures == [f"{n}.png" for n in ("aligned-0000002", "distill-0000005")] + [
+        "regression-0000003.png"
+    ]
+    out = toy.run(TINY_TOY, tmp_path, progress=False)
+    assert {line.stage for line in read_log(out / "log.jsonl")} >= {"stage1", "distill"}
+    assert not (out / "samples").exists()
+
+
+def test_every_step_is_logged_at_its_own_rate(tmp_path: Path):
+    """Also where the losses of several steps are read together."""
+    logs = []
+    for every in (1, 4):
+        head = {"head_steps": 3, "steps": 6, "warmup": 3}
+        settings = {"execution": {"report_every": every}, "stage1": head}
+        distil.run(small_run("var", **settings), tmp_path / f"{every}", progress=False)
+        rates = []
+        for line in read_log(tmp_path / f"{every}/log.jsonl"):
+            rates += [(line.stage, line.step, n, v) for n, v in line.values.items() if "lr/" in n]
+        logs.append(rates)
+    assert logs[0] == logs[1] and len({rate for *_, rate in logs[0]}) > 5
+    assert max(rate for *_, rate in logs[0]) < 0.1
 
 
 # The calls of step: tokenizer 1-8, classifier 9, teacher 10-13, pairs 14-16, stage 1 17-21,
@@ -132,9 +194,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         with pytest.raises(Interrupted, match="stopped in"):
             digits.run(TINY, tmp_path, progress=False)
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    assert {path.name for path in tmp_path.iterdir()} - {"samples"} == {"log.jsonl", "state.pt"}
     digits.run(TINY, tmp_path, progress=False)
     assert_same(whole, tmp_path)
+    assert logged(tmp_path) == logged(whole)
 
 
 def test_resume_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -192,7 +255,7 @@ def test_killed_process_resumes_from_its_last_save(tmp_path: Path):
         from dd2_fast.training import state
         from dd2_fast.training.recipes import toy
         from test_training import TINY_TOY
-        state.RunState.__init__.__kwdefaults__["every"] = 0.0
+        state.RunState.due = lambda self: True
         step = toy.RegressionStage.step
         def slow(self, index, rng):
             if index == 1 and sys.argv[3] == "hang":

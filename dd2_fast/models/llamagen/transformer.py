@@ -110,6 +110,11 @@ class LlamaGenTransformer(nn.Module):
         return self.tokenizer.codebook
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, which released files call ``layers``."""
+        return self.layers
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, to which inputs are cast."""
         return self.norm.weight.dtype

@@ -17,6 +17,7 @@ from ...checkpoints.files import check_writable, write_atomic
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import ARTeacher, DD2Generator, DD2Guidance, VQTokenizer
+from ...processes import together
 from ..config import (
     DistillConfig,
     NetworkConfig,
@@ -26,17 +27,18 @@ from ..config import (
     Stage1Config,
     TeacherConfig,
     TokenizerConfig,
-    flatten,
 )
 from ..data import DigitsData, load_digits
 from ..loop import Losses, Stage, run_stages
 from ..pairs import PairPool, PairsStage
+from ..parallel import Parallel
 from ..provenance import provenance
 from ..stages import GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished
+from ..state import RunState, clear_finished, lasting_settings
 from ..teacher_stage import TeacherStage
 from ..tokenizer_stage import TokenizerStage
 from .distillation import copy_weights, distillation_stages
+from .watching import RunWatch, WatchConfig
 
 _CLASSES = 10
 _FEWEST_SAMPLES = 500
@@ -44,7 +46,7 @@ _FEWEST_SAMPLES = 500
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """Every setting of the digits recipe; ``overwrite`` alone does not change its result."""
+    """Every setting of the digits recipe; ``watch`` and ``overwrite`` do not change its result."""
 
     seed: int = 0
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -57,6 +59,7 @@ class DigitsConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     classifier_epochs: int = 30
     evaluation_samples: int = 5000
+    watch: WatchConfig = WatchConfig(save_every=30.0, images_every=300)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +90,8 @@ class _ClassifierStage(Stage):
 def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
     """Train tokenizer, teacher and generator on the digits; the bundle folder ``out``.
 
-    A run that was interrupted continues from ``out/state.pt`` when it is called again.
+    A run that was interrupted continues from ``out/state.pt`` when it is called again. Under
+    torchrun the first process makes it, and the others wait.
 
     Raises:
         ValueError: ``config`` differs from the interrupted run's (the differing names are listed).
@@ -96,24 +100,28 @@ def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
         FloatingPointError: a loss is not finite.
     """
     out = Path(out)
-    check_writable(out)
-    with locked(out):
-        return _run(config, out, progress)
+    with together() as job:
+        if job.rank == 0:
+            check_writable(out)
+            with locked(out):
+                _run(config, out, progress)
+    return out
 
 
-def _run(config: DigitsConfig, out: Path, progress: bool) -> Path:
-    """:func:`run` in a folder that no other run has."""
+def _run(config: DigitsConfig, out: Path, progress: bool) -> None:
+    parallel = Parallel.alone("digits")
     clear_finished(out, is_bundle(out), (f"{part}.safetensors" for part in PARTS), config.overwrite)
     data = load_digits()
     models = build_models(config)
-    settings = flatten(config)
-    del settings["overwrite"]
-    state = RunState(out, models, settings, seed=config.seed)
+    settings = lasting_settings(config)
+    state = RunState(out, models, settings, seed=config.seed, every=config.watch.save_every)
     state.resume(replace=config.overwrite)
-    run_stages(build_stages(config, models, data), state, progress=progress)
+    stages = build_stages(config, models, data)
+    ema, tokenizer = models["ema"], models["tokenizer"]
+    with RunWatch(out, config.watch, ema, parallel, state, tokenizer) as watch:
+        run_stages(stages, state, progress=progress, watch=watch)
     _write_bundle(out, config, models, state, data)
     state.remove()
-    return out
 
 
 def build_models(config: DigitsConfig) -> dict[str, Any]:

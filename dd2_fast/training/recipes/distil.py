@@ -20,8 +20,8 @@ from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
 from ...models.llamagen import adapt
+from ...processes import process_group
 from ...sampling.arguments import check_device
-from ...sampling.jobs import process_group
 from ..adaptation import AdaptationStage
 from ..config import (
     AdaptationConfig,
@@ -33,21 +33,18 @@ from ..config import (
     Stage1Config,
     _Checked,
     _one_of,
-    flatten,
 )
 from ..lockstep import Difference, compare, shorten
 from ..loop import Stage, run_stages
 from ..parallel import Parallel
 from ..provenance import provenance
 from ..stages import GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished
+from ..state import RunState, clear_finished, lasting_settings
 from .distillation import copy_weights, distillation_stages
 from .teachers import load_teacher, open_samples
 from .watching import RunWatch, WatchConfig
 
 METHODS = ("dd2", "dd1")
-# Settings that change rounding, speed or what is shown; a run may go on with others.
-_FREE = ("overwrite", "device", "execution.", "watch.")
 
 
 @dataclass(frozen=True)
@@ -118,20 +115,25 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
             names = [f"{name}.safetensors" for name in ("generator", "guidance", "teacher")]
             inputs = (config.source.teacher, config.source.tokenizer)
             clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite, inputs)
-        parallel = Parallel(config.execution, own_device or choose_device(config.device))
-        networks = Networks(config, parallel)
-        settings = {k: v for k, v in flatten(config).items() if not k.startswith(_FREE)}
-        every = config.watch.save_every
-        saved = networks.trained_modules()
-        state = RunState(out, saved, settings, seed=config.seed, every=every, parallel=parallel)
-        state.resume(replace=config.overwrite)
-        networks.freeze(state.done)
-        stages = build_stages(config, networks, parallel)
-        with RunWatch(out, config.watch, networks.ema, parallel, state) as watch:
-            run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
-        _write(out, config, networks, state)
-        state.remove()
+        # A function of its own, so that no network is left when the group ends.
+        _run(config, out, own_device or choose_device(config.device), progress)
     return out
+
+
+def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) -> None:
+    parallel = Parallel(config.execution, device)
+    networks = Networks(config, parallel)
+    settings = lasting_settings(config)
+    every = config.watch.save_every
+    saved = networks.trained_modules()
+    state = RunState(out, saved, settings, seed=config.seed, every=every, parallel=parallel)
+    state.resume(replace=config.overwrite)
+    networks.freeze(state.done)
+    stages = build_stages(config, networks, parallel)
+    with RunWatch(out, config.watch, networks.ema, parallel, state) as watch:
+        run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
+    _write(out, config, networks, state)
+    state.remove()
 
 
 def check_parity(

@@ -19,13 +19,16 @@ from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, TableTeacher
 from ...ops import nearest_code
-from ..config import DistillConfig, PairsConfig, RegressionConfig, Stage1Config, flatten
+from ...processes import together
+from ..config import DistillConfig, PairsConfig, RegressionConfig, Stage1Config
 from ..loop import Stage, run_stages
 from ..pairs import PairPool, PairsStage
+from ..parallel import Parallel
 from ..provenance import provenance
 from ..stages import GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished
+from ..state import RunState, clear_finished, lasting_settings
 from .distillation import copy_weights, distillation_stages
+from .watching import RunWatch, WatchConfig
 
 KINDS = ("pair", "random")
 
@@ -46,7 +49,7 @@ class ToyConfig:
     """Settings of a toy.
 
     ``kind`` is ``"pair"``, two tokens {(0,0),(1,1)}, or ``"random"``, a random correlated table of
-    ``num_tokens`` tokens and 4 codes drawn from ``table_seed``.
+    ``num_tokens`` tokens and 4 codes drawn from ``table_seed``. There are no images to ``watch``.
     """
 
     kind: str = "pair"
@@ -69,6 +72,7 @@ class ToyConfig:
         ema_decay=0.99,
     )
     evaluation_samples: int = 100_000
+    watch: WatchConfig = WatchConfig(save_every=30.0)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -130,28 +134,34 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 def run(config: ToyConfig, out: Path, *, progress: bool = True) -> Path:
     """Distil the table and write the models and ``run.json`` (with the distances) to ``out``.
 
+    Under torchrun the first process does, and the others wait.
+
     Raises:
         ValueError: an interrupted run has other settings. FileExistsError: ``out`` is finished.
         OSError: ``out`` cannot be written, or another run has it.
         FloatingPointError: a loss is not finite.
     """
     out = Path(out)
-    check_writable(out)
-    with locked(out):
-        return _run(config, out, progress)
+    with together() as job:
+        if job.rank == 0:
+            check_writable(out)
+            with locked(out):
+                _run(config, out, progress)
+    return out
 
 
-def _run(config: ToyConfig, out: Path, progress: bool) -> Path:
-    """:func:`run` in a folder that no other run has."""
+def _run(config: ToyConfig, out: Path, progress: bool) -> None:
+    parallel = Parallel.alone("toy")
     files = (f"{name}.safetensors" for name in ("generator", "teacher"))
     clear_finished(out, (out / SETTINGS).exists(), files, config.overwrite)
     began = time.monotonic()
     teacher, models = build_models(config)
-    settings = flatten(config)
-    del settings["overwrite"]
-    state = RunState(out, models, settings, seed=config.seed)
+    settings = lasting_settings(config)
+    state = RunState(out, models, settings, seed=config.seed, every=config.watch.save_every)
     state.resume(replace=config.overwrite)
-    run_stages(build_stages(config, teacher, models), state, progress=progress)
+    stages = build_stages(config, teacher, models)
+    with RunWatch(out, config.watch, None, parallel, state) as watch:
+        run_stages(stages, state, progress=progress, watch=watch)
     distances = evaluate_toy(config, teacher, models)
     save(out / "generator.safetensors", models["ema"], {"recipe": "toy", "seed": config.seed})
     save(out / "teacher.safetensors", teacher, {"recipe": "toy", "seed": config.seed})
@@ -170,7 +180,6 @@ def _run(config: ToyConfig, out: Path, progress: bool) -> Path:
     if progress:
         print(", ".join(f"{name} {value:.4f}" for name, value in distances.items()))
         print(f"{time.monotonic() - began:.1f} s")
-    return out
 
 
 def evaluate_toy(

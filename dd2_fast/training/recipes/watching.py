@@ -37,12 +37,24 @@ class WatchConfig(_Checked):
 
 
 class RunWatch(Watch):
-    """Writes the losses of every step and, now and then, a grid of samples to the run's log."""
+    """Writes the losses of every step and, now and then, a grid of samples to the run's log.
+
+    Args:
+        ema: the generator whose images are shown; None shows none.
+        tokenizer: that decodes them; None: the one attached to ``ema``.
+    """
 
     def __init__(
-        self, folder: Path, config: WatchConfig, ema: Any, parallel: Parallel, state: RunState
+        self,
+        folder: Path,
+        config: WatchConfig,
+        ema: Any,
+        parallel: Parallel,
+        state: RunState,
+        tokenizer: Any = None,
     ) -> None:
         self.config, self.ema, self.parallel = config, ema, parallel
+        self.tokenizer: Any = tokenizer or getattr(ema, "tokenizer", None)
         self.log = RunLog(folder, config.tensorboard, enabled=parallel.rank == 0)
         self.log.rewind(state.done, state.stage, state.step)
         self._since: tuple[str, int, float] | None = None
@@ -54,13 +66,14 @@ class RunWatch(Watch):
     def __exit__(self, *_: object) -> None:
         self.log.close()
 
-    def losses(self, stage: Stage, step: int, values: Mapping[str, float]) -> None:
+    def losses(
+        self, stage: Stage, step: int, values: Mapping[str, float], rates: Mapping[str, float]
+    ) -> None:
         named = {
             f"grad/{name.removesuffix('_norm')}" if name.endswith("_norm") else name: value
             for name, value in values.items()
         }
-        for name, trained in stage.trained.items():
-            named[f"lr/{name}"] = trained.optimizer.param_groups[0]["lr"]
+        named.update({f"lr/{name}": rate for name, rate in rates.items()})
         self.log.scalars(stage.name, step + 1, named)
 
     def reported(self, stage: Stage, step: int) -> None:
@@ -68,7 +81,7 @@ class RunWatch(Watch):
         if stage.batch and self._since is not None and self._since[0] == stage.name:
             rate = stage.batch * (step - self._since[1]) / max(now - self._since[2], 1e-9)
             self.log.scalars(stage.name, step, {"images_per_second": rate})
-        every = self.config.images_every
+        every = self.config.images_every if self.ema is not None else 0
         if every and stage.name in ("distill", "aligned", "regression"):
             before = self._shown[1] if self._shown[0] == stage.name else 0
             if step // every > before // every or step == stage.steps:
@@ -86,5 +99,5 @@ class RunWatch(Watch):
         with self.parallel.autocast():
             x = ema(noise, index % ema.num_classes)
         if self.parallel.rank == 0:
-            images = ema.tokenizer.decode(x.to(ema.tokenizer.codebook.dtype))
+            images = self.tokenizer.decode(x.to(self.tokenizer.codebook.dtype))
             self.log.images(name, step, image_grid(images, _COLUMNS))

@@ -1,0 +1,47 @@
+"""Ends while daemon threads are in a compiled kernel, which comes back to an interpreter that is
+gone; argv: the seconds that the interpreter's end takes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import torch
+
+from dd2_fast.ops import extension
+from dd2_fast.ops.native import cpu_launcher
+
+ROWS, DIM, CODES = 4096, 8, 64
+
+
+class SlowEnd:
+    def __del__(self) -> None:
+        time.sleep(float(sys.argv[1]))
+
+
+def forever() -> None:
+    x, codebook = torch.randn(ROWS, DIM), torch.randn(CODES, DIM)
+    out = torch.empty(ROWS, dtype=torch.int64)
+    params = extension.native().NearestCodeParams(
+        out=out.data_ptr(),
+        x=x.data_ptr(),
+        codebook=codebook.data_ptr(),
+        rows=ROWS,
+        vocabulary=CODES,
+        dim=DIM,
+    )
+    launch = cpu_launcher("nearest_code")
+    started.release()
+    while True:
+        launch(params)
+
+
+if __name__ == "__main__":
+    started = threading.Semaphore(0)
+    for _ in range(4):
+        threading.Thread(target=forever, daemon=True).start()
+    for _ in range(4):
+        started.acquire()
+    time.sleep(0.05)
+    sys.modules["slow_end"] = SlowEnd()  # type: ignore[assignment]
