@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,62 +52,71 @@ def configure(found: Found, config: Mapping[str, Any], tokenizer: Any = None) ->
         TypeError, ValueError: names what is unknown or wrong, or the two that contradict each
             other.
     """
-    one = found.format
-    settings = one.settings or {}
-    facts = _facts(found, tokenizer)
-    _check_given(one, config, facts)
-    read = {name: value for name, (value, _) in facts.items() if name in settings}
-    merged = {**read, **{name: value for name, value in config.items() if value is not None}}
+    one, settings = found.format, found.format.settings or {}
+    told = _told(found, tokenizer)
+    facts = _settings_of(told, settings)
+    _check_given(config, facts)
+    given = {name: value for name, value in config.items() if value is not None}
+    merged = {**{name: value for name, (value, _) in facts.items()}, **given}
     merged = {**merged, **_scales_of(found, tokenizer, merged)}
     try:
         arguments = one.configure(found.tensors, merged)
     except ValueError as error:
         name = str(error).partition(":")[0]
-        if name in read and name not in config:
+        if name in facts and name not in given:
             raise ValueError(f"{error} (read from {facts[name][1]})") from error
         raise
-    notes = _differences(arguments, settings, facts)
     origins = dict.fromkeys(arguments, "inferred")
     for name in one.assumed(found.tensors, merged):
         origins[name] = "default"
     for name in merged:
         where = facts[name][1] if name in facts else _TOKENIZER
-        origins[settings.get(name, name)] = "given" if name in config else f"read from {where}"
-    return Configured(arguments, origins, notes)
+        origins[settings.get(name, name)] = "given" if name in given else f"read from {where}"
+    return Configured(arguments, origins, _differences(arguments, told))
 
 
-def _facts(found: Found, tokenizer: Any) -> dict[str, tuple[Any, str]]:
-    """What the file and the tokenizer tell, each with the place; ValueError where they disagree."""
-    told: list[tuple[str, dict[str, Any]]] = [
+def _told(found: Found, tokenizer: Any) -> list[tuple[str, Any, str]]:
+    """What the file and the tokenizer tell: (name, value, place)."""
+    told: list[tuple[str, Mapping[str, Any]]] = [
         (where, found.format.told(record)) for where, record in found.state.records
     ]
     told.append(("its buffers", found.format.held({**found.state.tensors, **found.tensors})))
     config = _config_of(tokenizer, found.format)
     names = ("grid", "vocabulary", "dimension")
     told.append((_TOKENIZER, {n: config[n] for n in names if config.get(n) is not None}))
+    return [(name, value, where) for where, facts in told for name, value in facts.items()]
+
+
+def _settings_of(
+    told: Sequence[tuple[str, Any, str]], settings: Mapping[str, str]
+) -> dict[str, tuple[Any, str]]:
+    """The value and the place of each setting that is told; ValueError where two places differ."""
     facts: dict[str, tuple[Any, str]] = {}
-    for where, entries in told:
-        for name, value in entries.items():
-            before, place = facts.setdefault(name, (value, where))
-            if before != value:
-                raise ValueError(
-                    f"{name}: expected one value, got {before} in {place} and {value} in {where}"
-                )
+    for name, value, where in told:
+        if name not in settings:
+            continue
+        before, place = facts.setdefault(name, (value, where))
+        if before != value:
+            raise ValueError(
+                f"{name}: expected one value, got {before} in {place} and {value} in {where}"
+            )
     return facts
 
 
-def _check_given(one: Format, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _check_given(config: Mapping[str, Any], facts: Mapping[str, tuple[Any, str]]) -> None:
     for name, value in config.items():
         if name in facts and value is not None and _plain(value) != facts[name][0]:
             expected, where = facts[name]
-            raise ValueError(
-                f"{name}: expected {expected} as {where} says, got {value}; to load it otherwise "
-                "pass the inner state dict itself"
+            other = (
+                ""
+                if where == _TOKENIZER
+                else "; pass the inner state dict itself to decide otherwise"
             )
+            raise ValueError(f"{name}: expected {expected} as in {where}, got {value}{other}")
 
 
 def _differences(
-    arguments: Mapping[str, Any], settings: Mapping[str, str], facts: Mapping[str, Any]
+    arguments: Mapping[str, Any], told: Sequence[tuple[str, Any, str]]
 ) -> tuple[str, ...]:
     """What records say otherwise than the tensors.
 
@@ -116,17 +125,16 @@ def _differences(
             row is a class, as without dropout of the label.
     """
     notes = []
-    for name, (value, where) in facts.items():
-        argument = settings.get(name, name)
-        own = arguments.get(argument)
+    for name, value, where in told:
+        own = arguments.get(name)
         if own is None or own == value:
             continue
         if where == _TOKENIZER:
             raise ValueError(f"{name}: expected {own}, got {value} in {where}")
-        if argument == "num_classes" and own + 1 == value:
+        if name == "num_classes" and own + 1 == value:
             raise ValueError(
-                f"num_classes: expected a row for the null class beside the {value} that {where} "
-                "says, got a model without one, which was trained without dropping labels"
+                f"num_classes: expected a row for the null class beside the {value} of {where}, "
+                "got a model without one, which was trained without dropping labels"
             )
         notes.append(f"{name} {value} in {where}, where the tensors are of {own}")
     return tuple(notes)

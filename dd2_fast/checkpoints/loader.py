@@ -32,12 +32,13 @@ def load(
     """A model from a released file, a file of ours, a folder or a state dict.
 
     The names of the tensors tell the kind, their shapes the sizes. Where training code nested
-    several state dicts, the first of a known kind is taken: averages before all else, by whatever
-    name (``ema_parameters``, ``ema``, ``model_ema``, ``state_dict_ema``, those of torch), then
-    ``trainer``, ``var_wo_ddp``, ``model``, ``module``, ``state_dict``, ``vae_local``, ``vae``, then
-    other names; pass the inner state dict itself to choose another. A tokenizer comes last, and is
-    attached to the model it lies beside. What the file keeps of its training (``args``, ``config``,
-    a hub's ``config.json``) tells what shapes cannot.
+    several state dicts, the first of a known kind is taken, and the average of its weights if there
+    is one, by whatever name: ``ema_parameters``, ``ema`` (or ``model_ema``, ``state_dict_ema``,
+    what torch's AveragedModel saves ...). The order is ``trainer``, ``var_wo_ddp``, ``model``,
+    ``module``, ``state_dict``, ``vae_local``, ``vae``, then other names; pass the inner state dict
+    itself to choose another. A tokenizer comes last, and is attached to the model it lies beside.
+    What the file keeps of its training (``args``, ``config``, a hub's ``config.json``) tells what
+    shapes cannot.
 
     Floating tensors keep the file's dtype, the commonest if it has several (``model.to(dtype)``
     changes it), and are not copied: those of a file are pages of it, read when first used and
@@ -85,7 +86,8 @@ def open_source(source: Any, argument: str) -> Contents:
 def recognise(contents: Contents) -> list[Found]:
     """The state dicts in ``contents`` that are of a released format, the preferred one first.
 
-    Models come before tokenizers, averages before the raw weights of their kind.
+    Kinds come in the order of their first state dict, tokenizers last; averages before the raw
+    weights of their kind.
     """
     candidates = state_dicts(contents.tree)
     known = [(one, _found(one) or _inside(one)) for one in candidates]
@@ -93,8 +95,15 @@ def recognise(contents: Contents) -> list[Found]:
     for one, several in known:
         if one.average and not several:
             found += [average for raw in found if (average := _average(one, raw))]
-    found.sort(key=lambda one: (one.format.kind.endswith(_TOKENIZER), not one.state.average))
-    return found
+    kinds = [one.format.kind for one in found]
+    return sorted(
+        found,
+        key=lambda one: (
+            one.format.kind.endswith(_TOKENIZER),
+            kinds.index(one.format.kind),
+            not one.state.average,
+        ),
+    )
 
 
 def arguments_of(
@@ -116,9 +125,12 @@ def _found(one: StateDict) -> list[Found]:
     return []
 
 
-def _inside(one: StateDict) -> list[Found]:
+def _inside(one: StateDict, levels: int = 3) -> list[Found]:
     """What a state dict of no format holds under the first parts of its names."""
-    return [found for part in by_component(one) for found in _found(part)] if one.named else []
+    if not one.named or not levels:
+        return []
+    parts = by_component(one)
+    return [found for part in parts for found in _found(part) or _inside(part, levels - 1)]
 
 
 def _kept(tensors: Mapping[str, Tensor], kind: Format) -> dict[str, Tensor]:

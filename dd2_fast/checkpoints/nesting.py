@@ -39,9 +39,9 @@ _AVERAGE = re.compile(
 )
 _CAPITALS = re.compile(r"[a-z](?:EMA|Ema|SWA)(?![a-z])|^(?:ema|EMA|Ema)[A-Z]")
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler|(?:^|_)opt$", re.IGNORECASE)
-# Scalars that averages keep among their weights; the first ones tell that they are averages.
-_TELLING = ("n_averaged", "num_updates", "initted")
-_COUNTERS = (*_TELLING, "decay", "updates", "step", "steps", "iteration", "epoch")
+# Scalars that averages keep among their weights; that of torch's tells that it is one.
+_TELLING = "n_averaged"
+_COUNTERS = (_TELLING, "num_updates", "initted", "decay", "updates", "step", "steps", "epoch")
 
 
 Record = tuple[str, Mapping[Any, Any]]
@@ -75,14 +75,12 @@ def is_average(name: str) -> bool:
 
 
 def state_dicts(tree: Mapping[Any, Any]) -> list[StateDict]:
-    """Every state dict in ``tree``, averages first, then in the order of :data:`NESTING`.
+    """Every state dict in ``tree``, in the order of :data:`NESTING`, then of ``tree``.
 
     Names lose what data parallelism, compilation and nesting put before them (``module.``,
     ``_orig_mod.``, ...), and a dictionary whose names say that it holds several is taken apart.
     """
-    found = list(_walk(tree, (), (), set()))
-    found.sort(key=lambda one: not one.average)
-    return found
+    return list(_walk(tree, (), (), set()))
 
 
 def by_component(one: StateDict) -> list[StateDict]:
@@ -121,9 +119,9 @@ def like(average: StateDict, raw: Mapping[str, Tensor]) -> dict[str, Tensor] | N
 
 
 def overlaps(average: StateDict, raw: Mapping[str, Tensor]) -> bool:
-    """Whether ``average`` seems to be one of ``raw``: by half of the names, or as many tensors."""
+    """Whether ``average`` seems to be one of ``raw``, by half of the names or of the number."""
     if not average.named:
-        return len(average.tensors) == len(raw)
+        return 2 * len(average.tensors) >= len(raw)
     dotless = {name.replace(".", "") for name in raw}
     return 2 * sum(name.replace(".", "") in dotless for name in average.tensors) >= len(raw)
 
@@ -140,7 +138,7 @@ def _walk(
     records = (*records, *_records(tree, path))
     average = any(map(is_average, path))
     known = [name for name in NESTING if name in tree]
-    other = [name for name in tree if name not in NESTING and not isinstance(name, int)]
+    other = [name for name in tree if name not in NESTING]
     for name in known:
         yield from _inside(tree[name], (*path, name), records, seen)
     tensors = {k: v.detach() for k, v in tree.items() if isinstance(v, Tensor)}
@@ -182,11 +180,10 @@ def _parts(
         yield StateDict(path, tensors, records, average)
         return
     renamed = dict(zip(names, tensors.values(), strict=True))
-    counters = [name for name, value in renamed.items() if _is_counter(name, value)]
-    average = average or any(name.rsplit(".")[-1] in _TELLING for name in counters)
+    average = average or _TELLING in renamed
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in renamed.items():
-        if name in counters:
+        if name in _COUNTERS and value.numel() == 1:
             continue
         first, _, rest = name.partition(".")
         prefix = first if rest and (first in NESTING or is_average(first)) else ""
@@ -200,11 +197,6 @@ def _parts(
         else:
             here = (*path, prefix) if len(groups) > 1 else path
             yield from _parts(here, group, records, average)
-
-
-def _is_counter(name: str, value: Tensor) -> bool:
-    """Whether a name is that of a scalar that an average counts with."""
-    return name.rsplit(".")[-1] in _COUNTERS and value.numel() == 1
 
 
 def _records(tree: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Record]:

@@ -95,6 +95,8 @@ def _describe(
 
     rows = [("container", contents.container)]
     if is_own(contents):
+        if config:
+            raise ValueError(f"--config: {contents.source} carries its configuration inside")
         header = own_header(contents)
         rows += [("kind", f"{header['kind']}, written by dd2_fast")]
         rows += [("config", _json(header["config"])), ("metadata", _json(header["metadata"]))]
@@ -122,7 +124,8 @@ def _describe(
         rows.append(
             ("kind", one.format.kind if not i else f"{one.format.kind}; load takes the one above")
         )
-        rows += _config_rows(contents, one, config if not i else {}, tokenizer)
+        given = (config, tokenizer) if not i else ({}, None)
+        rows += _config_rows(contents, one, *given)
         rows += _tensor_rows(one.state.tensors, one.tensors)
     return rows
 
@@ -136,6 +139,8 @@ def _config_rows(
     try:
         made = arguments_of(contents, found, config, tokenizer)
     except (TypeError, ValueError) as error:
+        if config or tokenizer is not None:
+            raise ValueError(str(error)) from error
         return [("config", f"not known: {error}")]
     rows = [("config", _json({k: _short(v) for k, v in made.arguments.items()}))]
     names: dict[str, list[str]] = {}
