@@ -107,12 +107,8 @@ def _check_given(config: Mapping[str, Any], facts: Mapping[str, tuple[Any, str]]
     for name, value in config.items():
         if name in facts and value is not None and _plain(value) != facts[name][0]:
             expected, where = facts[name]
-            other = (
-                ""
-                if where == _TOKENIZER
-                else "; pass the inner state dict itself to decide otherwise"
-            )
-            raise ValueError(f"{name}: expected {expected} as in {where}, got {value}{other}")
+            hint = "" if where == _TOKENIZER else "; pass the inner state dict to decide otherwise"
+            raise ValueError(f"{name}: expected {expected} as in {where}, got {value}{hint}")
 
 
 def _differences(

@@ -78,11 +78,17 @@ def _scalar(dtype: Dtype, data: Any = b"") -> Any:
     return np.frombuffer(data, kind)[0].item()
 
 
+def _no_bytes() -> bytes:
+    """What an empty array's values are pickled as."""
+    return b""
+
+
 def _names() -> list[tuple[Any, str]]:
     """What is let through, with the names that it has in a pickle."""
     names: list[tuple[Any, str]] = [
         (argparse.Namespace, "argparse.Namespace"),
         (types.SimpleNamespace, "types.SimpleNamespace"),
+        (_no_bytes, "builtins.bytes"),
         (Dtype, "numpy.dtype"),
         (Array, "numpy.ndarray"),
     ]

@@ -119,6 +119,8 @@ def arguments_of(
 
 def _found(one: StateDict) -> list[Found]:
     """The format of a state dict, as a list of none or one."""
+    if any(kind.matches(one.tensors) for kind in formats.UNSUPPORTED):
+        return []
     for kind in formats.FORMATS:
         if one.named and kind.matches(one.tensors):
             return [Found(one, kind, _kept(one.tensors, kind))]

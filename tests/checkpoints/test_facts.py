@@ -1,4 +1,4 @@
-"""What a file or a tokenizer says of a model beside its shapes: used, and contradictions refused."""
+"""What files and tokenizers say of a model beside its shapes: used, contradictions refused."""
 
 from __future__ import annotations
 
