@@ -43,7 +43,7 @@ def build_model(
             ) from error
         _check_tensors(source, model.state_dict(), tensors)
         model.load_state_dict(one_dtype(source, _untied(tensors)), assign=True)
-        _check_constants(model)
+        _place_constants(model, tensors)
         return model.eval().requires_grad_(False)
 
 
@@ -165,12 +165,17 @@ def _check_numbers(source: str, config: Mapping[str, Any], tensors: Mapping[str,
             )
 
 
-def _check_constants(model: nn.Module) -> None:
-    """A constant made of parts that :class:`_Outline` leaves without memory is our own mistake."""
-    saved = model.state_dict(keep_vars=True)
-    for name, buffer in model.named_buffers():
-        if buffer.is_meta and name not in saved:
-            raise AssertionError(f"{type(model).__name__}.{name}: a constant without memory")
+def _place_constants(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put what follows from the configuration where the weights are."""
+    device = next((v.device for v in tensors.values() if not v.is_meta), torch.device("cpu"))
+    saved = set(model.state_dict())
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if ".".join(filter(None, (path, name))) in saved:
+                continue
+            if buffer.is_meta:  # made by one of _FILLED: our own mistake
+                raise AssertionError(f"{type(module).__name__}.{name}: a constant without memory")
+            setattr(module, name, buffer.to(device))
 
 
 def _check_tensors(source: str, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from . import harmless
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):  # else a child could be left with a lock that nobody holds
     os.register_at_fork(
         before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
