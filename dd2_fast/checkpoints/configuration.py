@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +17,21 @@ _TOKENIZER = "the tokenizer"
 
 @dataclass(frozen=True)
 class Found:
-    """A state dict of a released format: where it lies, and its tensors without the buffers."""
+    """A state dict of a released format.
+
+    Attributes:
+        state: it and where it lies. format: its kind.
+        tensors: those that the model takes.
+        buffers: those that follow from the configuration, its own or, as averages have none, those
+            of another state dict of its kind.
+        records: what was saved beside any of its kind.
+    """
 
     state: StateDict
     format: Format
     tensors: dict[str, Tensor]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    records: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
 
     @property
     def nesting(self) -> str:
@@ -78,9 +88,9 @@ def configure(found: Found, config: Mapping[str, Any], tokenizer: Any = None) ->
 def _told(found: Found, tokenizer: Any) -> list[tuple[str, Any, str]]:
     """What the file and the tokenizer tell: (name, value, place)."""
     told: list[tuple[str, Mapping[str, Any]]] = [
-        (where, found.format.told(record)) for where, record in found.state.records
+        (where, found.format.told(record)) for where, record in found.records.items()
     ]
-    told.append(("its buffers", found.format.held({**found.state.tensors, **found.tensors})))
+    told.append(("its buffers", found.format.held({**found.buffers, **found.tensors})))
     config = _config_of(tokenizer, found.format)
     names = ("grid", "vocabulary", "dimension")
     told.append((_TOKENIZER, {n: config[n] for n in names if config.get(n) is not None}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def recognise(contents: Contents) -> list[Found]:
             found += [average for raw in found if (average := _average(one, raw))]
     kinds = [one.format.kind for one in found]
     return sorted(
-        found,
+        (_with_surroundings(one, found) for one in found),
         key=lambda one: (
             one.format.kind.endswith(_TOKENIZER),
             kinds.index(one.format.kind),
@@ -133,6 +134,18 @@ def _inside(one: StateDict, levels: int = 3) -> list[Found]:
         return []
     parts = by_component(one)
     return [found for part in parts for found in _found(part) or _inside(part, levels - 1)]
+
+
+def _with_surroundings(one: Found, found: list[Found]) -> Found:
+    """``one`` with the buffers and records of every state dict of its kind, its own first."""
+    buffers: dict[str, Tensor] = {}
+    records: dict[str, Mapping[Any, Any]] = {}
+    for other in sorted(found, key=lambda other: other is not one):
+        if other.format is one.format:
+            inner = other.state.tensors.items()
+            buffers = {**{k: v for k, v in inner if one.format.ignored(k)}, **buffers}
+            records = {**dict(other.state.records), **records}
+    return replace(one, buffers=buffers, records=records)
 
 
 def _kept(tensors: Mapping[str, Tensor], kind: Format) -> dict[str, Tensor]:
@@ -181,7 +194,6 @@ def _build(
     found = next((one for one in recognised if one.format.kind.endswith(ending)), None)
     if found is None:
         raise ValueError(_unrecognised(contents, ending))
-    _check_averages(contents, found)
     takes_one = hasattr(class_of(found.format.kind), "tokenizer")
     beside = [one for one in recognised if one.format.kind.endswith(_TOKENIZER)]
     own = None
@@ -196,6 +208,7 @@ def _build(
 def _make(
     contents: Contents, found: Found, config: Mapping[str, Any], tokenizer: Any = None
 ) -> nn.Module:
+    _check_averages(contents, found)
     arguments = arguments_of(contents, found, config, tokenizer).arguments
     return build_model(_where(contents, found), found.format.kind, arguments, found.tensors)
 

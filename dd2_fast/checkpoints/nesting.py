@@ -173,10 +173,11 @@ def _parts(
     tensors: dict[str, Tensor],
     records: tuple[Record, ...],
     average: bool,
+    levels: int = 2 * _DEEPEST,
 ) -> Iterator[StateDict]:
     """The state dicts whose names are mixed in one, each without the prefix that marks it."""
     names = [_WRAPPERS.sub("", name) for name in tensors]
-    if len(set(names)) < len(names):
+    if len(set(names)) < len(names) or not levels:
         yield StateDict(path, tensors, records, average)
         return
     renamed = dict(zip(names, tensors.values(), strict=True))
@@ -193,10 +194,10 @@ def _parts(
         if not prefix:
             yield StateDict(path, group, records, average)
         elif is_average(prefix):
-            yield from _parts((*path, prefix), group, records, True)
+            yield from _parts((*path, prefix), group, records, True, levels - 1)
         else:
             here = (*path, prefix) if len(groups) > 1 else path
-            yield from _parts(here, group, records, average)
+            yield from _parts(here, group, records, average, levels - 1)
 
 
 def _records(tree: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Record]:

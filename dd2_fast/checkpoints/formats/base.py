@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -67,10 +68,12 @@ def check_names(config: Config, known: Collection[str]) -> None:
 
 
 def integer(name: str, value: Any) -> int | None:
-    """``value``, which must be an int or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    """``value``, which must be an int, NumPy's too, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    return value
+    return int(value)
 
 
 def shape_of(tensors: Tensors, name: str, ndim: int) -> list[int]:
@@ -97,8 +100,10 @@ def number(record: Mapping[Any, Any], *names: str) -> int | None:
         value = record.get(name)
         if isinstance(value, str) and value.isdecimal() and len(value) < 10:
             value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0:
+            return int(value)
     return None
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ...models.var.scales import Scales
@@ -173,8 +175,12 @@ def _sides(record: Mapping[Any, Any]) -> list[int] | None:
         value = plain(record.get(name))
         if isinstance(value, str) and re.fullmatch(r"\d{1,6}(?:[-_,]\d{1,6})+", value):
             value = [int(part) for part in re.split(r"[-_,]", value)]
-        if isinstance(value, list | tuple) and value and all(type(side) is int for side in value):
-            return list(value)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        sides = value if isinstance(value, list | tuple) else ()
+        whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in sides]
+        if whole and all(whole):
+            return [int(side) for side in sides]
     return None
 
 
