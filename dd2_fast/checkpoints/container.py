@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import pickle
 import re
 import threading
@@ -14,17 +14,14 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import Tensor
 
-# Where public training code keeps weights, in order of preference; averages come first anywhere.
-EMA = ("ema_parameters", "ema")
-NESTING = (*EMA, "trainer", "var_wo_ddp", "model", "module", "state_dict", "vae_local", "vae")
+from . import harmless
 
-_DEEPEST = 4
-_LOCK = threading.Lock()
-_WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
+_LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # else a child could be left with a lock that nobody holds
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+    )
 _ADVICE = ("Weights only load failed", "Please file an issue")  # torch's, to its own users
 # What a download leaves where a checkpoint was wanted, by how it begins.
 _NO_CHECKPOINT = {
@@ -68,7 +65,7 @@ def open_file(path: Path) -> Contents:
     """The contents of a PyTorch or safetensors file, told by its first bytes.
 
     Tensors are views of the memory-mapped file (PyTorch's older format is read instead). Of
-    pickled classes only ``argparse.Namespace`` is let through.
+    what a pickle names, tensors and the plain values of :mod:`.harmless` are let through.
 
     Raises:
         FileNotFoundError: no such file. UnsafeFileError: a pickle that could run code.
@@ -94,42 +91,6 @@ def open_file(path: Path) -> Contents:
     )
 
 
-def state_dicts(tree: Mapping[Any, Any]) -> list[tuple[str, dict[str, Tensor]]]:
-    """Every state dict in ``tree`` as (dotted nesting, tensors), the preferred one first.
-
-    Names lose what data parallelism, compilation and nesting put before them (``module.``,
-    ``_orig_mod.``, ...).
-    """
-    found = _walk(tree, ())
-    found.sort(key=lambda item: not any(part in EMA for part in item[0]))
-    return [(".".join(path), _plain_names(tensors)) for path, tensors in found]
-
-
-def _walk(
-    tree: Mapping[Any, Any], path: tuple[str, ...]
-) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    found = []
-    if len(path) < _DEEPEST:
-        for name in NESTING:
-            if isinstance(tree.get(name), Mapping):
-                found += _walk(tree[name], (*path, name))
-    tensors = {k: v.detach() for k, v in tree.items() if isinstance(v, Tensor)}
-    if tensors and all(isinstance(name, str) for name in tensors):
-        found.append((path, tensors))
-    return found
-
-
-def _plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = [_WRAPPERS.sub("", name) for name in tensors]
-    while names and (prefix := names[0].split(".")[0]) in NESTING:
-        if not all(name.startswith(f"{prefix}.") for name in names):
-            break
-        names = [name.removeprefix(f"{prefix}.") for name in names]
-    if len(set(names)) < len(names):
-        return tensors
-    return dict(zip(names, tensors.values(), strict=True))
-
-
 def _open_safetensors(path: Path) -> Contents:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -142,7 +103,7 @@ def _open_safetensors(path: Path) -> Contents:
 
 def _open_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
     try:
-        with _namespace_allowed():
+        with _harmless_allowed():
             tree = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, MemoryError):
         raise
@@ -156,13 +117,13 @@ def _open_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
 
 
 @contextmanager
-def _namespace_allowed() -> Iterator[None]:
-    """Let ``argparse.Namespace`` through, as which LlamaGen's trainer pickles its arguments.
+def _harmless_allowed() -> Iterator[None]:
+    """Let plain values through, such as the arguments that LlamaGen's trainer pickles.
 
-    It holds attributes and runs nothing. torch keeps one list for the process, so threads take
-    turns; else one could leave the other's entry behind.
+    torch keeps one list for the process, so threads take turns; else one could leave the other's
+    entries behind.
     """
-    with _LOCK, torch.serialization.safe_globals([argparse.Namespace]):
+    with _LOCK, torch.serialization.safe_globals(harmless.NAMES):  # type: ignore[arg-type]
         yield
 
 
@@ -172,7 +133,7 @@ def _refused(path: Path, error: Exception) -> list[str]:
         return []
     names = set(_REFUSED.findall(str(error)))
     try:
-        with _namespace_allowed():
+        with _harmless_allowed():
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # the older format, or broken further on: the first name will do
         pass

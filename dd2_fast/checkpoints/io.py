@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from .build import build_model
+from .build import build_model, overlapping
 from .container import Contents, open_file
 from .files import remove_leftovers, replacing
 from .registry import KINDS, kind_of
@@ -58,6 +58,7 @@ def save(
         tensors |= {_TOKENIZER + name: value for name, value in tokenizer.state_dict().items()}
     text = json.dumps(header, sort_keys=True)
     tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+    tensors |= {name: tensors[name].clone() for name in overlapping(tensors)}  # tied weights
     remove_leftovers(path)
     with replacing(path) as temporary:
         try:

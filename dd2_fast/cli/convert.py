@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .inspect import millions, size_of
+from .settings import add_config_option, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -20,19 +19,12 @@ def add_parser(commands: Any) -> None:
         "configuration inside, which opens at once and runs no pickled code. With its tokenizer "
         "inside too, the file needs nothing else.",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help=".pth, .pt or .safetensors file")
+    parser.add_argument("source", type=Path, metavar="SRC", help="file, or folder with one")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .safetensors")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="its tokenizer's checkpoint, to keep inside"
     )
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="what shapes cannot tell, as in patch_nums=1,2,3 or n_head=32",
-    )
+    add_config_option(parser)
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.set_defaults(run=run)
 
@@ -56,38 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from .. import checkpoints
 
-    out, config = arguments.out, parse_config(arguments.config)
-    try:
-        model = checkpoints.load(arguments.source, tokenizer=arguments.tokenizer, **config)
-    except TypeError as error:  # a setting or a tokenizer that is not the model's
-        if not config and arguments.tokenizer is None:
-            raise
-        raise ValueError(str(error)) from error
+    out = arguments.out
+    model = load_model(arguments.source, arguments.tokenizer, arguments.config)
     tokenizer = getattr(model, "tokenizer", None)
     checkpoints.save(out, model, {"source": arguments.source.name}, tokenizer=tokenizer)
     header = checkpoints.read_header(out)
     inside = f", with its {header['tokenizer']['kind']}" if "tokenizer" in header else ""
     print(f"wrote {out}: {header['kind']}, {millions(model.parameters())}{inside}, {size_of(out)}")
     return 0
-
-
-def parse_config(assignments: Sequence[str]) -> dict[str, Any]:
-    """Return `key=value` texts as keywords: JSON, several values with commas, or plain text."""
-    config: dict[str, Any] = {}
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator or not name.isidentifier():
-            raise ValueError(f"--config: expected key=value, got {assignment!r}")
-        if name in config:
-            raise ValueError(f"--config: expected each key once, got {name!r} twice")
-        config[name] = _value(text)
-    return config
-
-
-def _value(text: str) -> Any:
-    for candidate in (text, f"[{text}]"):
-        try:
-            return json.loads(candidate)
-        except ValueError:
-            continue
-    return text

@@ -9,12 +9,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training.config import parse_config
+from .settings import add_config_option, load_tokenizer
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..checkpoints.configuration import Found
     from ..checkpoints.container import Contents
 
 _NAMED = 6
+_ORIGINS = ("given", "read", "inferred", "default")
 
 
 def add_parser(commands: Any) -> None:
@@ -23,21 +28,34 @@ def add_parser(commands: Any) -> None:
         "inspect",
         help="what a checkpoint file holds",
         description="Print what a checkpoint file holds: container, nesting, kind, configuration, "
-        "tensors. Works for files of unknown kinds too, and runs no pickled code.",
+        "where each part of that is from, tensors. Works for files of unknown kinds too, and runs "
+        "no pickled code.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help=".pth, .pt or .safetensors file")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="file, or folder with model.safetensors"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="OTHER", help="its tokenizer's file, which tells of it"
+    )
+    add_config_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; a file that is there and whole always gets one."""
-    from ..checkpoints.container import UnsafeFileError, open_file
+    from ..checkpoints.container import UnsafeFileError
+    from ..checkpoints.folder import is_folder_of_weights
+    from ..checkpoints.loader import open_source
 
     path = arguments.file
-    if path.is_dir():
+    config = parse_config(arguments.config)
+    if path.is_dir() and not is_folder_of_weights(path):
         raise ValueError(f"FILE: expected a checkpoint file, got the folder {path}")
+    tokenizer = None
+    if arguments.tokenizer is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer)
     try:
-        contents = open_file(path)
+        contents = open_source(path, "FILE")
     except UnsafeFileError as error:
         rows = [
             ("container", "PyTorch"),
@@ -45,15 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
             ("would call", ", ".join(error.names)),
         ]
     else:
-        rows = _describe(contents)
+        rows = _describe(contents, config, tokenizer)
     for name, value in [("file", str(path)), ("size", size_of(path)), *rows]:
         print(f"{name:<14}{value}")
     return 0
 
 
 def size_of(path: Path) -> str:
-    """Return the size of a file for people, in powers of 1000."""
-    size = float(path.stat().st_size)
+    """Return the size of a file or a folder's files for people, in powers of 1000."""
+    files = path.iterdir() if path.is_dir() else [path]
+    size = float(sum(file.stat().st_size for file in files if file.is_file()))
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -66,14 +85,18 @@ def millions(tensors: Iterable[Tensor]) -> str:
     return f"{sum(tensor.numel() for tensor in tensors) / 1e6:.3f} M parameters"
 
 
-def _describe(contents: Contents) -> list[tuple[str, str]]:
+def _describe(
+    contents: Contents, config: Mapping[str, Any], tokenizer: Any
+) -> list[tuple[str, str]]:
     """Return the rows about a file that could be opened."""
-    from ..checkpoints.container import state_dicts
     from ..checkpoints.io import is_own, own_header, own_parts
-    from ..checkpoints.loader import configure, recognise
+    from ..checkpoints.loader import recognise, unsupported
+    from ..checkpoints.nesting import state_dicts
 
     rows = [("container", contents.container)]
     if is_own(contents):
+        if config:
+            raise ValueError(f"--config: {contents.source} carries its configuration inside")
         header = own_header(contents)
         rows += [("kind", f"{header['kind']}, written by dd2_fast")]
         rows += [("config", _json(header["config"])), ("metadata", _json(header["metadata"]))]
@@ -83,28 +106,54 @@ def _describe(contents: Contents) -> list[tuple[str, str]]:
             rows.append(("tokenizer", f"{header['tokenizer']['kind']}, inside"))
             rows += [(f"  {name}", value) for name, value in _tensor_rows(tokenizer, tokenizer)[:2]]
         return rows + _tensor_rows(weights, weights)
-    candidates = dict(state_dicts(contents.tree))
+    candidates = state_dicts(contents.tree)
     if contents.metadata:
         rows.append(("metadata", _json(dict(contents.metadata))))
-    if list(candidates) != [""]:
+    if [one.nesting for one in candidates] != [""]:
         rows.append(("keys", ", ".join(map(str, list(contents.tree)[:_NAMED])) or "none"))
     found = recognise(contents)
     if not found:
-        rows.append(("kind", "unknown"))
-        for nesting, tensors in candidates.items():
-            rows += _nesting_row(nesting) + _tensor_rows(tensors, tensors)
+        rows.append(
+            ("kind", f"not supported: {what}" if (what := unsupported(contents)) else "unknown")
+        )
+        for other in candidates:
+            rows += _nesting_row(other.nesting) + _tensor_rows(other.tensors, other.tensors)
         return rows
     for i, one in enumerate(found):
         rows += _nesting_row(one.nesting)
         rows.append(
             ("kind", one.format.kind if not i else f"{one.format.kind}; load takes the one above")
         )
-        try:
-            rows.append(("config", _json(configure(contents, one, {}))))
-        except (TypeError, ValueError) as error:
-            rows.append(("config", f"not known: {error}"))
-        rows += _tensor_rows(candidates[one.nesting], one.tensors)
+        given = (config, tokenizer) if not i else ({}, None)
+        rows += _config_rows(contents, one, *given)
+        rows += _tensor_rows(one.state.tensors, one.tensors)
     return rows
+
+
+def _config_rows(
+    contents: Contents, found: Found, config: Mapping[str, Any], tokenizer: Any
+) -> list[tuple[str, str]]:
+    """Return the configuration, and what of it was given, read, inferred or a default."""
+    from ..checkpoints.loader import arguments_of
+
+    try:
+        made = arguments_of(contents, found, config, tokenizer)
+    except (TypeError, ValueError) as error:
+        if config or tokenizer is not None:
+            raise ValueError(str(error)) from error
+        return [("config", f"not known: {error}")]
+    rows = [("config", _json({k: _short(v) for k, v in made.arguments.items()}))]
+    names: dict[str, list[str]] = {}
+    for name, origin in made.origins.items():
+        names.setdefault(origin, []).append(name)
+    for origin in sorted(names, key=lambda one: (_ORIGINS.index(one.split()[0]), one)):
+        sort, _, place = origin.partition(" ")
+        rows.append((f"  {sort}", ", ".join(names[origin]) + (f" {place}" if place else "")))
+    return rows + [("  differs", note) for note in made.notes]
+
+
+def _short(value: Any) -> Any:
+    return list(value.shape) if hasattr(value, "shape") else value
 
 
 def _nesting_row(nesting: str) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .convert import parse_config
+from .settings import add_config_option, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -27,14 +27,7 @@ def add_parser(commands: Any) -> None:
         "whose weights follow from the seed",
     )
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint")
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="what the file's shapes cannot tell, as in patch_nums=1,2,3",
-    )
+    add_config_option(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--num", type=int, required=True, help="how many samples")
     parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
@@ -98,21 +91,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace, device: Any) -> Any:
     """The teacher that the arguments name, with its sampling settings."""
-    from .. import checkpoints
     from ..losses import TeacherScore
     from ..sampling import resolve_path
     from ..training.recipes.teachers import RANDOM, load_teacher
 
     teacher: Any
     if arguments.teacher in RANDOM:
+        for name in ("tokenizer", "config"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name}: {arguments.teacher} has its own")
         teacher = load_teacher(arguments.teacher, seed=arguments.seed)
     else:
-        config = parse_config(arguments.config)
         path = resolve_path(arguments.teacher)
-        try:
-            model: Any = checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
-        except TypeError as error:  # an unknown setting, or a tokenizer for what takes none
-            raise ValueError(str(error)) from error
+        model = load_model(path, arguments.tokenizer, arguments.config)
         teacher = getattr(model, "teacher", None) or model  # a bundle is loaded as its generator
         if not hasattr(teacher, "generate"):
             raise ValueError(

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .convert import parse_config
 from .picture import check_png, tile, write_png
+from .settings import add_config_option, load_model
 
 # What would be taken for a file and become a folder.
 _OTHER_FILES = (
@@ -33,14 +33,7 @@ def add_parser(commands: Any) -> None:
         "(default digits)",
     )
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="what the file's shapes cannot tell, as in split=5",
-    )
+    add_config_option(parser)
     parser.add_argument(
         "--steps", type=int, default=1, help="passes of the generator; 2 for DD1's second step"
     )
@@ -139,12 +132,10 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
 
 def _model(arguments: argparse.Namespace) -> Any:
     """The generator that --model names, with its tokenizer."""
-    from .. import checkpoints
     from ..sampling import resolve_path
 
     path = resolve_path(arguments.model)
-    config = parse_config(arguments.config)
-    model = checkpoints.load(path, tokenizer=arguments.tokenizer, **config)
+    model = load_model(path, arguments.tokenizer, arguments.config)
     if getattr(model, "tokenizer", model) is None and not hasattr(model, "logits"):
         raise ValueError(
             f"--tokenizer: expected the checkpoint of its tokenizer for the one-step generator in "

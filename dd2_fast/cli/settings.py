@@ -1,20 +1,58 @@
-"""`--set name=value`: changing one field of a nested configuration, with its type checked."""
+"""What several commands take: `--set name=value`, and a model with `--tokenizer` and `--config`."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import math
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ..training.config import replaced
+from ..training.config import parse_config, replaced
 
 T = TypeVar("T")
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, what a file does not tell of its model."""
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the file does not tell, as in patch_nums=1,2,3 or n_head=32, grid=24, split=5",
+    )
+
+
+def load_model(path: Path, tokenizer: Path | None, assignments: Sequence[str]) -> Any:
+    """Return the model of a file with what `--tokenizer` and `--config` say.
+
+    A setting of the wrong name or type, or a tokenizer for what takes none, is a ValueError too.
+    """
+    from .. import checkpoints
+
+    config = parse_config(assignments)
+    try:
+        return checkpoints.load(path, tokenizer=tokenizer, **config)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer in a file; what is none is a ValueError."""
+    from ..checkpoints.loader import tokenizer_of
+
+    try:
+        return tokenizer_of(path)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def apply_settings(config: T, assignments: Sequence[str]) -> T:

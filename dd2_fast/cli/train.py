@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .settings import apply_settings, field_types
+from ..training.config import parse_config
+from .settings import add_config_option, apply_settings, field_types
 from .table import quality_table
 
 _RECIPES = {
@@ -46,6 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("recipe", help="a recipe, a configuration or a .toml file")
     parser.add_argument("--teacher", help="checkpoint of the teacher")
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
+    add_config_option(parser)
     parser.add_argument("--data", help="samples of dd2-fast make-data (default: drawn when needed)")
     parser.add_argument("--out", type=Path, help="folder to write (default runs/RECIPE)")
     parser.add_argument("--seed", type=int, help="of the whole run (default: the recipe's)")
@@ -118,6 +121,9 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
     recipe = "distil" if name not in _RECIPES else name
     module = importlib.import_module(f"dd2_fast.training.recipes.{recipe}")
     given = {key: getattr(arguments, key) for key in _SOURCES if getattr(arguments, key)}
+    if arguments.config:
+        parse_config(arguments.config)  # a mistake in it before any work
+        given["config"] = shlex.join(arguments.config)
     if name in _RECIPES:
         if given:
             raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")

@@ -117,9 +117,22 @@ class DD2Network(nn.Module):
         if name not in _ATTACHED:
             super().__setattr__(name, value)
             return
+        if name == "tokenizer" and value is not None:
+            if hasattr(self.backbone, "tokenizer"):
+                self.backbone.tokenizer = value
+                value = self.backbone.tokenizer  # at the backbone's scales
+            else:
+                self._check_tokenizer(value)
         object.__setattr__(self, name, value)
-        if name == "tokenizer" and hasattr(self.backbone, "tokenizer"):
-            self.backbone.tokenizer = value
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        codebook, count = tokenizer.codebook, getattr(tokenizer, "num_tokens", self.num_tokens)
+        if codebook.shape[1] != self.dimension:
+            raise ValueError(
+                f"tokenizer: expected codes of dimension {self.dimension}, got {codebook.shape[1]}"
+            )
+        if count != self.num_tokens:
+            raise ValueError(f"tokenizer: expected {self.num_tokens} tokens, got {count}")
 
     def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
         device = self.head.input.weight.device

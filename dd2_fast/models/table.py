@@ -44,10 +44,12 @@ class TableTeacher(TokenByToken, nn.Module):
         self.num_tokens = num_tokens
         self._cached: tuple[int, list[Tensor]] | None = None
         shape = [vocabulary] * num_tokens
+        uniform = joint is None
         joint = torch.ones(shape) if joint is None else joint
         if list(joint.shape) != shape:
             raise ValueError(f"joint: expected shape {shape} ([V] * n), got {list(joint.shape)}")
-        if not bool((joint >= 0).all()) or not float(joint.sum()) > 0:
+        # The uniform table may be without memory, to be filled from a file.
+        if not uniform and (not bool((joint >= 0).all()) or not float(joint.sum()) > 0):
             raise ValueError("joint: expected non-negative weights with a positive sum")
         codebook = torch.zeros(vocabulary, dimension) if codebook is None else codebook
         if list(codebook.shape) != [vocabulary, dimension]:

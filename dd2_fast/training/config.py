@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -295,3 +296,33 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         wanted = " or ".join(getattr(part, "__name__", str(part)) for part in allowed)
         raise TypeError(f"{name}: expected a value of type {wanted}, got {value!r}")
     return value
+
+
+def parse_config(assignments: Sequence[str], argument: str = "--config") -> dict[str, Any]:
+    """Settings of ``checkpoints.load`` from texts ``key=value``: JSON, several values with commas,
+    or plain text.
+
+    Raises:
+        ValueError: names ``argument`` and a text without "=", a key given twice, or one that is no
+            setting.
+    """
+    config: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.isidentifier():
+            raise ValueError(f"{argument}: expected key=value, got {assignment!r}")
+        if name in config:
+            raise ValueError(f"{argument}: expected each key once, got {name!r} twice")
+        if name in ("source", "tokenizer", "max_bytes"):
+            raise ValueError(f"{argument}: expected a setting of the model, got {name!r}")
+        config[name] = _setting(text)
+    return config
+
+
+def _setting(text: str) -> Any:
+    for candidate in (text, f"[{text}]"):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    return text

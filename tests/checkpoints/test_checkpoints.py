@@ -126,8 +126,12 @@ def test_a_codebook_goes_only_to_files_without_one(tmp_path: Path, saved: Path):
 
 
 def test_tokenizer_is_attached_to_a_generator_only(saved: Path, tmp_path: Path):
-    tokenizer = VQTokenizer()
+    tokenizer = VQTokenizer(image_size=4, vocabulary=5, dimension=3)
     assert checkpoints.load(saved, tokenizer=tokenizer).tokenizer is tokenizer
+    with pytest.raises(ValueError, match="tokenizer: expected codes of dimension 3, got 8"):
+        checkpoints.load(saved, tokenizer=VQTokenizer())
+    with pytest.raises(ValueError, match="tokenizer: expected 4 tokens, got 16"):
+        checkpoints.load(saved, tokenizer=VQTokenizer(dimension=3))
     checkpoints.save(tmp_path / "t.safetensors", tokenizer)
     with pytest.raises(TypeError, match="tokenizer: expected a generator"):
         checkpoints.load(tmp_path / "t.safetensors", tokenizer=tokenizer)

@@ -140,11 +140,16 @@ def test_foreign_files_match_nothing():
         ("var_teacher", {"patch_nums": [1, 2, 3]}, ValueError, "patch_nums: expected 4 scales"),
         ("var_teacher", {"patch_nums": [1, 2, 5]}, ValueError, "has 3 and 30"),
         ("var_teacher", {"patch_nums": "1234"}, TypeError, "patch_nums: expected a list"),
-        ("var_teacher", {"split": 2}, TypeError, "config: expected patch_nums, got split"),
+        ("var_teacher", {"split": 2}, TypeError, "config: expected patch_nums, n_head, got split"),
         ("var_tokenizer", {"patch_nums": [1, 1]}, ValueError, "rise"),
         ("var_tokenizer", {"grid": 16}, TypeError, "got grid"),
         ("dd1_var_student", {"patch_nums": PATCH_NUMS}, ValueError, "split: .*this one has 2"),
-        ("dd1_var_student", {"depth": 2}, TypeError, "patch_nums, split, second_step, got depth"),
+        (
+            "dd1_var_student",
+            {"depth": 2},
+            TypeError,
+            "patch_nums, split, second_step, n_head, got d",
+        ),
     ],
 )
 def test_bad_settings(kind: str, config: dict, error, words: str):

@@ -105,7 +105,12 @@ def test_published_splits_and_the_callers_own():
 @pytest.mark.parametrize(
     ("name", "config", "error", "message"),
     [
-        ("llamagen_GPT-B_256", {"split": 4}, TypeError, "expected n_head, grid, codebook, got spl"),
+        (
+            "llamagen_GPT-B_256",
+            {"split": 4},
+            TypeError,
+            "n_head, grid, codebook, dimension, got",
+        ),
         ("llamagen_GPT-B_256", {"n_head": 7}, ValueError, "n_head: expected heads of .*got 7"),
         ("llamagen_GPT-B_256", {"n_head": 0}, ValueError, "n_head: expected heads of .*got 0"),
         ("llamagen_GPT-B_256", {"grid": 16.0}, TypeError, "grid: expected an int, got float"),

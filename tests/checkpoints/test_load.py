@@ -15,7 +15,7 @@ from torch import nn
 
 from dd2_fast import checkpoints
 from dd2_fast.checkpoints.build import build_model
-from dd2_fast.checkpoints.container import NESTING, state_dicts
+from dd2_fast.checkpoints.nesting import NESTING, state_dicts
 from dd2_fast.models import VQTokenizer
 
 pytestmark = pytest.mark.usefixtures("family")
@@ -80,7 +80,8 @@ def test_wrappers_inside_names_are_taken_off():
 
 def test_names_that_would_collide_stay():
     tensors = {"module.a": torch.zeros(1), "module._orig_mod.a": torch.ones(1)}
-    assert list(dict(state_dicts(tensors))[""]) == list(tensors)
+    (only,) = state_dicts(tensors)
+    assert only.nesting == "" and list(only.tensors) == list(tensors)
 
 
 @pytest.mark.parametrize("average", ["ema_parameters", "ema"])
@@ -134,8 +135,31 @@ def test_attaching_a_tokenizer(tmp_path: Path):
 @pytest.mark.parametrize("container", ["zip", "safetensors"])
 def test_dtypes_are_kept(tmp_path: Path, dtype, container: str):
     tensors = {name: value.to(dtype) for name, value in teacher_tensors().items()}
-    tensors["out.bias"] = tensors["out.bias"].float()
     assert_teacher(checkpoints.load(write(tmp_path / "x", tensors, container)), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("container", ["zip", "safetensors", "mapping"])
+def test_the_dtype_of_most_values_is_that_of_all(tmp_path: Path, dtype, container: str):
+    tensors = {name: value.to(dtype) for name, value in teacher_tensors().items()}
+    mixed = {**tensors, "out.bias": tensors["out.bias"].float()}
+    source = mixed if container == "mapping" else write(tmp_path / "x", mixed, container)
+    assert_teacher(checkpoints.load(source), {**tensors, "out.bias": mixed["out.bias"].to(dtype)})
+
+
+def test_no_value_becomes_infinite_in_the_dtype_of_the_others():
+    tensors = {name: value.half() for name, value in teacher_tensors().items()}
+    tensors["out.bias"] = torch.full((4,), 1e5)
+    wide = {name: value.float() for name, value in tensors.items()}
+    assert_teacher(checkpoints.load(tensors), wide)
+    both = {**tensors, "out.bias": torch.full((4,), 3e38, dtype=torch.bfloat16)}
+    assert {p.dtype for p in checkpoints.load(both).parameters()} == {torch.float32}
+
+
+def test_a_dtype_that_torch_does_not_compute_in_is_named():
+    tensors = {name: value.to(torch.float8_e4m3fn) for name, value in teacher_tensors().items()}
+    with pytest.raises(ValueError, match=r"table.weight: expected float16.*float8_e4m3fn"):
+        checkpoints.load(tensors)
 
 
 def test_buffers_that_follow_from_the_configuration_are_dropped():
@@ -187,7 +211,8 @@ def test_config_goes_to_the_format_and_its_errors_name_the_file(tmp_path: Path):
     ("tree", "message"),
     [
         ({}, "tiny_teacher, tiny_tokenizer; found no tensors, only nothing"),
-        ({"a": 1, "b": {"c": torch.ones(2)}}, "found no tensors, only 'a', 'b'"),
+        ({"a": 1, "b": {"c": torch.ones(2)}}, r"1 tensors under b of none of these: c \[2\]$"),
+        ({"a": 1, "b": {"c": 2}}, "found no tensors, only 'a', 'b'"),
         ({"model": {"conv.weight": torch.ones(2, 3)}}, r"1 tensors under model .*weight \[2, 3\]$"),
         ({f"layer{i}": torch.ones(1) for i in range(9)}, r"layer3 \[1\] and 5 more"),
         ({3: torch.ones(1)}, "found no tensors, only 3"),

@@ -10,7 +10,7 @@ from checkpoints.tiny import teacher_tensors, tokenizer_tensors
 
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
-from dd2_fast.cli.convert import parse_config
+from dd2_fast.training.config import parse_config
 
 pytestmark = pytest.mark.usefixtures("family")
 
@@ -27,7 +27,13 @@ def test_round_trip(tmp_path: Path, source: Path, capsys) -> None:
     out = tmp_path / "new" / "teacher.safetensors"
     assert main(["convert", str(source), str(out), "--config", "heads=2"]) == 0
     text = capsys.readouterr().out
-    assert text == f"wrote {out}: tiny_teacher, 0.000 M parameters, {out.stat().st_size} bytes\n"
+    size = (
+        f"{out.stat().st_size / 1000:.1f} kB"
+        if out.stat().st_size >= 1000
+        else f"{out.stat().st_size} bytes"
+    )
+    inside = ", with its tiny_tokenizer"
+    assert text == f"wrote {out}: tiny_teacher, 0.000 M parameters{inside}, {size}\n"
     before, after = checkpoints.load(source, heads=2), checkpoints.load(out)
     assert type(before) is type(after) and before.config == after.config
     assert after.config["heads"] == 2

@@ -122,7 +122,11 @@ def test_from_teacher_copies_the_backbone_and_from_guidance_everything():
 def test_attached_tokenizer_and_teacher_are_no_submodules():
     generator = make_network(DD2Generator)
     names = set(generator.state_dict())
-    generator.teacher, generator.tokenizer = make_teacher(), VQTokenizer()
+    tokenizer = VQTokenizer(dimension=3)
+    with pytest.raises(ValueError, match="tokenizer: expected 5 tokens, got 16"):
+        generator.tokenizer = tokenizer
+    tokenizer.num_tokens = 5
+    generator.teacher, generator.tokenizer = make_teacher(), tokenizer
     assert set(generator.state_dict()) == names
     generator.double()
     assert generator.teacher.codebook.dtype == torch.float32

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from .base import Format
+from .base import Format, Unsupported, check_names, count, has, integer, known, number, shape_of
 
 _HEAD = 64
-_HEADS = {3200: 32}  # by width, where heads are not of 64 channels
+_HEADS = {3200: 32, 4096: 32}  # by width, where heads are not of 64 channels
 _PUBLISHED_SPLITS = {768: 80, 1024: 130}  # DD1, by width: LlamaGen-B and L
-_GRID = 16
+_GRID, _DIMENSION, _PIXELS = 16, 8, 16  # of every released file at 256 px
+_TOKENIZER_SETTINGS = {"grid": "grid"}
+_TEACHER_SETTINGS = {name: name for name in ("n_head", "grid", "codebook", "dimension")}
+_STUDENT_SETTINGS = {n: n for n in ("n_head", "grid", "split", "second_step", "codebook")}
+_TEACHER_SETTINGS["n_head"] = _STUDENT_SETTINGS["n_head"] = "heads"
 _BUFFERS = re.compile(
     r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache|quantize\.codebook_used"
 )
@@ -35,27 +40,29 @@ _TOKENIZER = (
 
 
 def _is_teacher(tensors: Mapping[str, Tensor]) -> bool:
-    return _has(tensors, _TRANSFORMER) and not any(name in tensors for name in _STUDENT)
+    return has(tensors, _TRANSFORMER) and not any(name in tensors for name in _STUDENT)
 
 
 def _is_student(tensors: Mapping[str, Tensor]) -> bool:
-    return _has(tensors, (*_TRANSFORMER, *_STUDENT))
+    return has(tensors, (*_TRANSFORMER, *_STUDENT))
 
 
 def _is_tokenizer(tensors: Mapping[str, Tensor]) -> bool:
-    return _has(tensors, _TOKENIZER)
+    return has(tensors, _TOKENIZER)
 
 
 def _configure_teacher(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    _check_names(config, ("n_head", "grid", "codebook"))
+    check_names(config, _TEACHER_SETTINGS)
     arguments = _transformer(tensors, config)
-    codebook = config.get("codebook")
-    # The table of a teacher does not tell C; every released one is of 8.
-    return {**arguments, "dimension": 8 if codebook is None else codebook.shape[1]}
+    codebook, dimension = arguments["codebook"], integer("dimension", config.get("dimension"))
+    # The table of a teacher does not tell C.
+    if dimension is None:
+        dimension = _DIMENSION if codebook is None else codebook.shape[1]
+    return {**arguments, "dimension": dimension}
 
 
 def _configure_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    _check_names(config, ("n_head", "grid", "split", "second_step", "codebook"))
+    check_names(config, _STUDENT_SETTINGS)
     arguments = _transformer(tensors, config)
     split = config.get("split")
     if split is None:
@@ -65,65 +72,66 @@ def _configure_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any])
             "split: expected the first token of the continuous head; it is known for students of "
             f"width {', '.join(map(str, _PUBLISHED_SPLITS))}, this one has {arguments['width']}"
         )
-    dimension = _shape(tensors, "tok_embeddings.weight", 2)[1]
+    dimension = shape_of(tensors, "tok_embeddings.weight", 2)[1]
     return {
         **arguments,
         "dimension": dimension,
-        "split": _integer("split", split),
-        "second_step": _integer("second_step", config.get("second_step")),
+        "split": integer("split", split),
+        "second_step": integer("second_step", config.get("second_step")),
     }
 
 
 def _configure_tokenizer(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    _check_names(config, ("grid",))
-    channels = _shape(tensors, "encoder.conv_in.weight", 4)[0]
-    levels = _count(tensors, "encoder.conv_blocks")
+    check_names(config, _TOKENIZER_SETTINGS)
+    channels = shape_of(tensors, "encoder.conv_in.weight", 4)[0]
+    levels = count(tensors, "encoder.conv_blocks")
     widths = [
-        _shape(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(levels)
+        shape_of(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0]
+        for i in range(levels)
     ]
     if any(width % channels for width in widths):
         raise ValueError(
             f"encoder.conv_blocks: expected widths that are multiples of {channels} "
             f"(encoder.conv_in.weight), got {widths}"
         )
-    vocabulary, dimension = _shape(tensors, "quantize.embedding.weight", 2)
+    vocabulary, dimension = shape_of(tensors, "quantize.embedding.weight", 2)
     return {
         "channels": channels,
         "multiples": [width // channels for width in widths],
-        "latents": _shape(tensors, "quant_conv.weight", 4)[1],
-        "blocks": _count(tensors, "encoder.conv_blocks.0.res"),
+        "latents": shape_of(tensors, "quant_conv.weight", 4)[1],
+        "blocks": count(tensors, "encoder.conv_blocks.0.res"),
         "vocabulary": vocabulary,
         "dimension": dimension,
-        "grid": _integer("grid", config.get("grid")),
+        "grid": integer("grid", config.get("grid")),
     }
 
 
 def _transformer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that a teacher and a student share."""
-    classes, width = _shape(tensors, "cls_embedding.embedding_table.weight", 2)
-    rows = _shape(tensors, "layers.0.attention.wqkv.weight", 2)[0]
+    classes, width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)
+    rows = shape_of(tensors, "layers.0.attention.wqkv.weight", 2)[0]
     if rows != 3 * width:
         raise ValueError(
             f"layers.0.attention.wqkv.weight: expected {3 * width} rows (as many key and value "
             f"heads as query heads), got {rows}"
         )
-    heads = _integer("n_head", config.get("n_head"))
+    heads = integer("n_head", config.get("n_head"))
     heads = _HEADS.get(width, max(width // _HEAD, 1)) if heads is None else heads
     if heads < 1 or width % (4 * heads):
         raise ValueError(
             f"n_head: expected heads of a multiple of 4 channels over width {width}, got {heads}"
         )
-    grid = _integer("grid", config.get("grid"))
+    grid = integer("grid", config.get("grid"))
     return {
         "width": width,
-        "layers": _count(tensors, "layers"),
+        "layers": count(tensors, "layers"),
         "heads": heads,
-        "hidden": _shape(tensors, "layers.0.feed_forward.w1.weight", 2)[0],
+        "hidden": shape_of(tensors, "layers.0.feed_forward.w1.weight", 2)[0],
         "num_classes": classes - 1,
         "grid": _GRID if grid is None else grid,
-        "vocabulary": _shape(tensors, "output.weight", 2)[0],
+        "vocabulary": shape_of(tensors, "output.weight", 2)[0],
         "codebook": _codebook(config.get("codebook")),
     }
 
@@ -139,49 +147,114 @@ def _codebook(value: Any) -> Tensor | None:
     return value
 
 
-def _integer(name: str, value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    return value
-
-
-def _has(tensors: Mapping[str, Tensor], names: Collection[str]) -> bool:
-    return all(name in tensors for name in names)
-
-
-def _check_names(config: Mapping[str, Any], known: Collection[str]) -> None:
-    unknown = [name for name in config if name not in known]
-    if unknown:
-        raise TypeError(f"config: expected {', '.join(known)}, got {', '.join(unknown)}")
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int) -> list[int]:
-    if name not in tensors:
-        raise ValueError(f"{name}: expected a tensor of {ndim} dimensions, found none")
-    shape = list(tensors[name].shape)
-    if len(shape) != ndim:
-        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {shape}")
-    return shape
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow ``prefix.``."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({match[1] for match in map(pattern.match, tensors) if match})
-
-
 def _is_buffer(name: str) -> bool:
     return _BUFFERS.fullmatch(name) is not None
 
 
+def _told(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """What LlamaGen's or DD1's trainer (``args``) or a hub configuration (``ModelArgs``) says."""
+    pixels, block = number(record, "image_size"), number(record, "block_size")
+    grid = number(record, "latent_size")
+    if grid is None and pixels is not None:
+        grid = pixels // (number(record, "downsample_size") or _PIXELS)
+    if grid is None and block is not None:
+        grid = math.isqrt(block)
+    # DD1's split_t is a default of its sampling program, not what a student was trained with.
+    return known(
+        grid=grid,
+        n_head=number(record, "n_head"),
+        layers=number(record, "n_layer"),
+        width=number(record, "dim"),
+        num_classes=number(record, "num_classes"),
+        vocabulary=number(record, "vocab_size"),
+        dimension=number(record, "codebook_embed_dim"),
+    )
+
+
+def _told_of_tokenizer(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """What the trainer of a tokenizer says; images of any size go through it."""
+    return known(
+        vocabulary=number(record, "codebook_size"),
+        dimension=number(record, "codebook_embed_dim"),
+    )
+
+
+def _held(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The raster and the heads by the rotary table, where a file has it."""
+    table = tensors.get("freqs_cis")
+    width = shape_of(tensors, "cls_embedding.embedding_table.weight", 2)[1]
+    if table is None or table.ndim != 3 or table.shape[2] != 2:
+        return {}
+    grid, pairs = math.isqrt(max(table.shape[0] - 1, 0)), table.shape[1]
+    if grid < 1 or grid * grid + 1 != table.shape[0] or pairs < 1 or width % (2 * pairs):
+        return {}
+    return {"grid": grid, "n_head": width // (2 * pairs)}
+
+
+def _assumed(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    names = {"grid"} - set(config)
+    if "n_head" not in config:
+        names.add("heads")
+    return names
+
+
+def _assumed_of_teacher(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    unknown = config.get("codebook") is None and "dimension" not in config
+    return _assumed(tensors, config) | ({"dimension"} if unknown else set())
+
+
+def _assumed_of_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    return _assumed(tensors, config) | ({"split", "second_step"} - set(config))
+
+
+def _assumed_of_tokenizer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    return {"grid"} - set(config)
+
+
 FORMATS: tuple[Format, ...] = (
-    Format("llamagen_teacher", _is_teacher, _configure_teacher, _is_buffer, _TRANSFORMER),
+    Format(
+        "llamagen_teacher",
+        _is_teacher,
+        _configure_teacher,
+        _is_buffer,
+        _TRANSFORMER,
+        settings=_TEACHER_SETTINGS,
+        told=_told,
+        held=_held,
+        assumed=_assumed_of_teacher,
+    ),
     Format(
         "dd1_llamagen_student",
         _is_student,
         _configure_student,
         _is_buffer,
         (*_TRANSFORMER, *_STUDENT),
+        settings=_STUDENT_SETTINGS,
+        told=_told,
+        held=_held,
+        assumed=_assumed_of_student,
     ),
-    Format("llamagen_tokenizer", _is_tokenizer, _configure_tokenizer, _is_buffer, _TOKENIZER),
+    Format(
+        "llamagen_tokenizer",
+        _is_tokenizer,
+        _configure_tokenizer,
+        _is_buffer,
+        _TOKENIZER,
+        settings=_TOKENIZER_SETTINGS,
+        told=_told_of_tokenizer,
+        assumed=_assumed_of_tokenizer,
+    ),
+)
+
+
+def _is_of_text(tensors: Mapping[str, Tensor]) -> bool:
+    return "cls_embedding.cap_proj.fc1.weight" in tensors and "tok_embeddings.weight" in tensors
+
+
+UNSUPPORTED = (
+    Unsupported(
+        _is_of_text,
+        "a text-conditional LlamaGen (cls_embedding.cap_proj in place of a table of classes); "
+        "only class-conditional ones can be loaded",
+    ),
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ...models.var.scales import Scales
-from .base import Format
+from ..harmless import plain
+from .base import Format, check_names, count, has, integer, known, number, shape_of
 
 _PATCH_NUMS = {
     680: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
@@ -23,32 +27,42 @@ _STUDENT = "n_d_embed.weight"
 _TOKENIZER = ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight")
 
 
+_TOKENIZER_SETTINGS = {"patch_nums": "patch_nums"}
+_TEACHER_SETTINGS = {**_TOKENIZER_SETTINGS, "n_head": "heads"}
+_STUDENT_SETTINGS = {
+    "patch_nums": "patch_nums",
+    "split": "split",
+    "second_step": "second_step",
+    "n_head": "heads",
+}
+
+
 def _is_student(tensors: Mapping[str, Tensor]) -> bool:
-    return _has(tensors, (*_TRANSFORMER, _STUDENT))
+    return has(tensors, (*_TRANSFORMER, _STUDENT))
 
 
 def _is_teacher(tensors: Mapping[str, Tensor]) -> bool:
-    return _has(tensors, _TRANSFORMER) and _STUDENT not in tensors
+    return has(tensors, _TRANSFORMER) and _STUDENT not in tensors
 
 
 def _is_tokenizer(tensors: Mapping[str, Tensor]) -> bool:
-    return _has(tensors, _TOKENIZER)
+    return has(tensors, _TOKENIZER)
 
 
 def _configure_teacher(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    _check_names(config, ("patch_nums",))
-    length = _shape(tensors, "pos_1LC", 3)[1]
-    levels = _shape(tensors, "lvl_embed.weight", 2)[0]
+    check_names(config, _TEACHER_SETTINGS)
+    length = shape_of(tensors, "pos_1LC", 3)[1]
+    levels = shape_of(tensors, "lvl_embed.weight", 2)[0]
     patch_nums = _patch_nums(config.get("patch_nums"), length, levels)
-    return {"patch_nums": patch_nums, **_transformer(tensors)}
+    return {"patch_nums": patch_nums, **_transformer(tensors, config)}
 
 
 def _configure_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    _check_names(config, ("patch_nums", "split", "second_step"))
-    length = _shape(tensors, "pos_1LC", 3)[1] - 1
-    levels = _shape(tensors, "lvl_embed.weight", 2)[0] - 1
+    check_names(config, _STUDENT_SETTINGS)
+    length = shape_of(tensors, "pos_1LC", 3)[1] - 1
+    levels = shape_of(tensors, "lvl_embed.weight", 2)[0] - 1
     patch_nums = _patch_nums(config.get("patch_nums"), length, levels)
-    network = _transformer(tensors)
+    network = _transformer(tensors, config)
     split = config.get("split")
     if split is None:
         split = _PUBLISHED_SPLITS.get(network["layers"])
@@ -64,41 +78,48 @@ def _configure_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any])
 def _configure_tokenizer(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    _check_names(config, ("patch_nums",))
+    check_names(config, _TOKENIZER_SETTINGS)
     patch_nums = config.get("patch_nums")
     sides = _PATCH_NUMS[680] if patch_nums is None else Scales.of(patch_nums).sides
-    levels = _count(tensors, "decoder.up")
-    widths = [_shape(tensors, f"decoder.up.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
-    channels = _shape(tensors, "encoder.conv_in.weight", 4)[0]
+    levels = count(tensors, "decoder.up")
+    widths = [
+        shape_of(tensors, f"decoder.up.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)
+    ]
+    channels = shape_of(tensors, "encoder.conv_in.weight", 4)[0]
     if any(width % channels for width in widths):
         raise ValueError(
             f"decoder.up: expected widths that are multiples of {channels} "
             f"(encoder.conv_in.weight), got {widths}"
         )
-    vocabulary, dimension = _shape(tensors, "quantize.embedding.weight", 2)
+    vocabulary, dimension = shape_of(tensors, "quantize.embedding.weight", 2)
     return {
         "patch_nums": list(sides),
         "vocabulary": vocabulary,
         "dimension": dimension,
         "channels": channels,
         "multipliers": [width // channels for width in widths],
-        "blocks": _count(tensors, "encoder.down.0.block"),
-        "phis": _count(tensors, "quantize.quant_resi.qresi_ls"),
+        "blocks": count(tensors, "encoder.down.0.block"),
+        "phis": count(tensors, "quantize.quant_resi.qresi_ls"),
     }
 
 
-def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _transformer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that the shapes of a teacher and of a student tell alike."""
-    width, dimension = _shape(tensors, "word_embed.weight", 2)
+    width, dimension = shape_of(tensors, "word_embed.weight", 2)
     temperature = "blocks.0.attn.scale_mul_1H11"
     l2_norm = temperature in tensors
+    heads = shape_of(tensors, temperature, 4)[1] if l2_norm else max(width // _HEAD, 1)
+    given = integer("n_head", config.get("n_head"))
+    if given is not None and (given < 1 or width % given or (l2_norm and given != heads)):
+        wanted = f"{heads} ({temperature})" if l2_norm else f"a divisor of the width {width}"
+        raise ValueError(f"n_head: expected {wanted}, got {given}")
     return {
-        "vocabulary": _shape(tensors, "head.weight", 2)[0],
+        "vocabulary": shape_of(tensors, "head.weight", 2)[0],
         "dimension": dimension,
-        "num_classes": _shape(tensors, "class_emb.weight", 2)[0] - 1,
+        "num_classes": shape_of(tensors, "class_emb.weight", 2)[0] - 1,
         "width": width,
-        "layers": _count(tensors, "blocks"),
-        "heads": _shape(tensors, temperature, 4)[1] if l2_norm else max(width // _HEAD, 1),
+        "layers": count(tensors, "blocks"),
+        "heads": heads if given is None else given,
         "shared_aln": "shared_ada_lin.1.weight" in tensors,
         "l2_norm": l2_norm,
     }
@@ -121,39 +142,100 @@ def _patch_nums(given: Any, length: int, levels: int) -> list[int]:
     return list(sides)
 
 
-def _has(tensors: Mapping[str, Tensor], names: Collection[str]) -> bool:
-    return all(name in tensors for name in names)
-
-
 def _is_buffer(name: str) -> bool:
     return _BUFFERS.fullmatch(name) is not None
 
 
-def _check_names(config: Mapping[str, Any], known: Collection[str]) -> None:
-    unknown = [name for name in config if name not in known]
-    if unknown:
-        raise TypeError(f"config: expected {', '.join(known)}, got {', '.join(unknown)}")
+def _told(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """What VAR's trainer (``trainer.config``, ``args``), its hub configuration or DD1's says."""
+    return known(
+        patch_nums=_sides(record),
+        n_head=number(record, "num_heads"),
+        layers=number(record, "depth"),
+        width=number(record, "embed_dim"),
+        num_classes=number(record, "num_classes"),
+    )
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int) -> list[int]:
-    if name not in tensors:
-        raise ValueError(f"{name}: expected a tensor of {ndim} dimensions, found none")
-    shape = list(tensors[name].shape)
-    if len(shape) != ndim:
-        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {shape}")
-    return shape
+def _told_of_tokenizer(record: Mapping[Any, Any]) -> dict[str, Any]:
+    return known(
+        patch_nums=_sides(record),
+        vocabulary=number(record, "vocab_size"),
+        dimension=number(record, "z_channels"),
+        channels=number(record, "ch"),
+    )
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow ``prefix.``."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({match[1] for match in map(pattern.match, tensors) if match})
+def _sides(record: Mapping[Any, Any]) -> list[int] | None:
+    """The sides of the scales, as a list or as text such as ``1_2_3``; None where there are none.
+
+    The public tokenizer calls them ``v_patch_nums``.
+    """
+    for name in ("patch_nums", "v_patch_nums", "pn"):
+        value = plain(record.get(name))
+        if isinstance(value, str) and re.fullmatch(r"\d{1,6}(?:[-_,]\d{1,6})+", value):
+            value = [int(part) for part in re.split(r"[-_,]", value)]
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        sides = value if isinstance(value, list | tuple) else ()
+        whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in sides]
+        if whole and all(whole):
+            return [int(side) for side in sides]
+    return None
+
+
+def _held(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The scales by the buffer that gives the level of every token."""
+    levels = tensors.get("lvl_1L")
+    length = shape_of(tensors, "pos_1LC", 3)[1]
+    if levels is None or levels.is_meta or list(levels.shape) != [1, length]:
+        return {}
+    counts = levels.flatten().long().unique_consecutive(return_counts=True)[1].tolist()
+    if "n_d_embed.weight" in tensors:  # a student's first level is the class token
+        counts = counts[1:]
+    sides = [math.isqrt(count) for count in counts]
+    square = all(side * side == count for side, count in zip(sides, counts, strict=True))
+    rising = all(low < high for low, high in zip(sides, sides[1:], strict=False))
+    return {"patch_nums": sides} if square and rising and len(sides) > 1 else {}
+
+
+def _assumed(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    names = {"patch_nums"} - set(config)
+    if "n_head" not in config and "blocks.0.attn.scale_mul_1H11" not in tensors:
+        names.add("heads")
+    return names
+
+
+def _assumed_of_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    return _assumed(tensors, config) | ({"split", "second_step"} - set(config))
+
+
+def _assumed_of_tokenizer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    return {"patch_nums"} - set(config)
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("var_teacher", _is_teacher, _configure_teacher, _is_buffer, _TRANSFORMER),
     Format(
-        "dd1_var_student", _is_student, _configure_student, _is_buffer, (*_TRANSFORMER, _STUDENT)
+        "var_teacher",
+        _is_teacher,
+        _configure_teacher,
+        _is_buffer,
+        _TRANSFORMER,
+        settings=_TEACHER_SETTINGS,
+        told=_told,
+        held=_held,
+        assumed=_assumed,
+    ),
+    Format(
+        "dd1_var_student",
+        _is_student,
+        _configure_student,
+        _is_buffer,
+        (*_TRANSFORMER, _STUDENT),
+        settings=_STUDENT_SETTINGS,
+        told=_told,
+        held=_held,
+        assumed=_assumed_of_student,
     ),
     Format(
         "var_tokenizer",
@@ -161,5 +243,8 @@ FORMATS: tuple[Format, ...] = (
         _configure_tokenizer,
         lambda name: name == "quantize.ema_vocab_hit_SV",
         _TOKENIZER,
+        settings=_TOKENIZER_SETTINGS,
+        told=_told_of_tokenizer,
+        assumed=_assumed_of_tokenizer,
     ),
 )

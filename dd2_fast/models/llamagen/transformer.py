@@ -12,6 +12,7 @@ from .layers import EPS, Block, Constants, rotary_table
 from .tokenizer import LlamaGenTokenizer
 
 _ATTACHED = ("tokenizer", "teacher")
+_LARGEST_GRID = 512  # its rotary table is memory before any weight is read
 
 
 class LlamaGenTransformer(nn.Module):
@@ -43,8 +44,9 @@ class LlamaGenTransformer(nn.Module):
                 f"heads: expected heads of a multiple of 4 channels, "
                 f"got {heads} over width = {width}"
             )
-        if grid < 1:
-            raise ValueError(f"grid: expected at least 1, got {grid}")
+        if not 1 <= grid <= _LARGEST_GRID:
+            wanted = "at least 1" if grid < 1 else f"at most {_LARGEST_GRID}"
+            raise ValueError(f"grid: expected {wanted}, got {grid}")
         self.num_tokens, self.num_classes = grid * grid, num_classes
         self.grid, self.dimension, self.vocabulary = grid, dimension, vocabulary
         self.width, self.heads, self.head_size = width, heads, width // heads

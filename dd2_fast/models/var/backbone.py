@@ -102,11 +102,14 @@ class VARTransformer(nn.Module):
         """The tokenizer at this model's scales."""
         if not isinstance(tokenizer, VARTokenizer):
             raise TypeError(f"tokenizer: expected a VARTokenizer, got {type(tokenizer).__name__}")
-        if tokenizer.codebook.shape[1] != self.dimension:
+        vocabulary, dimension = tokenizer.codebook.shape
+        if dimension != self.dimension:
             raise ValueError(
-                f"tokenizer: expected codes of dimension {self.dimension}, "
-                f"got {tokenizer.codebook.shape[1]}"
+                f"tokenizer: expected codes of dimension {self.dimension}, got {dimension}"
             )
+        head = getattr(self, "head", None)  # a backbone alone has none
+        if isinstance(head, nn.Linear) and vocabulary != head.out_features:
+            raise ValueError(f"tokenizer: expected {head.out_features} codes, got {vocabulary}")
         if tokenizer.patch_nums == self.patch_nums:
             return tokenizer
         return tokenizer.with_patch_nums(self.patch_nums)

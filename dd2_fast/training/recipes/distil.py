@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..config import (
     Stage1Config,
     _Checked,
     _one_of,
+    parse_config,
 )
 from ..lockstep import Difference, compare, shorten
 from ..loop import Stage, run_stages
@@ -51,12 +53,14 @@ METHODS = ("dd2", "dd1")
 class SourceConfig:
     """What is distilled, and where its samples lie.
 
-    ``teacher`` and ``tokenizer`` are files, see :func:`.teachers.load_teacher`; ``data`` is a
-    folder of ``dd2-fast make-data``, or empty to draw samples when they are needed.
+    ``teacher`` and ``tokenizer`` are files, see :func:`.teachers.load_teacher`; ``config`` is what
+    the teacher's does not tell, as on a command line: ``"patch_nums=1,2,3 n_head=32"``; ``data`` is
+    a folder of ``dd2-fast make-data``, or empty to draw samples when they are needed.
     """
 
     teacher: str = ""
     tokenizer: str = ""
+    config: str = ""
     data: str = ""
 
 
@@ -182,7 +186,8 @@ class Networks:
     def __init__(self, config: DistilConfig, parallel: Parallel) -> None:
         self.parallel, self.config = parallel, config
         source = config.source
-        teacher = load_teacher(source.teacher, source.tokenizer, config.seed)
+        settings = parse_config(shlex.split(source.config), "source.config")
+        teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
         self.adapting = isinstance(teacher, LlamaGenTeacher) and not teacher.adapted
         self.source: Any = teacher.to(parallel.device)
         if self.adapting:

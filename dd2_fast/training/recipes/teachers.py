@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ... import checkpoints
+from ...checkpoints.folder import is_folder_of_weights
 from ...losses import TeacherScore
 from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
 from ...sampling.sources import bundled_names, bundled_path
@@ -21,33 +22,43 @@ RANDOM = ("random-var", "random-llamagen")
 _CLASSES, _VOCABULARY, _DIMENSION = 10, 64, 8
 
 
-def load_teacher(source: str, tokenizer: str = "", seed: int = 0) -> Any:
+def load_teacher(
+    source: str, tokenizer: str = "", seed: int = 0, config: Mapping[str, Any] | None = None
+) -> Any:
     """A frozen float32 teacher with its tokenizer.
 
     Args:
         source: a checkpoint, a bundle folder or a bundled name (their teacher), or one of
             :data:`RANDOM`.
         tokenizer: the file of its tokenizer, where ``source`` has none. seed: of random weights.
+        config: what the file does not tell.
 
     Raises:
         ValueError: no source; what :func:`dd2_fast.checkpoints.load` raises; not a teacher; a
-            teacher without a tokenizer.
+            teacher without a tokenizer; a tokenizer or settings for what has its own.
     """
     if not source:
         raise ValueError(
             "source.teacher: expected a checkpoint, a bundle or one of "
             f"{', '.join((*bundled_names(), *RANDOM))}, got nothing; give --teacher"
         )
+    folder = bundled_path(source) if source in bundled_names() else Path(source)
+    whole = source in RANDOM or (folder.is_dir() and not is_folder_of_weights(folder))
+    for name, value in (("tokenizer", tokenizer), ("config", config)):
+        if whole and value:
+            raise ValueError(f"source.{name}: expected nothing, {source} has its own, got {value}")
     if source in RANDOM:
         teacher = _random_teacher(source, seed)
-    elif source in bundled_names() or Path(source).is_dir():
-        folder = bundled_path(source) if source in bundled_names() else Path(source)
+    elif whole:
         bundle = checkpoints.load_bundle(folder)
         teacher = bundle.teacher
         # Not as a submodule: it is not the teacher's to save or to convert.
         object.__setattr__(teacher, "tokenizer", bundle.tokenizer)
     else:
-        teacher = checkpoints.load(source, **({"tokenizer": tokenizer} if tokenizer else {}))
+        try:
+            teacher = checkpoints.load(source, tokenizer=tokenizer or None, **(config or {}))
+        except TypeError as error:  # a setting of the wrong name or type
+            raise ValueError(str(error)) from error
     if not hasattr(teacher, "logits"):
         raise ValueError(
             f"source.teacher: expected a teacher, got a {type(teacher).__name__} in {source}"

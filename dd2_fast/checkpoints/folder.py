@@ -1,0 +1,81 @@
+"""A folder as the model hubs have them: the weights in one file or several, and config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .container import Contents, open_file
+from .io import is_own
+from .nesting import CONFIG
+
+_FILES = ("model.safetensors", "pytorch_model.bin", "consolidated.pth")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LARGEST_JSON = 64 << 20
+_NAMED = 4
+
+
+def is_folder_of_weights(folder: Path) -> bool:
+    """Whether ``folder`` holds weights under one of the hubs' names."""
+    return any((folder / name).is_file() for name in (*_FILES, *_INDEXES))
+
+
+def open_folder(folder: Path) -> Contents:
+    """The contents of the first of the hubs' files in ``folder``, with its configuration.
+
+    Raises:
+        FileNotFoundError: no weights, or a part that the index names is missing.
+        ValueError: a damaged file, a configuration that is no JSON object, an index that names
+            files elsewhere.
+    """
+    config = _json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    for name in _FILES:
+        if (folder / name).is_file():
+            whole = open_file(folder / name)
+            tree = dict(whole.tree)
+            break
+    else:
+        whole, tree = _open_parts(folder)
+    if config and not is_own(whole):
+        tree[CONFIG] = config
+    return Contents(str(folder), f"folder, {whole.container}", tree, whole.metadata)
+
+
+def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if index is None:
+        raise FileNotFoundError(f"{folder}: expected {', '.join(_FILES)}, found none")
+    places = _json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index}: expected a weight_map of names to files, got {places!r}")
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{index}: expected names of files beside it, got {name!r}")
+    tree: dict[Any, Any] = {}
+    part = None
+    for name in sorted(set(places.values())):
+        part = open_file(folder / name)
+        tree |= part.tree
+    missing = [name for name in places if name not in tree]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ValueError(
+            f"{index}: expected the tensors {', '.join(missing[:_NAMED])}{more} in the files it "
+            "names, found none"
+        )
+    assert part is not None
+    return part, tree
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{path}: expected a small file, got {path.stat().st_size} bytes")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "one nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path}: expected a JSON object, got {reason}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
