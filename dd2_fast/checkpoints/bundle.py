@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..reading import read_json
 from .io import load_model
 
 PARTS = ("tokenizer", "teacher", "generator", "stage1", "classifier")
@@ -63,10 +63,7 @@ def load_generator(folder: Path) -> Any:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / SETTINGS}: expected JSON, got {error}") from error
+    return read_json(folder / SETTINGS, "a run's settings")
 
 
 def _file_names() -> tuple[str, ...]:

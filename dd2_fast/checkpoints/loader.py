@@ -16,6 +16,7 @@ from .bundle import load_bundle, load_generator
 from .container import Contents, open_file, state_dicts
 from .formats import Format
 from .io import build_own, build_own_tokenizer, is_own, own_header
+from .limits import memory_limit
 
 _TOKENIZER = "_tokenizer"
 _CODEBOOK = "codebook"
@@ -32,7 +33,11 @@ class Found:
 
 
 def load(
-    source: str | os.PathLike[str] | Mapping[str, Any], *, tokenizer: Any = None, **config: Any
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    max_bytes: int | None = None,
+    **config: Any,
 ) -> nn.Module:
     """A model from a released file, a file of ours, the folder of a bundle or run, or a state dict.
 
@@ -50,6 +55,8 @@ def load(
         source: a ``.pth``, ``.pt`` or ``.safetensors`` file, the folder of a bundle or of a
             distillation's run (its generator), or a state dict, nested or not.
         tokenizer: what to attach as ``.tokenizer``: a tokenizer, or what ``load`` reads one from.
+        max_bytes: the memory that the contents of a file may take; None: what the environment's
+            ``DD2_FAST_MAX_BYTES`` says, else 1 GiB or eight times its size, whichever is more.
         config: what shapes of released files cannot tell, such as ``patch_nums``, ``n_head``,
             ``grid``, ``split``, ``codebook``; our own files need at most the last, and not that
             where they were saved with it or with a tokenizer.
@@ -57,16 +64,18 @@ def load(
     Raises:
         FileNotFoundError: nothing there.
         TypeError: a source, tokenizer or configuration of the wrong type or name.
-        ValueError: damaged, of no known kind, unsafe to open, or tensors that do not fit.
+        ValueError: damaged, of no known kind, unsafe to open, too large once opened, or tensors
+            that do not fit.
     """
-    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        _check_no_config(config)
-        model = load_generator(Path(source))
-    else:
-        model = _build(_open(source, "source"), config)
-    if tokenizer is not None:
-        _attach(model, tokenizer)
-    return model
+    with memory_limit(max_bytes):
+        if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+            _check_no_config(config)
+            model = load_generator(Path(source))
+        else:
+            model = _build(_open(source, "source"), config)
+        if tokenizer is not None:
+            _attach(model, tokenizer)
+        return model
 
 
 def recognise(contents: Contents) -> list[Found]:

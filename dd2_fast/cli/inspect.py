@@ -32,6 +32,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; a file that is there and whole always gets one."""
     from ..checkpoints.container import UnsafeFileError, open_file
+    from ..reading import printable, shown
 
     path = arguments.file
     if path.is_dir():
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         rows = _describe(contents)
     for name, value in [("file", str(path)), ("size", size_of(path)), *rows]:
-        print(f"{name:<14}{value}")
+        print(f"{printable(name):<14}{shown(value)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
+from ..reading import shown
 from . import convert, demo, fid, info, inspect, make_data, plot, sample, train
 
 PROGRAM = "dd2-fast"
@@ -67,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the message of an error, without errno and line breaks."""
+    """Return the message of an error in one printable line, without errno."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))

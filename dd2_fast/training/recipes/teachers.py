@@ -47,7 +47,7 @@ def load_teacher(source: str, tokenizer: str = "", seed: int = 0) -> Any:
         # Not as a submodule: it is not the teacher's to save or to convert.
         object.__setattr__(teacher, "tokenizer", bundle.tokenizer)
     else:
-        teacher = checkpoints.load(source, **({"tokenizer": tokenizer} if tokenizer else {}))
+        teacher = checkpoints.load(source, tokenizer=tokenizer or None)
     if not hasattr(teacher, "logits"):
         raise ValueError(
             f"source.teacher: expected a teacher, got a {type(teacher).__name__} in {source}"
