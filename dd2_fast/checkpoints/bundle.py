@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..reading import read_json
 from .io import load_model
+from .registry import kind_of
 
 PARTS = ("tokenizer", "teacher", "generator", "stage1", "classifier")
 SETTINGS = "run.json"
+_KINDS = {  # the ends of their names
+    "tokenizer": ("_tokenizer",),
+    "teacher": ("_teacher",),
+    "generator": ("_generator", "_student"),
+    "stage1": ("_generator", "_student"),
+    "classifier": ("_classifier",),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def load_bundle(folder: str | Path) -> Bundle:
             f"missing {', '.join(missing)}{_other_files(folder)}"
         )
     settings = _settings(folder)
-    parts = {name: load_model(folder / f"{name}.safetensors") for name in PARTS}
+    parts = {name: _load_part(folder, name) for name in PARTS}
     bundle = Bundle(**parts, settings=settings)
     bundle.generator.tokenizer = bundle.tokenizer
     bundle.generator.teacher = bundle.teacher
@@ -58,15 +66,19 @@ def load_generator(folder: Path) -> Any:
         As :func:`load_bundle`.
     """
     if is_bundle(folder) and _settings(folder).get("recipe") == "distil":
-        return load_model(folder / "generator.safetensors")
+        return _load_part(folder, "generator")
     return load_bundle(folder).generator
 
 
+def _load_part(folder: Path, name: str) -> Any:
+    model = load_model(folder / f"{name}.safetensors")
+    if not (kind := kind_of(model)).endswith(_KINDS[name]):
+        raise ValueError(f"{folder / name}.safetensors: expected a {name}, got a {kind}")
+    return model
+
+
 def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / SETTINGS}: expected JSON, got {error}") from error
+    return read_json(folder / SETTINGS, "a run's settings")
 
 
 def _file_names() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,10 @@ from typing import Any
 import safetensors
 import torch
 
+from ..reading import check_regular
 from . import harmless
+from .limits import TooLargeError
+from .screen import screen_older, screen_zip
 
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):  # else a child could be left with a lock that nobody holds
@@ -64,23 +67,25 @@ class Contents:
 def open_file(path: Path) -> Contents:
     """The contents of a PyTorch or safetensors file, told by its first bytes.
 
-    Tensors are views of the memory-mapped file (PyTorch's older format is read instead). Of
-    what a pickle names, tensors and the plain values of :mod:`.harmless` are let through.
+    Tensors are views of the memory-mapped file (PyTorch's older format, and archives that something
+    else has compressed, are read instead). Of what a pickle names, tensors and the plain values of
+    :mod:`.harmless` are let through. What a file declares is looked at before it is made, see
+    :class:`.limits.Budget`.
 
     Raises:
         FileNotFoundError: no such file. UnsafeFileError: a pickle that could run code.
+        TooLargeError: contents that would take more memory than they may.
         ValueError: truncated, damaged or another format.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a checkpoint file, found none")
+    check_regular(path, "a checkpoint file")
     with open(path, "rb") as file:
         start = file.read(32)
     if start[8:9] == b"{":
         return _open_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
-        return Contents(str(path), "PyTorch", _open_torch(path, mmap=True))
+        return Contents(str(path), "PyTorch", _open_torch(path, screen_zip))
     if start.startswith(b"\x80"):
-        return Contents(str(path), "PyTorch, older format", _open_torch(path, mmap=False))
+        return Contents(str(path), "PyTorch, older format", _open_torch(path, screen_older))
     for beginning, what in _NO_CHECKPOINT.items():
         if start.lstrip().lower().startswith(beginning):
             raise ValueError(f"{path}: expected a PyTorch or safetensors file, got {what}")
@@ -101,7 +106,14 @@ def _open_safetensors(path: Path) -> Contents:
     return Contents(str(path), "safetensors", tensors, metadata)
 
 
-def _open_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
+def _open_torch(path: Path, screen: Callable[[Path], bool]) -> Mapping[Any, Any]:
+    """The object in a file that ``screen`` has looked at, which says whether it can be mapped."""
+    try:
+        mmap = screen(path)
+    except TooLargeError:
+        raise
+    except ValueError as error:
+        raise _damaged(path, "PyTorch", str(error)) from error
     try:
         with _harmless_allowed():
             tree = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)

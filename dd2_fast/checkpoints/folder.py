@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ..reading import read_json
 from .container import Contents, open_file
 from .io import is_own
 from .nesting import CONFIG
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "consolidated.pth")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_LARGEST_JSON = 64 << 20
 _NAMED = 4
 
 
@@ -29,7 +28,11 @@ def open_folder(folder: Path) -> Contents:
         ValueError: a damaged file, a configuration that is no JSON object, an index that names
             files elsewhere.
     """
-    config = _json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = (
+        read_json(folder / CONFIG, "the model's configuration")
+        if (folder / CONFIG).is_file()
+        else {}
+    )
     for name in _FILES:
         if (folder / name).is_file():
             whole = open_file(folder / name)
@@ -46,7 +49,7 @@ def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     if index is None:
         raise FileNotFoundError(f"{folder}: expected {', '.join(_FILES)}, found none")
-    places = _json_object(index).get("weight_map")
+    places = read_json(index, "the list of the files").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index}: expected a weight_map of names to files, got {places!r}")
     for name in places.values():
@@ -66,16 +69,3 @@ def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
         )
     assert part is not None
     return part, tree
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LARGEST_JSON:
-        raise ValueError(f"{path}: expected a small file, got {path.stat().st_size} bytes")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = "one nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path}: expected a JSON object, got {reason}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value

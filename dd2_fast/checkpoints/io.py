@@ -15,6 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from ..reading import parse_json, shown
 from .build import build_model, overlapping
 from .container import Contents, open_file
 from .files import remove_leftovers, replacing
@@ -99,20 +100,26 @@ def own_header(contents: Contents) -> dict[str, Any]:
     source, text = contents.source, contents.metadata.get(_KEY)
     if text is None:
         raise ValueError(f"{source}: expected a dd2_fast checkpoint (metadata {_KEY!r}), got none")
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{source}: expected JSON in metadata {_KEY!r}, got {error}") from error
-    parts = [header]
-    if isinstance(header, dict) and header.get("tokenizer") is not None:
-        parts.append(header["tokenizer"])
+    header = parse_json(text, f"{source}: metadata {_KEY!r}")
+    header = {"metadata": {}, **{key: part for key, part in header.items() if part is not None}}
+    parts = [header, header["tokenizer"]] if "tokenizer" in header else [header]
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("config"), dict):
-            raise ValueError(f"{source}: expected kind and config in metadata {_KEY!r}, got {text}")
-        if part.get("kind") not in KINDS:
             raise ValueError(
-                f"{source}: expected kind to be one of {', '.join(KINDS)}, got {part.get('kind')!r}"
+                f"{source}: expected kind and config in metadata {_KEY!r}, got {shown(part)}"
             )
+        if not isinstance(part.get("kind"), str) or part["kind"] not in KINDS:
+            raise ValueError(
+                f"{source}: expected kind to be one of {', '.join(KINDS)}, "
+                f"got {shown(repr(part.get('kind')))}"
+            )
+    data = header.get("data", [])
+    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+        raise ValueError(f"{source}: expected data to be a list of names, got {shown(data)}")
+    if not isinstance(header["metadata"], dict):
+        raise ValueError(
+            f"{source}: expected metadata to be an object, got {shown(header['metadata'])}"
+        )
     return header
 
 
@@ -122,7 +129,9 @@ def own_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Tensor],
     data, tokenizer = {}, {}
     for name in header.get("data", ()):
         if _DATA + name not in weights:
-            raise ValueError(f"{contents.source}: expected a tensor {_DATA + name}, found none")
+            raise ValueError(
+                f"{contents.source}: expected a tensor {shown(_DATA + name)}, found none"
+            )
         data[name] = weights.pop(_DATA + name)
     if "tokenizer" in header:
         names = [name for name in weights if name.startswith(_TOKENIZER)]

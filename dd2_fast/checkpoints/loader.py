@@ -19,6 +19,7 @@ from .container import Contents, open_file
 from .folder import is_folder_of_weights, open_folder
 from .formats import Format
 from .io import build_own, build_own_tokenizer, is_own, own_header
+from .limits import memory_limit
 from .nesting import StateDict, by_component, like, overlaps, state_dicts
 from .registry import class_of
 
@@ -28,7 +29,11 @@ _NAMED = 4
 
 
 def load(
-    source: str | os.PathLike[str] | Mapping[str, Any], *, tokenizer: Any = None, **config: Any
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    max_bytes: int | None = None,
+    **config: Any,
 ) -> nn.Module:
     """A model from a released file, a file of ours, a folder or a state dict.
 
@@ -52,6 +57,8 @@ def load(
             distillation's run (its generator), a folder with ``model.safetensors`` or
             ``pytorch_model.bin``, whole or in parts, or a state dict, nested or not.
         tokenizer: what to attach as ``.tokenizer``: a tokenizer, or what ``load`` reads one from.
+        max_bytes: the memory that the contents of a file may take; None: what the environment's
+            ``DD2_FAST_MAX_BYTES`` says, else 1 GiB or eight times its size, whichever is more.
         config: what neither shapes nor the file tell, such as ``patch_nums``, ``n_head``,
             ``grid``, ``split``, ``codebook``; our own files need at most the last, and not that
             where they were saved with it or with a tokenizer.
@@ -59,10 +66,10 @@ def load(
     Raises:
         FileNotFoundError: nothing there.
         TypeError: a source, tokenizer or configuration of the wrong type or name.
-        ValueError: damaged, of no known kind, unsafe to open, tensors that do not fit, or two facts
-            that contradict each other.
+        ValueError: damaged, of no known kind, unsafe to open, too large once opened, tensors that
+            do not fit, or two facts that contradict each other.
     """
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), memory_limit(max_bytes):
         attached = None if tokenizer is None else tokenizer_of(tokenizer)
         if (folder := _bundle_folder(source)) is not None:
             _check_no_config(config)

@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..checkpoints.container import UnsafeFileError
     from ..checkpoints.folder import is_folder_of_weights
     from ..checkpoints.loader import open_source
+    from ..reading import printable, shown
 
     path = arguments.file
     config = parse_config(arguments.config)
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         rows = _describe(contents, config, tokenizer)
     for name, value in [("file", str(path)), ("size", size_of(path)), *rows]:
-        print(f"{name:<14}{value}")
+        print(f"{printable(name):<14}{shown(value)}")
     return 0
 
 

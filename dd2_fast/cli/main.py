@@ -11,6 +11,7 @@ from contextlib import nullcontext, suppress
 from typing import NoReturn
 
 from .. import __version__, processes
+from ..reading import shown
 from . import convert, demo, fid, info, inspect, make_data, plot, sample, train
 
 PROGRAM = "dd2-fast"
@@ -121,8 +122,8 @@ def _say(text: str, job: processes.Job | None) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the message of an error, without errno and line breaks."""
+    """Return the message of an error in one printable line, without errno."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..reading import read_text
 from ..training.config import parse_config
 from .settings import add_config_option, apply_settings, field_types
 from .table import quality_table
@@ -131,7 +132,11 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
     else:
         from ..training.config import configure
 
-        config = configure(module.DistilConfig(), _read_toml(name))
+        table = _read_toml(name)
+        try:
+            config = configure(module.DistilConfig(), table)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
         config = configure(config, {"source": given})
     config = apply_settings(config, arguments.set)
     if arguments.seed is not None:
@@ -149,10 +154,13 @@ def _read_toml(name: str) -> dict[str, Any]:
     if path.suffix != ".toml":
         known = ", ".join((*_RECIPES, *config_names()))
         raise ValueError(f"recipe: expected one of {known} or a .toml file, got {name!r}")
+    text = read_text(path, "a configuration")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except ValueError as error:  # not all of them are TOMLDecodeError
         raise ValueError(f"{path}: expected TOML, got {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected TOML, got one nested too deeply") from error
 
 
 def _check_parity(module: ModuleType, config: Any, arguments: argparse.Namespace) -> int:

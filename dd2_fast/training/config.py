@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class _Checked:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             zero = name.endswith(_MAY_BE_ZERO) and name not in ("ode_steps", "guidance_updates")
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, got {value}")
             if value < 0 or (value == 0 and not zero):
                 wanted = "zero or more" if zero else "a positive number"
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
@@ -286,8 +289,13 @@ def replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """``value`` as a field of type ``kind`` keeps it."""
-    if isinstance(value, list):
-        value = tuple(value)
+    if isinstance(value, list) and typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if kinds[-1] is ...:
+            kinds = kinds[:1] * len(value)
+        if len(value) != len(kinds):
+            raise TypeError(f"{name}: expected {len(kinds)} values, got {value!r}")
+        return tuple(_typed(name, v, k) for v, k in zip(value, kinds, strict=True))
     parts = typing.get_args(kind) if typing.get_origin(kind) is not tuple else ()
     allowed = [typing.get_origin(part) or part for part in (parts or (kind,))]
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):

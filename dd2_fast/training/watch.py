@@ -22,6 +22,8 @@ from ..checkpoints.files import check_writable, remove_leftovers, write_atomic
 LOG = "log.jsonl"
 SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
+_LAST_STEP = 1 << 53  # beyond it floats, which a plot has, are not exact
+_NO_LINE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -184,8 +186,11 @@ def read_log(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
             values = {k: math.nan if v is None else float(v) for k, v in line["values"].items()}
-            lines.append(Line(line["stage"], int(line["step"]), float(line["time"]), values))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            stage, step = line["stage"], int(line["step"])
+            if not isinstance(stage, str) or not 0 <= step <= _LAST_STEP:
+                raise ValueError(f"stage {stage!r}, step {step}")
+            lines.append(Line(stage, step, float(line["time"]), values))
+        except _NO_LINE as error:
             raise ValueError(f"{path}, line {number}: expected a line of a run's log") from error
     return lines
 
