@@ -85,10 +85,6 @@ def square(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() - b.double()).square().mean((1, 2, 3))
 
 
-def measure(value: float) -> Tensor:
-    return torch.full((), value, dtype=torch.float64, device="cpu")
-
-
 def teacher_cases(model: Any) -> dict[str, Callable[[], Any]]:
     """Of any teacher: what it draws and what is measured by it, then what its network gives."""
     labels = LABELS.clamp(max=model.num_classes - 1)
@@ -98,7 +94,7 @@ def teacher_cases(model: Any) -> dict[str, Callable[[], Any]]:
     return {
         "sample": lambda: model.sample(labels, cfg=1.5, top_k=20, top_p=0.9),
         "pairs": lambda: losses.flow_pairs(noise, labels, score),
-        "nll": lambda: measure(metrics.negative_log_likelihood(model, tokens, labels)),
+        "nll": lambda: metrics.negative_log_likelihood(model, tokens, labels),
         "network logits": lambda: model.logits(tokens, labels),
         "network codebook": lambda: model.codebook,
     }
@@ -149,19 +145,20 @@ def digits() -> dict[str, Callable[[], Any]]:
     bundle = load_bundle(resolve_path("digits"))
     images, labels = bundle.tokenizer.decode(rand(20, 16, 8)).detach(), torch.arange(20) % 2
     data = SimpleNamespace(test_images=images, test_labels=labels)
-    table = metrics.evaluate
+    joint, real, generated = torch.tensor([0.25, 0.75]), rand(9, 2), rand(9, 2) + 1
+
+    def classifier() -> Tensor:
+        return metrics.train_classifier(images, labels, epochs=1).classify.weight.detach()
+
     return {
         **dd2(bundle.teacher, bundle.generator),
         "bundled": lambda: Sampler("digits")([3, 7]),
-        "classifier": lambda: metrics.train_classifier(images, labels, epochs=1)(images).detach(),
-        "path length": lambda: measure(
-            metrics.perceptual_path_length(bundle.generator, LABELS, square)
-        ),
-        "report": lambda: measure(table(bundle, data, num_samples=20)["one_step"]["fd_pixel"]),
-        "total variation": lambda: measure(
-            metrics.total_variation(labels[:, None], torch.tensor([0.25, 0.75]))
-        ),
-        "precision": lambda: measure(sum(metrics.precision_recall(rand(9, 2), rand(9, 2) + 1))),
+        "classifier": classifier,
+        "path length": lambda: metrics.perceptual_path_length(bundle.generator, LABELS, square),
+        "report": lambda: metrics.evaluate(bundle, data, num_samples=20)["one_step"]["fd_pixel"],
+        "frechet": lambda: metrics.frechet_distance(real, generated),
+        "total variation": lambda: metrics.total_variation(labels[:, None], joint),
+        "precision": lambda: metrics.precision_recall(real, generated),
     }
 
 
@@ -190,9 +187,11 @@ def cases(family: str) -> dict[str, tuple[Callable[[], Any], Any]]:
 
 
 def values(result: Any) -> np.ndarray:
+    if isinstance(result, Tensor):
+        return result.detach().double().numpy()
     if isinstance(result, list):
         return np.stack([np.asarray(image) for image in result]).astype(np.float64)
-    return np.asarray(result.detach() if isinstance(result, Tensor) else result, dtype=np.float64)
+    return np.asarray(result, dtype=np.float64)
 
 
 def fault(found: Any, wanted: Any, state: str, is_data: bool) -> str:
