@@ -84,9 +84,8 @@ def train_classifier(
         images, labels = images.clone(), labels.clone()  # inference mode's could not be trained on
         model = DigitsClassifier(in_channels=images.shape[1]).to(images.dtype)
         torch.manual_seed(seed)
-        for layer in model.children():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()  # drawn in this dtype, not the default one
+        for layer in model.children():  # drawn in this dtype, not the default one
+            getattr(layer, "reset_parameters", lambda: None)()
         steps = epochs * -(-images.shape[0] // batch_size)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)

@@ -26,7 +26,7 @@ class Faults:
         A sum of values of sane size is finite if and only if they are; tokens that could not be
         drawn are -1.
         """
-        if values.device.type == "cpu":
+        if _is_here(values):
             if values.is_floating_point() and math.isfinite(values.sum()):
                 return
             _raise_if(stage, _spoiled(values), indices, labels)
@@ -38,11 +38,19 @@ class Faults:
 
         It waits for the device, so not while a CUDA graph is captured, when there are no values.
         """
-        if not self._flags or torch.cuda.is_current_stream_capturing():
+        if not self._flags:
             return
-        if bool(torch.stack([spoiled.any() for _, spoiled, _, _ in self._flags]).any()):
+        every = torch.cat([spoiled for _, spoiled, _, _ in self._flags])
+        if every.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return
+        if bool(every.any()):
             for stage, *flags in self._flags:
                 _raise_if(stage, *flags)
+
+
+def _is_here(values: Tensor) -> bool:
+    """Whether a look at values waits for no device."""
+    return values.device.type == "cpu"
 
 
 def _spoiled(values: Tensor) -> Tensor:
