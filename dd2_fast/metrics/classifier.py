@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ambient import outside_autocast
+
 
 class DigitsClassifier(nn.Module):
     """Classifies images [B, in_channels, 8, 8] in [0, 1]; Fréchet distances use its `features`."""
@@ -63,17 +65,27 @@ def train_classifier(
 ) -> DigitsClassifier:
     """Train a `DigitsClassifier` on images [N, 3, 8, 8] in [0, 1] and int64 labels [N].
 
-    Deterministic in `seed` on one machine; the images are shifted by up to one pixel while
-    training. The global random state is left as it was. Returned in evaluation mode, frozen.
+    Deterministic in `seed` on one machine, whatever the caller's autocast and gradients; the images
+    are shifted by up to one pixel while training. The global random state is left as it was.
+    Returned in evaluation mode, frozen, in the dtype and on the device of the images.
     """
     if images.shape[0] != labels.shape[0] or images.shape[0] == 0:
         raise ValueError(
             "labels: expected one label an image and at least one image, "
             f"got {images.shape[0]} images and {labels.shape[0]} labels"
         )
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        outside_autocast(images.device),
+        images.device,
+    ):
+        images, labels = images.clone(), labels.clone()  # inference mode's could not be trained on
+        model = DigitsClassifier(in_channels=images.shape[1]).to(images.dtype)
         torch.manual_seed(seed)
-        model = DigitsClassifier(in_channels=images.shape[1])
+        for layer in model.children():  # drawn in this dtype, not the default one
+            getattr(layer, "reset_parameters", lambda: None)()
         steps = epochs * -(-images.shape[0] // batch_size)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)

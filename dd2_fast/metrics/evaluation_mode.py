@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+_lock = threading.Lock()
+_users: Counter[nn.Module] = Counter()  # of modules that are to be in training mode again
 
 
 def submodules(*models: Any) -> list[nn.Module]:
@@ -17,12 +22,21 @@ def submodules(*models: Any) -> list[nn.Module]:
 
 @contextmanager
 def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put modules, as `submodules` lists them, in evaluation mode; restore their flags after."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
+    """Put modules, as `submodules` lists them, in evaluation mode; restore their flags after.
+
+    Of several threads that share modules the last to leave restores them.
+    """
+    with _lock:
+        training = [m for m in modules if m.training or (_users and m in _users)]
+        _users.update(training)
+        for module in training:
+            module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            _users.subtract(training)
+            for module in training:
+                if not _users[module]:
+                    del _users[module]
+                    module.training = True

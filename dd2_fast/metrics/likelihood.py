@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..ambient import outside_autocast
+
 
 class Teacher(Protocol):
     """What the metrics need of a teacher."""
@@ -30,7 +32,8 @@ def negative_log_likelihood(
     if labels.shape != tokens.shape[:1]:
         raise ValueError(f"labels: expected shape [{tokens.shape[0]}], got {list(labels.shape)}")
     total = 0.0
-    for part, label in zip(tokens.split(batch_size), labels.split(batch_size), strict=True):
-        log_p = teacher.logits(part, label).double().log_softmax(-1)
-        total -= float(log_p.gather(-1, part[..., None]).sum())
+    with outside_autocast(tokens.device):
+        for part, label in zip(tokens.split(batch_size), labels.split(batch_size), strict=True):
+            log_p = teacher.logits(part, label).double().log_softmax(-1)
+            total -= float(log_p.gather(-1, part[..., None]).sum())
     return total / tokens.numel()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ambient import outside_autocast
 from .evaluation_mode import evaluation_mode, submodules
 
 
@@ -42,14 +43,17 @@ def perceptual_path_length(
         )
     codebook = model.tokenizer.codebook
     shape = (2, model.num_tokens, codebook.shape[1])
-    rng = torch.Generator().manual_seed(seed)
-    share = torch.rand(len(labels), generator=rng)
+    rng: dict[str, Any] = dict(
+        generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu"
+    )
+    share = torch.rand(len(labels), **rng)
     total = 0.0
-    with evaluation_mode(submodules(model, model.tokenizer)):
+    modules = submodules(model, model.tokenizer)
+    with evaluation_mode(modules), outside_autocast(codebook.device):
         for first in range(0, len(labels), batch_size):
             y = labels[first : first + batch_size].to(codebook.device)
             # A pair at a time: the numbers do not depend on the batch size.
-            pairs = torch.stack([torch.randn(shape, generator=rng) for _ in y], dim=1)
+            pairs = torch.stack([torch.randn(shape, **rng) for _ in y], dim=1)
             start, end = pairs.to(codebook.device)
             s = share[first : first + len(y)].to(codebook.device)
             images = [

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ambient import outside_autocast
 from ..ops import nearest_code
 from .evaluation_mode import evaluation_mode, submodules
 from .frechet import frechet_distance, frechet_distance_per_class
@@ -44,14 +45,15 @@ def evaluate(
     None takes `teacher_sampling(bundle)`. Raises ValueError for fewer than 2 samples a class.
     """
     options = dict(teacher_sampling(bundle) if sampling is None else sampling)
-    references = _Reference(bundle, data)
+    with outside_autocast(data.test_images.device):
+        references = _Reference(bundle, data)
     if num_samples < 2 * references.num_classes:
         raise ValueError(
             f"num_samples: expected at least {2 * references.num_classes}, got {num_samples}"
         )
     labels = references.labels.repeat(-(-num_samples // references.labels.shape[0]))[:num_samples]
     models = (bundle.tokenizer, bundle.teacher, bundle.generator, bundle.stage1)
-    with evaluation_mode(submodules(*models)):
+    with evaluation_mode(submodules(*models)), outside_autocast(labels.device):
         real = [bundle.tokenizer.encode(part) for part in references.images.split(_BATCH)]
         rows = {"reconstruction": references.judge_tokens(torch.cat(real), references.labels)}
         draws = [
@@ -87,7 +89,9 @@ def shuffle_within_class(tokens: Tensor, labels: Tensor, *, seed: int = 0) -> Te
     shuffled = tokens.clone()
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]
-        order = torch.rand((rows.shape[0], tokens.shape[1]), generator=generator).argsort(0)
+        shape = rows.shape[0], tokens.shape[1]
+        options: dict[str, Any] = dict(generator=generator, dtype=torch.float32, device="cpu")
+        order = torch.rand(shape, **options).argsort(0)
         shuffled[rows] = tokens[rows].gather(0, order.to(tokens.device))
     return shuffled
 
@@ -115,6 +119,8 @@ class _Reference:
         noise = torch.randn(
             (labels.shape[0], self.bundle.teacher.num_tokens, codebook.shape[1]),
             generator=torch.Generator().manual_seed(_seed(seed, 2, 0)),
+            dtype=torch.float32,
+            device="cpu",
         ).to(codebook)
         parts = zip(noise.split(_BATCH), labels.split(_BATCH), strict=True)
         x = torch.cat([generator(part, label) for part, label in parts])

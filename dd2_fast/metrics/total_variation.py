@@ -17,13 +17,14 @@ def total_variation(tokens: Tensor, joint: Tensor) -> float:
         raise ValueError(
             f"tokens: expected shape [N, {joint.ndim}] with N >= 1, got {list(tokens.shape)}"
         )
-    size = torch.tensor(joint.shape, device=tokens.device)
+    device = tokens.device
+    size = torch.tensor(joint.shape, device=device)
     if bool(((tokens < 0) | (tokens >= size)).any()):
         raise ValueError(
             f"tokens: expected values in 0..{min(joint.shape) - 1}, "
             f"got {int(tokens.min())} to {int(tokens.max())}"
         )
-    strides = torch.tensor([joint[(0,) * (i + 1)].numel() for i in range(joint.ndim)])
-    flat = (tokens * strides.to(tokens.device)).sum(1)
+    sizes = [joint[(0,) * (i + 1)].numel() for i in range(joint.ndim)]
+    flat = (tokens * torch.tensor(sizes, device=device)).sum(1)
     frequency = torch.bincount(flat, minlength=joint.numel()).double() / tokens.shape[0]
     return 0.5 * float((frequency - joint.reshape(-1).to(frequency)).abs().sum())

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(FloatingPointError, ValueError):
+    """A network made a NaN or infinity; the message names the image and the part."""
+
+
 def check_labels(
     labels: Tensor,
     num_classes: int,
@@ -82,6 +86,25 @@ def check_tokens(
         raise ValueError(
             f"tokens: expected values in 0..{vocabulary - 1}, got {low if low < 0 else high}"
         )
+
+
+def check_drawn(
+    tokens: Tensor, first: int, vocabulary: int, index: Tensor | None, labels: Tensor | None
+) -> None:
+    """Raise NotFiniteError if any of drawn tokens ``[B, m]`` is -1: its logits were not finite.
+
+    Args:
+        first: position of the first of the ``m``. index, labels: int64 ``[B]`` of the images.
+    """
+    if not tokens.numel() or int(tokens.min()) >= 0:
+        return
+    row, column = (tokens < 0).nonzero()[0].tolist()
+    image = row if index is None else int(index[row])
+    label = "" if labels is None else f" (label {int(labels[row])})"
+    raise NotFiniteError(
+        f"tokens: expected values in 0..{vocabulary - 1}, got -1: expected finite teacher's "
+        f"logits, got a NaN or infinity at token {first + column} of image {image}{label}"
+    )
 
 
 def embed_tokens(

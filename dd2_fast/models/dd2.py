@@ -102,16 +102,18 @@ class DD2Network(nn.Module):
         config = dict(source.backbone_config)
         if not exact and "adapter_codes" in config:
             config["adapter_codes"] = False
-        network = cls(
-            family=family,
-            **config,
-            head_width=head_width,
-            head_depth=head_depth,
-        )
+        config.update(family=family, head_width=head_width, head_depth=head_depth)
+        network = cls._beside(source, config)
         own = network.backbone.state_dict()
         network.backbone.load_state_dict({k: v for k, v in source.state_dict().items() if k in own})
         network.tokenizer = getattr(teacher, "tokenizer", None)
-        return network.to(next(source.parameters()).device)
+        return network
+
+    @classmethod
+    def _beside(cls: type[Network], source: nn.Module, config: dict[str, Any]) -> Network:
+        """A network on the device of another, to be trained wherever it is made."""
+        with torch.inference_mode(False), next(source.parameters()).device:
+            return cls(**config)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _ATTACHED:
@@ -155,10 +157,10 @@ class DD2Generator(DD2Network):
     @classmethod
     def from_guidance(cls, guidance: DD2Guidance) -> DD2Generator:
         """A generator with a copy of the guidance network's weights (stage 1)."""
-        generator = cls(**guidance.config)
+        generator = cls._beside(guidance, guidance.config)
         generator.load_state_dict(guidance.state_dict())
         generator.tokenizer = guidance.tokenizer
-        return generator.to(next(guidance.parameters()).device)
+        return generator
 
 
 class DD2Guidance(DD2Network):

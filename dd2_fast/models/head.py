@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .constants import Constants
 from .kernels import Linear
 
 _FREQUENCIES = 16
@@ -28,13 +29,13 @@ class FlowHead(nn.Module):
     modulation of every block.
     """
 
-    frequencies: Tensor
-
     def __init__(self, *, dimension: int, features: int, width: int, blocks: int) -> None:
         super().__init__()
         self.blocks = blocks
-        rates = torch.exp(-math.log(1000.0) * torch.arange(_FREQUENCIES) / (_FREQUENCIES - 1))
-        self.register_buffer("frequencies", rates, persistent=False)
+        # An explicit device: the values are wanted in a model built on the meta device too.
+        steps = torch.arange(_FREQUENCIES, dtype=torch.float32, device="cpu")
+        rates = torch.exp(-math.log(1000.0) * steps / (_FREQUENCIES - 1))
+        self.constants = Constants(frequencies=rates)
         self.time = nn.Sequential(Linear(2 * _FREQUENCIES, width), nn.SiLU(), Linear(width, width))
         self.condition = Linear(features, width)
         self.input = Linear(dimension, width)
@@ -64,9 +65,12 @@ class FlowHead(nn.Module):
             )
         # LlamaGen's codes, and noise like them, stay in float32 when the networks are cast.
         dtype = self.input.weight.dtype
+        # In bfloat16 an angle of 100 would be off by 0.2.
+        wide = torch.promote_types(dtype, torch.float32)
         if isinstance(t, Tensor):
-            t = t.to(x_t.device, dtype)
-        c = F.silu(self.time(time_embedding(t, self.frequencies)) + condition)
+            t = t.to(x_t.device, wide)
+        time = time_embedding(t, self.constants.frequencies.to(wide))
+        c = F.silu(self.time(time.to(dtype)) + condition)
         modulation = self.modulation(c).chunk(3 * self.blocks + 2, dim=-1)
         h = self.input(x_t.to(dtype))
         shape = h.shape[-1:]

@@ -23,11 +23,13 @@ _FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]``, as ``F.linear``.
 
-    Large float32 products without gradients on a CPU run as a 1x1 convolution over ``x`` with its
-    channels last, without a copy: MKL, which ``F.linear`` calls, has about half of oneDNN's speed
-    on AMD's processors. (bfloat16 goes to oneDNN anyway.)
+    Large float32 products without gradients on several threads of a CPU run as a 1x1 convolution
+    over ``x`` with its channels last, without a copy: MKL, which ``F.linear`` calls, has about half
+    of oneDNN's speed on AMD's processors. (bfloat16 goes to oneDNN anyway, and on one thread torch
+    gives such a convolution to a kernel of its own.)
     """
-    if x.numel() * weight.shape[0] < _MANY_PRODUCTS:  # first: small calls are many and short
+    # Compiled code asks no size, which would fix the batch of an exported one.
+    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < _MANY_PRODUCTS:
         return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
     if (
@@ -35,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or x.device.type != "cpu"
         or rows < _MANY_ROWS
         or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        or torch.get_num_threads() == 1
         or not torch.backends.mkldnn.is_available()
     ):
         return F.linear(x, weight, bias)
@@ -82,7 +84,9 @@ def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         weight: ``[O, C, 3, 3]``. bias: ``[O]`` or None.
     """
-    pixels = h.shape[0] * h.shape[2] * h.shape[3]
+    # Compiled code may be for any batch.
+    batch = 1 if torch.compiler.is_compiling() else h.shape[0]
+    pixels = batch * h.shape[2] * h.shape[3]
     if h.device.type != "cpu" or pixels < _FOLDING_PAYS * h.shape[1]:  # not measured elsewhere
         return F.conv2d(F.interpolate(h, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
     fold = torch.tensor(_FOLD, dtype=weight.dtype, device=weight.device)
@@ -93,6 +97,14 @@ def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if h.is_contiguous(memory_format=torch.channels_last):
         folded = folded.contiguous(memory_format=torch.channels_last)
     return F.conv_transpose2d(h, folded, bias, stride=2, padding=1)
+
+
+def unit_range(decoded: Tensor) -> Tensor:
+    """Images in [0, 1], float32 or wider, of a decoder's in [-1, 1]; NaN where they are not finite,
+    as clamping alone would make black or white of an infinity."""
+    decoded = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
+    images = decoded.nan_to_num(torch.nan, torch.nan, torch.nan) * 0.5 + 0.5
+    return images.clamp(0, 1)
 
 
 def convolution_layout(h: Tensor) -> Tensor:

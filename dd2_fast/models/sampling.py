@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..ops import sample_code
 from ..ops.checks import check_filters, check_number
+from .checks import check_drawn
+from .processor import warn_if_slow
 
 # choose(positions, logits [B, m, V], uncond_logits or None) -> int64 tokens [B, m] of the step at
 # the m positions: one token of a sequence, or all of a scale of VAR.
@@ -17,7 +19,12 @@ Choose = Callable[[slice, Tensor, Tensor | None], Tensor]
 
 
 def categorical(
-    guidance_scale: Tensor | float, top_k: int, top_p: float, seed: int, index: Tensor | None = None
+    guidance_scale: Tensor | float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    index: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> Choose:
     """A ``choose`` that draws from the guided, filtered distribution by the fused operator.
 
@@ -25,6 +32,8 @@ def categorical(
         guidance_scale: a number, or one a token ``[n]``; used where there are ``uncond_logits``.
         top_k, top_p: filters. seed: of the whole draw; every step has its own.
         index: int64 ``[B]``, which image of the seed each row is; default 0, 1, ...
+        labels: int64 ``[B]``, for the error of logits that are not finite, which is raised where
+            they are on a CPU; elsewhere their tokens are -1.
     """
     check_filters(top_k, top_p)
     check_seed(seed)
@@ -38,7 +47,7 @@ def categorical(
         if index is not None:
             count = logits.shape[1]
             rows = index[:, None] * count + torch.arange(count, device=index.device)
-        return sample_code(
+        tokens = sample_code(
             logits,
             uncond_logits=uncond_logits,
             guidance_scale=scale,
@@ -47,8 +56,18 @@ def categorical(
             seed=step_seed(seed, positions.start),
             index=rows,
         )
+        if tokens.device.type == "cpu":
+            check_drawn(tokens, positions.start, logits.shape[-1], index, labels)
+        return tokens
 
     return choose
+
+
+def likeliest_codes(logits: Tensor, codebook: Tensor) -> Tensor:
+    """Code vectors ``[*, C]`` of the largest logits ``[*, V]``; NaN where that is not finite, which
+    ``argmax`` would take for a code."""
+    largest = logits.max(-1)
+    return codebook[largest.indices].where(largest.values.isfinite()[..., None], torch.nan)
 
 
 def draw_tokens(
@@ -69,11 +88,23 @@ def draw_tokens(
         top_k, top_p: filters. seed: of the draws.
         index: int64 ``[B]``, the images' numbers; default 0, 1, ...
         prefix: int64 ``[B, m]``, the tokens of the first steps, which are kept.
+
+    Raises NotFiniteError where logits on a CPU have a NaN or infinity; elsewhere, where a look
+    would wait for the device, such tokens are -1.
     """
+    warn_if_slow(teacher)
     scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
-    choose = categorical(scale, top_k, top_p, seed, index)
+    choose = categorical(scale, top_k, top_p, seed, index, labels)
     guided = isinstance(scale, Tensor) or scale != 1.0
     return teacher.generate(labels, choose, guided=guided, prefix=prefix)
+
+
+def sample_tokens(teacher: Any, labels: Tensor, **settings: Any) -> Tensor:
+    """:func:`draw_tokens` of whole images, and a look at them at the end, wherever they are."""
+    tokens = draw_tokens(teacher, labels, **settings)
+    if tokens.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        check_drawn(tokens, 0, teacher.codebook.shape[0], None, labels)
+    return tokens
 
 
 class TokenByToken:
@@ -105,9 +136,12 @@ class TokenByToken:
         Args:
             labels: int64 ``[B]``. cfg: guidance scale; 1 or None is none.
             top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
-            seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label.
+            seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label, and
+                not on the caller's autocast.
+
+        Raises NotFiniteError, a ValueError, if the logits of an image have a NaN or infinity.
         """
-        return draw_tokens(self, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed)
+        return sample_tokens(self, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed)
 
 
 def check_seed(seed: Any) -> None:

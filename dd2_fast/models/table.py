@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ambient import constant
 from ..ops import nearest_code
 from .checks import check_labels, embed_tokens, start_tokens
 from .sampling import Choose, TokenByToken
@@ -84,7 +85,7 @@ class TableTeacher(TokenByToken, nn.Module):
         embeddings = embed_tokens(
             tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
         )
-        check_labels(labels, self.num_classes, embeddings.shape[0])
+        check_labels(labels, self.num_classes, embeddings.shape[0], self.codebook.device)
         tokens = nearest_code(embeddings, self.codebook)
         prefix = torch.zeros_like(tokens[:, 0])
         rows = []
@@ -93,7 +94,7 @@ class TableTeacher(TokenByToken, nn.Module):
             prefix = prefix * self.codebook.shape[0] + tokens[:, i]
         return torch.stack(rows, dim=1)
 
-    @torch.no_grad()
+    @constant
     def generate(
         self,
         labels: Tensor,
@@ -103,7 +104,7 @@ class TableTeacher(TokenByToken, nn.Module):
         prefix: Tensor | None = None,
     ) -> Tensor:
         """Tokens ``[B, n]``; arguments as of :meth:`ARTeacher.generate`."""
-        check_labels(labels, self.num_classes)
+        check_labels(labels, self.num_classes, device=self.codebook.device)
         vocabulary = self.codebook.shape[0]
         tokens, first = start_tokens(labels, self.num_tokens, prefix, vocabulary)
         place = torch.zeros_like(labels)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ambient import constant
 from .checks import check_labels, embed_tokens, start_tokens
 from .sampling import Choose, TokenByToken
 from .transformer import CausalTransformer
@@ -65,10 +66,10 @@ class ARTeacher(TokenByToken, nn.Module):
         embeddings = embed_tokens(
             tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
         )
-        check_labels(labels, self.num_classes, embeddings.shape[0])
+        check_labels(labels, self.num_classes, embeddings.shape[0], self.codebook.device)
         return self.classifier(self.backbone(embeddings, labels))
 
-    @torch.no_grad()
+    @constant
     def generate(
         self,
         labels: Tensor,
@@ -85,7 +86,7 @@ class ARTeacher(TokenByToken, nn.Module):
             guided: whether ``uncond_logits`` are computed too (else None).
             prefix: int64 ``[B, m]``, the first tokens, which are kept.
         """
-        check_labels(labels, self.num_classes)
+        check_labels(labels, self.num_classes, device=self.codebook.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, self.codebook.shape[0])
         batch = labels.shape[0]
         if guided:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ambient import constant, own_precision
 from ..ops import nearest_code
 from .checks import check_embeddings, check_tokens
+from .kernels import unit_range
 
 
 class _Residual(nn.Module):
@@ -80,14 +82,17 @@ class VQTokenizer(nn.Module):
             raise ValueError(
                 f"images: expected shape ['B', 3, {size}, {size}], got {list(images.shape)}"
             )
-        gray = images.mean(dim=1, keepdim=True)
+        gray = images.to(self.codebook.dtype).mean(dim=1, keepdim=True)
         return self.encoder(2 * gray - 1).flatten(2).transpose(1, 2)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Gray images ``[B, 1, H, W]``, unclamped, of latents ``[B, n, C]`` in encoder space."""
+        return self._decoded(latents) * 0.5 + 0.5
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         # As a view with channels last: one small image then takes two thirds of the time.
         grid = latents.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        return self.decoder(grid) * 0.5 + 0.5
+        return self.decoder(grid)
 
     def raw_codebook(self) -> Tensor:
         """The codes ``[V, C]`` in the encoder's space."""
@@ -99,19 +104,25 @@ class VQTokenizer(nn.Module):
         self.scale.copy_(codes.std(0, correction=0).clamp(min=1e-6))
         self.codebook.copy_((codes - self.shift) / self.scale)
 
-    @torch.no_grad()
+    @constant
     def encode(self, images: Tensor) -> Tensor:
         """Tokens ``[B, n]`` (int64, row by row) of images ``[B, 3, H, W]`` in [0, 1]."""
         latents = self.latents(images)
         return nearest_code(latents, self.raw_codebook())
 
+    @constant
     def embed(self, tokens: Tensor) -> Tensor:
         """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
-        check_tokens(tokens, self.num_tokens, self.codebook.shape[0])
+        check_tokens(tokens, self.num_tokens, self.codebook.shape[0], self.codebook.device)
         return self.codebook[tokens]
 
+    @own_precision
     def decode(self, embeddings: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1] of embeddings ``[B, n, C]``, codes or not."""
-        check_embeddings("embeddings", embeddings, self.num_tokens, self.codebook.shape[1])
-        raw = torch.addcmul(self.shift, embeddings, self.scale)
-        return self.reconstruct(raw).clamp(0, 1).expand(-1, 3, -1, -1)
+        """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``, codes
+        or not; NaN where the decoder's output is not finite."""
+        codebook = self.codebook
+        check_embeddings(
+            "embeddings", embeddings, self.num_tokens, codebook.shape[1], codebook.device
+        )
+        raw = torch.addcmul(self.shift, embeddings.to(codebook.dtype), self.scale)
+        return unit_range(self._decoded(raw)).repeat(1, 3, 1, 1)

@@ -113,7 +113,7 @@ class CausalTransformer(nn.Module):
             known: embeddings ``[B, m, C]`` of the tokens since the last call: any number at the
                 first, then one.
         """
-        h, start = self.input(known), cache[0].filled
+        h, start = self.input(known.to(self.positions.dtype)), cache[0].filled
         if start == 0:
             h = torch.cat([self.class_embedding(labels)[:, None], h], dim=1)
         h = h + self.positions[start : start + h.shape[1]]

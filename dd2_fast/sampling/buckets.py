@@ -30,7 +30,7 @@ class BucketedCall:
     ``graphs`` each bucket is captured as a CUDA graph at its first use, all in one memory pool.
 
     Where that cannot be done it runs without, and a RuntimeWarning says why. Raises what the
-    function raises.
+    function raises. To be called outside autocast, whose cast weights a graph would not keep.
     """
 
     def __init__(self, function: Function, largest: int, *, graphs: bool = False) -> None:
@@ -48,15 +48,12 @@ class BucketedCall:
         return result[:count]
 
     def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        kind = (*autocast, *((t.dtype, t.shape) for t in inputs))
+        kind = tuple((t.dtype, t.shape) for t in inputs)
         with torch.cuda.device_of(inputs[0]), _turn_of(inputs[0].get_device()) as stream:
             if kind not in self._captured:
                 if self._pool is None:
                     self._pool = torch.cuda.graph_pool_handle()
-                # A weight that autocast has cast and kept would be gone at the replays.
-                with torch.autocast("cuda", autocast[1], autocast[0], cache_enabled=False):
-                    self._captured[kind] = self._capture(inputs, stream)
+                self._captured[kind] = self._capture(inputs, stream)
             return self._captured[kind](*inputs)
 
     def _capture(self, inputs: tuple[Tensor, ...], stream: Any) -> Function:

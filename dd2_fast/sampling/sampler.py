@@ -12,14 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..ambient import outside_autocast
 from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
+from ..models.processor import warn_if_slow
 from ..ops import nearest_code
 from ..ops.checks import check_filters, check_number
 from ..progress import progress_bar
 from ..ranges import annotate
-from .arguments import check_device, check_dtype, check_indices, image_seed, integer
+from .arguments import (
+    check_device,
+    check_dtype,
+    check_indices,
+    check_labels,
+    image_seed,
+    integer,
+)
 from .buckets import BucketedCall, Function
+from .faults import Faults
 from .noise import image_noise
 from .outputs import check_output, to_pil, to_uint8
 from .refine import refine
@@ -34,7 +44,9 @@ class Sampler(nn.Module):
     """A loaded model that turns labels into images, one pass of the network each.
 
     A module like any other: `.to`, `.half` and the like move and convert the networks, whose own
-    modules these are. `.compile` compiles what a batch runs.
+    modules these are. `.compile` compiles what a batch runs. Networks compute in the dtype of their
+    weights, whatever the caller's autocast, and results are ordinary tensors under the caller's
+    inference mode, too.
 
     Args:
         model: a bundled name such as "digits", a path, a loaded generator or a bundle.
@@ -46,7 +58,8 @@ class Sampler(nn.Module):
             where there are no such steps.
         device: where to move the networks; None leaves them where they are.
         dtype: what to convert the networks to; None leaves them as they are. torch.bfloat16 is
-            the fast setting, on a CPU with its instructions too, and needs no `compile` there.
+            the fast setting, on a CPU with its instructions too, and needs no `compile` there; a
+            RuntimeWarning says that a CPU has none.
         cuda_graphs: replay the networks as CUDA graphs, one for every power of two of images,
             captured at its first use; call with `batch_size` images first for the least memory.
             What cannot be captured runs without, after a RuntimeWarning that says why. Threads may
@@ -94,6 +107,10 @@ class Sampler(nn.Module):
         if dtype is not None:
             self.to(dtype)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but compiled and captured functions, which a copy makes anew."""
+        return {**self.__dict__, "_calls": None}
+
     def compile(self, *args: Any, **settings: Any) -> None:
         """Compile the generator and the decoder in place by `torch.compile` at fixed shapes.
 
@@ -110,12 +127,15 @@ class Sampler(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._calls = None
-        return super()._apply(*args, **kwargs)
+        with torch.inference_mode(False):
+            return super()._apply(*args, **kwargs)
 
     def _networks(self) -> tuple[Function, Function]:
         """The generator and the decoder, eager, compiled or captured; made anew after a change."""
         if self._calls is not None:
             return self._calls
+        for network in (self.generator, self.tokenizer):
+            warn_if_slow(network)
         graphs, device = self._cuda_graphs, self.tokenizer.codebook.device
         if graphs and device.type != "cuda":
             raise ValueError(f"cuda_graphs: expected networks on CUDA, got {device}")
@@ -157,14 +177,18 @@ class Sampler(nn.Module):
         """Return one image a label; it is a function of (seed, image index, label) alone.
 
         Args:
-            labels: a class, a list of classes, an int64 tensor or a NumPy array of integers [B],
-                in 0..num_classes-1.
+            labels: a class, a list of classes, a tensor or NumPy array of integers [B], in
+                0..num_classes-1.
             seed: of the whole job, a signed integer of 64 bits.
             start_index: image index of the first label; the others follow on. With it, or with
                 `indices` (one int64 index a label), parts of a job are drawn anywhere.
             output: "pt" float32 [B, 3, H, W] in [0, 1]; "np" uint8 [B, H, W, 3]; "pil" a list;
                 "latent" the generator's embeddings [B, n, C]; "tokens" int64 codes [B, n].
             progress: show a bar.
+
+        Raises TypeError or ValueError for a wrong argument, and NotFiniteError, a
+        FloatingPointError, for an image that the generator, the teacher's steps or the decoder made
+        a NaN or infinity in; on a GPU that look waits for the images, once a call.
         """
         check_output(output)
         y = self.check_labels(labels)
@@ -173,24 +197,29 @@ class Sampler(nn.Module):
         device = self.tokenizer.codebook.device
         count = len(y)
         if not count:
-            y, index = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+            y = index = torch.zeros(1, dtype=torch.int64, device="cpu")
         y, index = y.to(device), index.to(device)
         batches = zip(y.split(self.batch_size), index.split(self.batch_size), strict=True)
-        parts = []
+        parts, faults = [], Faults()
         # A bar that is not shown costs as much as a twentieth of a digit.
         shown = progress_bar(count, show=True) if progress else nullcontext()
-        with evaluation_mode(self._all_modules), shown as bar:
+        with evaluation_mode(self._all_modules), outside_autocast(device), shown as bar:
             for label, part in batches:
-                parts.append(self._batch(label, part, seed, output))
+                parts.append(self._batch(label, part, seed, output, faults))
                 if bar is not None:
                     bar.update(len(label))
-        result = (torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())[:count]
+        faults.check()
+        # A copy, of one part too: those of inference mode could not be changed or trained on.
+        with torch.inference_mode(False):
+            result = torch.cat(parts if count else [parts[0][:0]])
         if output == "np":
             return result.numpy()
         return to_pil(result) if output == "pil" else result
 
     @torch.inference_mode()
-    def _batch(self, labels: Tensor, indices: Tensor, seed: int, output: str) -> Tensor:
+    def _batch(
+        self, labels: Tensor, indices: Tensor, seed: int, output: str, faults: Faults
+    ) -> Tensor:
         """Return images (uint8 [B, H, W, 3] for "np" and "pil"), embeddings or tokens."""
         codebook = self.tokenizer.codebook
         draw, decode = self._networks()
@@ -198,6 +227,7 @@ class Sampler(nn.Module):
             # A graph reads the seed from memory.
             number = torch.full_like(indices, seed) if self._cuda_graphs else seed
             x = draw(number, indices, labels)
+        faults.look("generator", x, indices, labels)
         if self.teacher_steps > 1:
             with annotate("dd2_fast.refine"):
                 tokens = refine(
@@ -209,50 +239,22 @@ class Sampler(nn.Module):
                     seed=seed,
                     **self._teacher_options,
                 )
+                faults.look("teacher", tokens, indices, labels)
                 if output == "tokens":
                     return tokens
-                x = self.tokenizer.embed(tokens)
+                x = self.tokenizer.embed(tokens.clamp(min=0))
         if output == "tokens":
             return nearest_code(x, codebook)
         if output == "latent":
             return x.float()
         with annotate("dd2_fast.decode"):
             images = decode(x)
+            faults.look("decoder", images, indices, labels)
             return to_uint8(images) if output in ("np", "pil") else images.float()
 
     def check_labels(self, labels: int | Sequence[int] | Tensor | np.ndarray) -> Tensor:
         """Return labels as int64 [B], or raise TypeError or ValueError."""
-        if isinstance(labels, np.ndarray | np.integer):
-            if labels.dtype.kind not in "iu" or labels.ndim > 1:
-                raise TypeError(
-                    "labels: expected an array of integers of shape [B], "
-                    f"got {labels.dtype} of shape {list(labels.shape)}"
-                )
-            labels = torch.from_numpy(np.asarray(labels).astype(np.int64))
-        if isinstance(labels, Tensor):
-            if labels.dtype != torch.int64 or labels.ndim > 1:
-                raise TypeError(
-                    "labels: expected an int64 tensor of shape [B], "
-                    f"got {labels.dtype} of shape {list(labels.shape)}"
-                )
-            y = labels.reshape(-1)
-        elif isinstance(labels, Sequence) and not isinstance(labels, str):
-            y = torch.tensor([integer(v, "labels") for v in labels], dtype=torch.int64)
-        elif isinstance(labels, int) and not isinstance(labels, bool):
-            y = torch.tensor([labels])
-        else:
-            raise TypeError(
-                "labels: expected an int, a list of ints, an int64 tensor or an array of integers, "
-                f"got {type(labels).__name__}"
-            )
-        if len(y):
-            least, most = map(int, y.aminmax())
-            if least < 0 or most >= self.num_classes:
-                raise ValueError(
-                    f"labels: expected values in 0..{self.num_classes - 1}, "
-                    f"got {least if least < 0 else most}"
-                )
-        return y
+        return check_labels(labels, self.num_classes)
 
     def _check_steps(self, steps: int) -> int:
         steps = integer(steps, "steps")

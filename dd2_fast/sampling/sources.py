@@ -59,7 +59,8 @@ def load_networks(model: Any, device: torch.device | str | None = None) -> Netwo
     if isinstance(model, str | os.PathLike):
         from .. import checkpoints
 
-        model = checkpoints.load(resolve_path(model))
+        with torch.inference_mode(False):  # the caller may train or convert them later
+            model = checkpoints.load(resolve_path(model))
     generator = getattr(model, "generator", model)
     tokenizer = getattr(model, "tokenizer", None)
     if not callable(generator):

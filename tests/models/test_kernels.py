@@ -94,3 +94,20 @@ def test_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
     gradient = torch.autograd.grad(linear(x, layer.weight, layer.bias).sum(), layer.weight)[0]
     torch.testing.assert_close(gradient, x.flatten(0, -2).sum(0).expand(160, -1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_thread_makes_no_convolution(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives it to a kernel of its own there, which is no faster and copies."""
+    shapes = []
+
+    def conv2d(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        shapes.append(x.shape)
+        return torch.conv2d(x, *rest)
+
+    monkeypatch.setattr(F, "conv2d", conv2d)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    x, weight = torch.randn(300, 96), torch.randn(160, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, None), x @ weight.T)
+    assert len(shapes) == count - 1

@@ -65,6 +65,9 @@ def test_labels_may_be_an_int_a_list_or_a_tensor(generator) -> None:
         assert torch.equal(one, sample(generator, np.array([7], kind), seed=np.int64(0)))
         assert torch.equal(one, sample(generator, kind(7)))
         assert torch.equal(one, sample(generator, [kind(7)]))
+    for dtype in (torch.int32, torch.uint8, torch.int16):
+        assert torch.equal(one, sample(generator, torch.tensor([7], dtype=dtype)))
+    assert torch.equal(one, sample(generator, torch.tensor(7)))
 
 
 @pytest.mark.parametrize("output", ["pt", "np", "latent", "tokens"])
@@ -108,6 +111,10 @@ def test_nothing_global_changes(generator) -> None:
         ({"labels": [True]}, TypeError, "labels: expected an integer, got True"),
         ({"labels": "3"}, TypeError, "labels: expected an int, a list .* got str"),
         ({"labels": torch.tensor([1.0])}, TypeError, "labels: expected an int64 .*float32"),
+        ({"labels": torch.tensor([True])}, TypeError, "labels: expected an int64 .*torch.bool"),
+        ({"labels": torch.tensor([1]).to("meta")}, TypeError, "labels: expected .* on meta"),
+        ({"labels": 2**70}, ValueError, r"labels: expected values in 0\.\.9, got 1180591"),
+        ({"labels": [0, -(2**70)]}, ValueError, r"labels: expected values in 0\.\.9, got -118"),
         ({"labels": torch.tensor([[1]])}, TypeError, r"int64 tensor of shape \[B\].*\[1, 1\]"),
         ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
         ({"labels": np.array([1.0])}, TypeError, "labels: expected an array of integers .*float64"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ambient import outside_autocast
 from ...ops.checks import check_tensor
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class EmbeddingMLP(nn.Module):
 
 
 def _active(units: nn.Linear, z: Tensor) -> Tensor:
-    with torch.autocast(z.device.type, enabled=False):
+    with outside_autocast(z.device):
         return F.relu(units(z))
 
 
@@ -125,8 +126,9 @@ def fit_embedding_mlp(
     codes = F.normalize(codebook.detach().double(), dim=-1)
     target = table.detach().to(codes)
     scale = float((target - target.mean(0)).square().sum(-1).mean().sqrt()) or 1.0
-    mlp = EmbeddingMLP(codes.shape[1], smooth, target.shape[1], len(codes) if exact else 0)
-    mlp.to(codes.device)
+    with codes.device:
+        mlp = EmbeddingMLP(codes.shape[1], smooth, target.shape[1], len(codes) if exact else 0)
+    mlp.float()
     _set_units(mlp.hidden, *_smooth_units(smooth, codes.shape[1], seed))
     # Where the code units correct it, the trend may be rough: small weights suit bfloat16, which
     # loses what cancels, and the gaps between codes.
@@ -184,8 +186,9 @@ def _set_units(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 def _smooth_units(count: int, dimension: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random half-spaces whose borders cut the sphere; length has no weight to begin with."""
     rng = torch.Generator().manual_seed(seed)
-    weight = torch.randn(count, dimension, generator=rng, device="cpu")
-    bias = torch.rand(count, generator=rng, device="cpu")
+    options: dict[str, Any] = dict(generator=rng, dtype=torch.float32, device="cpu")
+    weight = torch.randn(count, dimension, **options)
+    bias = torch.rand(count, **options)
     return F.pad(F.normalize(weight, dim=-1), (0, 1)), 1.6 * bias - 0.8
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,28 +10,6 @@ from ..kernels import Linear
 from ..transformer import KVCache
 
 EPS = 1e-5
-
-
-class Constants(nn.Module):
-    """The rotary table and, where a model has its own, the codebook.
-
-    They follow the model's device, but not its dtype, and are never saved.
-    """
-
-    rotary: Tensor
-
-    def __init__(self, **tensors: Tensor) -> None:
-        super().__init__()
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Constants:
-        # The device of the result alone counts, so to_empty does not lose the values either.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if tensor.is_meta else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
 
 
 def rotary_table(grid: int, size: int, base: float = 10000.0) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_embeddings, check_labels
+from ..sampling import likeliest_codes
 from .transformer import LlamaGenTransformer
 
 
@@ -111,6 +112,6 @@ class DD1LlamaGenStudent(LlamaGenTransformer):
         h = self.run_blocks(h + self.n_d_embed(finished.long()))[:, 1:]
         split = max(self.split, done)
         codebook = self.codebook
-        codes = codebook[self.output(self.norm(h[:, done:split])).argmax(-1)]
+        codes = likeliest_codes(self.output(self.norm(h[:, done:split])), codebook)
         vectors = self.final_layer_conti(h[:, split:], start)
         return torch.cat([codes, vectors.to(codebook.dtype)], dim=1)

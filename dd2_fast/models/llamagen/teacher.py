@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...ambient import constant
 from ..checks import check_labels, check_tokens, start_tokens
 from ..sampling import Choose, TokenByToken
 from .backbone import LlamaGenBackbone
@@ -33,7 +34,7 @@ class LlamaGenTeacher(TokenByToken, LlamaGenBackbone):
         """
         return self.head(self(tokens_or_embeddings, labels))
 
-    @torch.no_grad()
+    @constant
     def generate(
         self,
         labels: Tensor,
@@ -59,13 +60,14 @@ class LlamaGenTeacher(TokenByToken, LlamaGenBackbone):
         cache = self.new_cache(len(labels))
         h = self.cls_embedding["embedding_table"](labels)[:, None]
         if first:
-            known = self.embed_codes(tokens[:, :first])
+            known = self.embed_codes(tokens[:, :first].clamp(min=0))
             h = torch.cat([h, torch.cat([known, known]) if guided else known], dim=1)
         for here in self.steps[first:]:
             logits = self.head(self.norm(self.run_step(h, cache)[:, -1:]))
             chosen = choose(here, logits[:batch], logits[batch:] if guided else None)
             check_tokens(chosen, 1, self.vocabulary)
             tokens[:, here] = chosen
-            h = self.embed_codes(tokens[:, here])
+            # Where logits were not finite a token is -1, which a table on a GPU must not read.
+            h = self.embed_codes(tokens[:, here].clamp(min=0))
             h = torch.cat([h, h]) if guided else h
         return tokens

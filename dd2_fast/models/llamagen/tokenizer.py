@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ambient import constant, own_precision
 from ...ops import nearest_code
 from ..checks import check_embeddings, check_tokens
-from ..kernels import convolution_layout
+from ..kernels import convolution_layout, unit_range
 from .vq import Decoder, Encoder
 
 
@@ -78,11 +79,12 @@ class LlamaGenTokenizer(nn.Module):
         wide = torch.promote_types(z.dtype, torch.float32)
         return F.normalize(z.flatten(2).transpose(1, 2).to(wide), dim=-1)
 
-    @torch.no_grad()
+    @constant
     def encode(self, images: Tensor) -> Tensor:
         """Tokens ``[B, n]`` (int64, row by row) of images ``[B, 3, H, W]`` in [0, 1]."""
         return nearest_code(self.latents(images), self.codebook)
 
+    @constant
     def embed(self, tokens: Tensor) -> Tensor:
         """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
         codebook = self.codebook
@@ -99,9 +101,11 @@ class LlamaGenTokenizer(nn.Module):
         z = embeddings.to(self.post_quant_conv.weight.dtype).unflatten(1, (side, side))
         return self.decoder(self.post_quant_conv(convolution_layout(z.permute(0, 3, 1, 2))))
 
+    @own_precision
     def decode(self, embeddings: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1] of embeddings ``[B, n, C]``, codes or not."""
-        return (self.reconstruct(embeddings) * 0.5 + 0.5).clamp(0, 1)
+        """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``, codes
+        or not; NaN where the decoder's output is not finite."""
+        return unit_range(self.reconstruct(embeddings))
 
     def _count(self, name: str, value: Any, dimensions: int) -> int:
         """The number of tokens that ``value`` should have: ``grid^2``, or its own if square."""

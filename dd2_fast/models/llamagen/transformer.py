@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..constants import Constants
 from ..transformer import KVCache
-from .layers import EPS, Block, Constants, rotary_table
+from .layers import EPS, Block, rotary_table
 from .tokenizer import LlamaGenTokenizer
 
 _ATTACHED = ("tokenizer", "teacher")
@@ -59,6 +60,7 @@ class LlamaGenTransformer(nn.Module):
         if codebook is not None:
             self._check_codebook(codebook)
             tensors["codebook"] = codebook.detach().clone()
+        # The rotary table and, where a model has its own, the codebook.
         self.constants = Constants(**tensors)
 
     tokenizer: Any = None

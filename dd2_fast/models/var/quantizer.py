@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ambient import outside_autocast
 from ...ops import nearest_code
 from .scales import Scales, ScaleTables, resize
 
@@ -52,10 +54,26 @@ class MultiScaleQuantizer(nn.Module):
         self.phi_indices = scales.phi_indices(phis)
         # Not buffers: a cast must not round the maps, nor a build on the meta device lose them.
         self._tables: dict[tuple[torch.device, torch.dtype], ScaleTables] = {}
+        self._make_tables()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._apply(*args, **kwargs)
+        self._make_tables()
+        return result
+
+    def _make_tables(self) -> None:
+        """Make what calls will need where the weights are: compiled code that made it in its first
+        call would be compiled again for the second."""
+        weight = self.embedding.weight
+        # Weights on the meta device are to be replaced by a file's.
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        self._tables.clear()
+        for dtype in {torch.float32, torch.promote_types(weight.dtype, torch.float32)}:
+            self._maps(device, dtype)
 
     def f_hat(self, embeddings: Tensor) -> Tensor:
         """The feature map ``[B, C, g, g]`` of embeddings ``[B, n, C]`` of all scales."""
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with outside_autocast(embeddings.device):
             maps = self._upsampled(embeddings, self.scales.count)
             weight, bias = self._phi(self.scales.count, maps.dtype)
             # One convolution from all scales' channels adds them up as well.
@@ -70,13 +88,13 @@ class MultiScaleQuantizer(nn.Module):
         read.
         """
         count, g = self.scales.count - 1, self.scales.grid
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with outside_autocast(embeddings.device):
             maps = self._upsampled(embeddings, count)
             weight, bias = self._phi(count, maps.dtype)
             maps = F.conv2d(maps.flatten(1, 2), weight, bias, padding=1, groups=count)
-            f_hats = maps.unflatten(1, (count, self.dimension)).cumsum(1)  # [B, S-1, C, g, g]
-            batch, columns = len(maps), len(maps) * self.dimension
-            tables = self._maps(f_hats)
+            f_hats = _running_sum(maps.unflatten(1, (count, self.dimension)))  # [B, S-1, C, g, g]
+            batch, columns = maps.shape[0], maps.shape[0] * self.dimension
+            tables = self._maps(f_hats.device, f_hats.dtype)
             down = tables.down[:count]
             rows = down @ f_hats.permute(1, 3, 4, 0, 2).reshape(count, g, g * columns)
             cells = down[:, None] @ rows.view(count, g, g, columns)
@@ -89,7 +107,7 @@ class MultiScaleQuantizer(nn.Module):
         ``None`` stands for zeros.
         """
         side = self.scales.sides[scale]
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with outside_autocast(embeddings.device):
             dtype = torch.promote_types(embeddings.dtype, torch.float32)
             maps = embeddings.to(dtype).transpose(1, 2).unflatten(2, (side, side))
             maps = resize(maps, self.scales.grid, "bicubic")
@@ -118,9 +136,9 @@ class MultiScaleQuantizer(nn.Module):
         """The first ``count`` scales on the last grid: ``[B, count, C, g, g]``."""
         g = self.scales.grid
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        tables = self._maps(embeddings)
+        tables = self._maps(embeddings.device, embeddings.dtype)
         place, up = tables.place[: count * g * g], tables.up[:count]
-        batch, columns = len(embeddings), len(embeddings) * self.dimension
+        batch, columns = embeddings.shape[0], embeddings.shape[0] * self.dimension
         cells = embeddings.transpose(0, 1).index_select(0, place)
         rows = up @ cells.view(count, g, g * columns)
         maps = up[:, None] @ rows.view(count, g, g, columns)
@@ -141,9 +159,16 @@ class MultiScaleQuantizer(nn.Module):
     def _phi_of(self, scale: int) -> _Phi:
         return cast(_Phi, self.quant_resi.qresi_ls[self.phi_indices[scale]])
 
-    def _maps(self, like: Tensor) -> ScaleTables:
-        key = (like.device, like.dtype)
+    def _maps(self, device: torch.device, dtype: torch.dtype) -> ScaleTables:
+        key = (device, dtype)
         if key not in self._tables:
             with torch.inference_mode(False):
                 self._tables[key] = self.scales.tables(*key)
         return self._tables[key]
+
+
+def _running_sum(maps: Tensor) -> Tensor:
+    """``cumsum`` over the scales ``[B, S, C, g, g]``, which on CUDA is not deterministic."""
+    if torch.are_deterministic_algorithms_enabled():
+        return torch.stack(list(accumulate(maps.unbind(1))), dim=1)
+    return maps.cumsum(1)

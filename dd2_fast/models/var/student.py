@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_embeddings, check_labels
+from ..sampling import likeliest_codes
 from .attention import StrictlyLowerScales
 from .backbone import VARTransformer
 from .blocks import modulate
@@ -91,6 +92,19 @@ class DD1VARStudent(VARTransformer):
         self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(width, width) for _ in range(layers + 1))
         self.final_layer_conti = _ContinuousHead(width, dimension)
         self._attend: dict[torch.device, StrictlyLowerScales] = {}
+        self._make_masks()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._apply(*args, **kwargs)
+        self._make_masks()
+        return result
+
+    def _make_masks(self) -> None:
+        """Make what calls will need: compiled code that made it in its first call would be compiled
+        again for the second."""
+        weight = self.pos_1LC
+        self._attend.clear()
+        self._attention(torch.device("cpu") if weight.is_meta else weight.device)
 
     def forward(self, noise: Tensor, labels: Tensor, *, steps: int = 1) -> Tensor:
         """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and int64 ``labels [B]``.
@@ -122,9 +136,10 @@ class DD1VARStudent(VARTransformer):
             h = block(h, modulation, attend, mark)
         h = (h + marks[-1])[:, 1:]
         split = max(known, self._split)
-        codes = self.head(self.head_nm(h[:, known:split], condition)).argmax(-1)
+        logits = self.head(self.head_nm(h[:, known:split], condition))
+        codes = likeliest_codes(logits, self.codebook)
         drawn = self.final_layer_conti(h[:, split:], condition)
-        return torch.cat([x[:, :known], self.codebook[codes].to(x.dtype), drawn.to(x.dtype)], dim=1)
+        return torch.cat([x[:, :known], codes.to(x.dtype), drawn.to(x.dtype)], dim=1)
 
     def _marks(self, known: int) -> list[Tensor]:
         """The data-or-noise embedding ``[n + 1, D]`` of the input, each block and the heads.

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...ambient import constant
 from ...ops.checks import check_number
 from ..checks import check_labels, check_tokens, embed_tokens, start_tokens
-from ..sampling import Choose, draw_tokens
+from ..sampling import Choose, sample_tokens
 from .backbone import VARBackbone
 
 
@@ -68,14 +69,16 @@ class VARTeacher(VARBackbone):
         check_number("cfg", cfg)
         if cfg == 0:
             return 1.0
-        return 1 + cfg * torch.tensor(self.scales.ramp(), device=self.pos_1LC.device)
+        weight = self.pos_1LC
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return 1 + cfg * torch.tensor(self.scales.ramp(), dtype=dtype, device=weight.device)
 
     @property
     def steps(self) -> list[slice]:
         """The positions of each step: one scale."""
         return list(self.scales.slices)
 
-    @torch.no_grad()
+    @constant
     def generate(
         self,
         labels: Tensor,
@@ -126,6 +129,8 @@ class VARTeacher(VARBackbone):
         Args:
             labels: int64 ``[B]``. cfg: guidance at the last scale, rising from none at the first;
                 0 is none. top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
-            seed: of the draws, an int of 64 bits.
+            seed: of the draws, an int of 64 bits; the caller's autocast has no part in them.
+
+        Raises NotFiniteError, a ValueError, if the logits of an image have a NaN or infinity.
         """
-        return draw_tokens(self, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed)
+        return sample_tokens(self, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...ambient import constant, own_precision
 from ..checks import check_embeddings, check_tokens
-from ..kernels import convolution_layout
+from ..kernels import convolution_layout, unit_range
 from .codec import Decoder, Encoder
 from .quantizer import MultiScaleQuantizer
 from .scales import Scales
@@ -82,7 +83,7 @@ class VARTokenizer(nn.Module):
         """Code vectors ``[V, C]``."""
         return self.quantize.embedding.weight.detach()
 
-    @torch.no_grad()
+    @constant
     def encode(self, images: Tensor) -> Tensor:
         """Tokens ``[B, n]`` (int64) of images ``[B, 3, H, W]`` in [0, 1].
 
@@ -92,6 +93,7 @@ class VARTokenizer(nn.Module):
         images = 2 * images.to(self.codebook.dtype) - 1
         return self.quantize.encode(self.quant_conv(self.encoder(images)))
 
+    @constant
     def embed(self, tokens: Tensor) -> Tensor:
         """Code vectors ``[B, n, C]`` of int64 tokens ``[B, n]``."""
         check_tokens(tokens, self.num_tokens, self.codebook.shape[0], self.codebook.device)
@@ -108,12 +110,12 @@ class VARTokenizer(nn.Module):
         self._check(embeddings)
         return self.quantize.next_inputs(embeddings)
 
+    @own_precision
     def decode(self, embeddings: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``."""
+        """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``; NaN
+        where the decoder's output is not finite."""
         f_hat = convolution_layout(self.f_hat(embeddings).to(self.codebook.dtype))
-        images = self.decoder(self.post_quant_conv(f_hat))
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-        return (images * 0.5 + 0.5).clamp(0, 1)
+        return unit_range(self.decoder(self.post_quant_conv(f_hat)))
 
     def _check(self, embeddings: Tensor) -> None:
         codebook = self.codebook

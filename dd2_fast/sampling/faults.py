@@ -1,0 +1,72 @@
+"""Images that a network spoiled with a NaN or infinity are named, not returned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..models.checks import NotFiniteError
+
+
+class Faults:
+    """The images of a call whose values were not finite after a stage.
+
+    On a CPU a stage's values are looked at when they are made. Elsewhere a flag an image is made
+    beside them, and all flags are read once, by `check` at the end of the call.
+    """
+
+    def __init__(self) -> None:
+        self._flags: list[tuple[str, Tensor, Tensor, Tensor]] = []
+
+    def look(self, stage: str, values: Tensor, indices: Tensor, labels: Tensor) -> None:
+        """Take note of values [B, ...] of images with indices and labels [B].
+
+        A sum of values of sane size is finite if and only if they are; tokens that could not be
+        drawn are -1.
+        """
+        if _is_here(values):
+            if values.is_floating_point() and math.isfinite(values.sum()):
+                return
+            _raise_if(stage, _spoiled(values), indices, labels)
+        else:
+            self._flags.append((stage, _spoiled(values), indices, labels))
+
+    def check(self) -> None:
+        """Raise NotFiniteError for the first spoiled image, with the first stage that spoiled it.
+
+        It waits for the device, so not while a CUDA graph is captured, when there are no values.
+        """
+        if not self._flags:
+            return
+        every = torch.cat([spoiled for _, spoiled, _, _ in self._flags])
+        if every.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return
+        if bool(every.any()):
+            for stage, *flags in self._flags:
+                _raise_if(stage, *flags)
+
+
+def _is_here(values: Tensor) -> bool:
+    """Whether a look at values waits for no device."""
+    return values.device.type == "cpu"
+
+
+def _spoiled(values: Tensor) -> Tensor:
+    """bool [B]."""
+    if not values.is_floating_point():
+        return values.flatten(1).amin(1) < 0
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return ~values.flatten(1).sum(1, dtype=wide).isfinite()
+
+
+def _raise_if(stage: str, spoiled: Tensor, indices: Tensor, labels: Tensor) -> None:
+    rows = spoiled.nonzero()[:, 0].tolist()
+    if not rows:
+        return
+    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    raise NotFiniteError(
+        f"{stage}: expected finite values, got a NaN or infinity in image {int(indices[rows[0]])} "
+        f"(label {int(labels[rows[0]])}){others}; its weights have one, or a dtype too narrow"
+    )
