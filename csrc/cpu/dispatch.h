@@ -1,7 +1,7 @@
-// Entry points of the CPU kernels. Each kernel source is compiled once for every instruction set in
-// DD2_FOR_EACH_ISA, into a namespace of that name; dispatch.cpp picks one at run time. (GCC's
-// target_clones would do this in one compilation, but it splits wide vectors into SSE halves before
-// it inlines helpers into a clone.)
+// Entry points of the CPU kernels. Each kernel source is compiled once for every instruction set that
+// the compiler knows, into a namespace of that name, DD2_ISA; dispatch.cpp picks one at run time.
+// (GCC's target_clones would do this in one compilation, but it splits wide vectors into SSE halves
+// before it inlines helpers into a clone.)
 #pragma once
 
 #include "dd2/conditional_score.h"
@@ -9,12 +9,6 @@
 #include "dd2/image_normal.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
-
-#if defined(__x86_64__)
-#define DD2_FOR_EACH_ISA(declare) declare(v2) declare(v3) declare(v4)
-#else
-#define DD2_FOR_EACH_ISA(declare) declare(generic)
-#endif
 
 namespace dd2::cpu {
 
@@ -26,7 +20,21 @@ namespace dd2::cpu {
   void launch_nearest_code(const NearestCodeParams& params, int num_threads);              \
   void launch_sample_code(const SampleCodeParams& params, int num_threads);                \
   }
-DD2_FOR_EACH_ISA(DD2_DECLARE)
+#ifdef DD2_ISA
+DD2_DECLARE(DD2_ISA)
+#endif
+#ifdef DD2_WITH_GENERIC
+DD2_DECLARE(generic)
+#endif
+#ifdef DD2_WITH_V2
+DD2_DECLARE(v2)
+#endif
+#ifdef DD2_WITH_V3
+DD2_DECLARE(v3)
+#endif
+#ifdef DD2_WITH_V4
+DD2_DECLARE(v4)
+#endif
 #undef DD2_DECLARE
 
 // The instruction set in use: "x86-64-v4", "x86-64-v3", "x86-64-v2" or "generic".
