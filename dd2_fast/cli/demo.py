@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .picture import Panel, check_png, draw_panels
+from .picture import Panel, check_png, draw_panels, text_chunk
 from .table import NAMES, quality_table
 
 _CLASSES, _PER_CLASS, _SCALE = 10, 8, 6
@@ -139,7 +139,8 @@ def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -
         "set_prediction": ("Set prediction", "1 step, every token on its own"),
     }
     panels = [Panel(*captions[name], to_uint8(images).numpy()) for name, images in grids.items()]
-    draw_panels(panels, columns=_CLASSES, scale=_SCALE).save(out)
+    said = "\n".join(panel.subtitle for panel in panels)
+    draw_panels(panels, columns=_CLASSES, scale=_SCALE).save(out, pnginfo=text_chunk(said))
     print(f"wrote {out}")
 
 

@@ -54,6 +54,16 @@ def draw_panels(panels: list[Panel], *, columns: int, scale: int) -> Any:
     return canvas
 
 
+def text_chunk(text: str) -> Any:
+    """Return what a PNG keeps beside its pixels: what is written in the picture, as text, so that
+    who quotes it can be held to it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("Description", text)
+    return info
+
+
 def check_png(path: Path) -> None:
     """Raise ValueError or OSError, before any work, unless a PNG can be written at path."""
     from ..checkpoints.files import check_writable
