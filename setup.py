@@ -4,7 +4,7 @@ The extension knows nothing of torch, so the build needs only setuptools, pybind
 
     DD2_FAST_CUDA=0|1       never / always build the CUDA part (default: where nvcc is found)
     DD2_FAST_CUDA_ARCHS     e.g. "80,90a,100+PTX", or "all" (default: the GPU's that is there; where
-                            none is, those this nvcc knows of 80, 90a, 100)
+                            none is, those this nvcc knows of 80, 90, 100)
     CXX, CUDACXX            the compilers, with a launcher or flags if need be: "ccache g++"
     CPPFLAGS, CXXFLAGS, LDFLAGS, MAX_JOBS   as elsewhere; of two flags the package's own counts
 """

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from .commands import command, complaint
 
-DEFAULT_ARCHS = ("80", "90a", "100")
+DEFAULT_ARCHS = ("80", "90", "100")
 _OLDEST = 80  # what the kernels need
+# Up to here the kernels ask for nothing that the oldest has not: their PTX is the same to the
+# letter and is made once. From 100 on there are instructions for pairs of floats.
+_LAST_OF_OLDEST = 99
 
 
 def visible_archs() -> list[str]:
@@ -52,17 +55,16 @@ class Nvcc:
     @staticmethod
     def _choose(known: set[str]) -> tuple[list[str], str | None, str]:
         named = os.environ.get("DD2_FAST_CUDA_ARCHS", "").strip()
-        defaults = [a for a in DEFAULT_ARCHS if a.rstrip("a") in known]
+        defaults = [a for a in DEFAULT_ARCHS if a in known]
         if named and named != "all":
             return (*_parsed(named), "as DD2_FAST_CUDA_ARCHS says")
         usable = [a for a in visible_archs() if int(a) >= _OLDEST]
         if not named and usable and all(a in known for a in usable):
-            archs = [a + "a" * (a == "90") for a in usable]
-            return archs, usable[-1], "the GPU that was there"
+            return usable, usable[-1], "the GPU that was there"
         if not defaults:
             return [], None, f"it knows none of {', '.join(DEFAULT_ARCHS)}"
         why = "as DD2_FAST_CUDA_ARCHS says" if named else "no GPU was there to choose by"
-        return defaults, defaults[-1].rstrip("a"), why
+        return defaults, defaults[-1], why
 
     @property
     def names(self) -> str:
@@ -70,7 +72,12 @@ class Nvcc:
 
     @property
     def flags(self) -> list[str]:
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.archs]
+        shared = [a for a in self.archs if a.isdigit() and int(a) <= _LAST_OF_OLDEST]
+        rest = [a for a in self.archs if a not in shared]
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in rest]
+        if shared:
+            targets = ",".join(f"sm_{a}" for a in shared)
+            codes.append(f"-gencode=arch=compute_{min(shared, key=int)},code=[{targets}]")
         if self.ptx:
             codes.append(f"-gencode=arch=compute_{self.ptx},code=compute_{self.ptx}")
         host = "-Xcompiler=-fPIC,-fvisibility=hidden"
