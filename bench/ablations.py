@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 import torch
 from torch import Tensor, nn
 

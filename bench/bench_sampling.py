@@ -144,6 +144,8 @@ def problem(size: str, device: str) -> Problem:
         with FlopCounterMode(display=False) as counter:
             wanted = plain()
         info: dict[str, Any] = {"flops": counter.get_total_flops()}
+        if "bf16" in variant:
+            info["rate_of"] = "bfloat16"
         if "bf16" in variant and "generator" in variant:
             info["relative_error"] = float((result - wanted).norm() / wanted.norm())
         elif "bf16" in variant:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-# Last on the path: this folder's profile.py must not stand in for Python's.
 sys.path.append(str(Path(__file__).parent))
 import machine
 import measure
@@ -73,6 +72,7 @@ class Replay:
 
 _CLOCK = Replay()
 _STARTED = time.monotonic()
+_LOAD = machine.Load()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -165,6 +165,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> No
         bench["stats"].pop("data", None)
     commit = output_json.pop("commit_info", {})
     output_json["commit"] = {key: commit.get(key) for key in ("id", "dirty")}
+    output_json["machine_info"]["load"] = _LOAD.seen()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -186,6 +187,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     line("spread: IQR over median; x eager (or the teacher, the reference trainer), x compile: how")
     line("many times faster; % limit: of the measured copy bandwidth or matrix rate, whichever is")
     line("nearer, by counted bytes and FLOPs; MB: memory that a call adds at its peak")
+    busy = machine.warning(_LOAD.seen())
+    if busy:
+        line(f"warning: {busy}", yellow=True)
 
 
 def _row(label: str, bench: Any, variants: dict[str, Any]) -> str:

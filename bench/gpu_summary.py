@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 import torch
 
 from machine import gpu_state

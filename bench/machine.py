@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +35,61 @@ def describe(info: dict[str, Any], threads: int) -> None:
     info["gpu"] = None
     if torch.cuda.is_available():
         info.update(gpu_state())
+
+
+# Of the processors that others use, what moves times by more than their spread.
+BUSY = 0.05
+
+
+class Load:
+    """What else the machine does between the start and :meth:`seen`."""
+
+    def __init__(self) -> None:
+        self.average = _load_average()
+        self.times = _busy_seconds(), _own_seconds(), time.monotonic()
+
+    def seen(self) -> dict[str, Any] | None:
+        """Load averages over a minute at the start and now, and the share of the processors that
+        other processes had; None where the system does not tell."""
+        busy, own, clock = _busy_seconds(), _own_seconds(), time.monotonic()
+        if busy is None or self.times[0] is None or self.average is None:
+            return None
+        available = max(clock - self.times[2], 1e-9) * (os.cpu_count() or 1)
+        others = (busy - self.times[0]) - (own - self.times[1])
+        share = min(max(others / available, 0.0), 1.0)
+        return {"start": self.average, "end": _load_average(), "others": round(share, 3)}
+
+
+def warning(load: dict[str, Any] | None) -> str | None:
+    """Why the times of a run are not to be trusted, or None."""
+    if load is None or load["others"] <= BUSY:
+        return None
+    return (
+        f"other processes had {load['others']:.0%} of the processors (load {load['start']:.1f} at "
+        f"the start, {load['end']:.1f} at the end): times are longer than on an idle machine"
+    )
+
+
+def _load_average() -> float | None:
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def _busy_seconds() -> float | None:
+    """Of all processors since the machine started, by Linux: user, nice, system, irq, softirq."""
+    try:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq = map(int, first[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def gpu_state() -> dict[str, Any]:

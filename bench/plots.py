@@ -65,7 +65,8 @@ def _roofline(figure: Figure, rows: list[Row]) -> None:
     ends = [min(intensities) / 2, max(*intensities, rate / bandwidth) * 2]
     corner = rate / bandwidth
     xs = sorted([*ends, corner])
-    axes.plot(xs, [min(bandwidth * x, rate) / 1e9 for x in xs], color="0.4", lw=1, label="limit")
+    limit = [min(bandwidth * x, rate) / 1e9 for x in xs]
+    axes.plot(xs, limit, color="0.4", lw=1, label="highest rates seen")
     for plain, marker in ((False, "o"), (True, "x")):
         for bench, colour in _COLOURS.items():
             own = [
@@ -80,7 +81,7 @@ def _roofline(figure: Figure, rows: list[Row]) -> None:
                     marker, color=colour, label=f"{bench}, {'eager' if plain else 'fused'}",
                 )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="counted FLOP a byte", ylabel="GFLOP/s")
-    axes.set_title("Work done against the measured limits", fontsize=10)
+    axes.set_title("Work done against the highest rates seen", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
 

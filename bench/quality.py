@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 from ablations import VARIANTS
 
 ROWS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,14 @@ def load(path: Path | str) -> Record:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
         raise ValueError(f"{path}: expected a result file with benchmarks")
+    rows = _with_limits([_row(bench) for bench in content["benchmarks"]])
     machine = content.get("machine_info", content.get("machine")) or {}
     commit = content.get("commit") or machine.get("commit")
     date = content.get("datetime") or content.get("date")
     return Record(
         name=path.name,
         machine=machine,
-        rows=[_row(bench) for bench in content["benchmarks"]],
+        rows=rows,
         parts=content.get("parts") or [],
         commit=commit.get("id") if isinstance(commit, dict) else commit,
         date=date[:10] if date else None,
@@ -97,6 +98,41 @@ def _row(bench: dict[str, Any]) -> Row:
         median, iqr = bench["median_ms"] / 1e3, bench.get("iqr_ms", 0.0) / 1e3
     variant = extra.get("variant") or bench.get("param") or ""
     return Row(group, variant, median, iqr, extra)
+
+
+def _with_limits(rows: list[Row]) -> list[Row]:
+    """The rows with no rate of arithmetic above the limit: what a machine did it can do, so the
+    highest rate of a run counts where it is above that of the measured matrix product."""
+    rates: dict[tuple[str, str], float] = {}
+    for row in rows:
+        key = _arithmetic(row)
+        if row.extra.get("matrix_rate") and key is not None and row.median:
+            reached = row.extra.get("flops", 0) / row.median
+            rates[key] = max(rates.get(key, 0.0), row.extra["matrix_rate"], reached)
+    return [_with_limit(row, rates) for row in rows]
+
+
+def _arithmetic(row: Row) -> tuple[str, str] | None:
+    """Device and precision that a row's rate is of; None where the file measured no such rate, as
+    those before 2026-11-30 for bfloat16 on a CPU."""
+    device, low = row.words[1], "bf16" in row.variant
+    if device == "cpu" and low and "rate_of" not in row.extra:
+        return None
+    return device, row.extra.get("rate_of", "")
+
+
+def _with_limit(row: Row, rates: dict[tuple[str, str], float]) -> Row:
+    if "matrix_rate" not in row.extra:
+        return row
+    extra, key = dict(row.extra), _arithmetic(row)
+    if key in rates:
+        extra["matrix_rate"] = rates[key]
+        moving = extra.get("bytes", 0) / extra["copy_bandwidth"]
+        extra["limit_seconds"] = max(moving, extra.get("flops", 0) / rates[key])
+    else:
+        extra.pop("limit_seconds", None)
+        extra.pop("matrix_rate")
+    return replace(row, extra=extra)
 
 
 def groups(rows: list[Row]) -> dict[str, dict[str, Row]]:

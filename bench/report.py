@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.append(sys.path.pop(0))  # this folder's profile.py must not stand in for Python's
 from plots import PLOTS, draw
 from records import Record, Row, groups, load, times_faster
 
@@ -39,9 +38,10 @@ LEGEND = """Times are medians, the spread is the IQR over the median. Every resu
 before it was timed. "x eager" is how many times as long the plain code takes: the fastest plain
 torch code we know; in training the reference trainer, in sampling the teacher. "x compile" is the
 same under torch.compile. "% limit" is the time that the counted bytes take at the copy bandwidth
-measured in that run, or the counted FLOPs at the measured rate of a large matrix product, whichever
-is longer, over the time taken; files before 2026-11-21 counted bytes alone. "MB" is the memory that
-a call adds at its peak, dB the PSNR of images to float32's. Empty: not measured.
+measured in that run, or the counted FLOPs at the highest rate seen in it, of a large matrix product
+or of a benchmark in the same precision, whichever is longer, over the time taken; files before
+2026-11-21 counted bytes alone, and before 2026-11-30 none measured bfloat16's rate on a CPU. "MB"
+is the memory that a call adds at its peak, dB the PSNR of images to float32's. Empty: not measured.
 """
 
 
@@ -126,8 +126,15 @@ def _machine(record: Record) -> str:
     limits = next((row.extra for row in record.rows if "matrix_rate" in row.extra), None)
     if limits:
         facts.append(f"copy {limits['copy_bandwidth'] / 1e9:.0f} GB/s")
-        facts.append(f"matrix product {limits['matrix_rate'] / 1e12:.3g} TFLOP/s")
+        facts.append(f"highest rate {limits['matrix_rate'] / 1e12:.3g} TFLOP/s")
+    facts += load_facts(info)
     return "; ".join(facts) + "\n"
+
+
+def load_facts(info: dict[str, Any]) -> list[str]:
+    """What else the machine did, where the file says it."""
+    load = info.get("load")
+    return [f"other processes {load['others']:.0%} of the processors"] if load else []
 
 
 def _parts(record: Record) -> str:

@@ -1,41 +1,44 @@
-// Entry points of the CPU kernels. Each kernel source is compiled once for every instruction set in
-// DD2_FOR_EACH_ISA, into a namespace of that name; dispatch.cpp picks one at run time. (GCC's
-// target_clones would do this in one compilation, but it splits wide vectors into SSE halves before
-// it inlines helpers into a clone.)
+// Entry points of the CPU kernels. Each kernel source is compiled once for every instruction set that
+// the compiler knows, into a namespace of that name, DD2_ISA; dispatch.cpp picks one at run time.
+// (GCC's target_clones would do this in one compilation, but it splits wide vectors into SSE halves
+// before it inlines helpers into a clone.)
 #pragma once
 
-#include "dd2/conditional_score.h"
-#include "dd2/flow_solve.h"
-#include "dd2/image_normal.h"
-#include "dd2/nearest_code.h"
-#include "dd2/sample_code.h"
-
-#if defined(__x86_64__)
-#define DD2_FOR_EACH_ISA(declare) declare(v2) declare(v3) declare(v4)
-#else
-#define DD2_FOR_EACH_ISA(declare) declare(generic)
-#endif
+#include "operators.h"
 
 namespace dd2::cpu {
 
-#define DD2_DECLARE(isa)                                                                   \
-  namespace isa {                                                                          \
-  void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);    \
-  void launch_flow_solve(const FlowSolveParams& params, int num_threads);                  \
-  void launch_image_normal(const ImageNormalParams& params, int num_threads);              \
-  void launch_nearest_code(const NearestCodeParams& params, int num_threads);              \
-  void launch_sample_code(const SampleCodeParams& params, int num_threads);                \
-  }
-DD2_FOR_EACH_ISA(DD2_DECLARE)
-#undef DD2_DECLARE
+#define DD2_OPERATOR(name, Params) void launch_##name(const Params& params, int num_threads);
+#ifdef DD2_ISA
+namespace DD2_ISA {
+#include "operators.def"
+}
+#endif
+#ifdef DD2_WITH_GENERIC
+namespace generic {
+#include "operators.def"
+}
+#endif
+#ifdef DD2_WITH_V2
+namespace v2 {
+#include "operators.def"
+}
+#endif
+#ifdef DD2_WITH_V3
+namespace v3 {
+#include "operators.def"
+}
+#endif
+#ifdef DD2_WITH_V4
+namespace v4 {
+#include "operators.def"
+}
+#endif
+// The same by the instruction set in use.
+#include "operators.def"
+#undef DD2_OPERATOR
 
 // The instruction set in use: "x86-64-v4", "x86-64-v3", "x86-64-v2" or "generic".
 const char* instruction_set();
-
-void launch_conditional_score(const ConditionalScoreParams& params, int num_threads);
-void launch_flow_solve(const FlowSolveParams& params, int num_threads);
-void launch_image_normal(const ImageNormalParams& params, int num_threads);
-void launch_nearest_code(const NearestCodeParams& params, int num_threads);
-void launch_sample_code(const SampleCodeParams& params, int num_threads);
 
 }  // namespace dd2::cpu

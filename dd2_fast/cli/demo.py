@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .picture import Panel, check_png, draw_panels, write_png
+from .picture import Panel, check_png, draw_panels, text_chunk, write_png
 from .table import NAMES, quality_table
 
 _CLASSES, _PER_CLASS, _SCALE = 10, 8, 6
@@ -146,7 +146,9 @@ def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -
         "set_prediction": ("Set prediction", "1 step, every token on its own"),
     }
     panels = [Panel(*captions[name], to_uint8(images).numpy()) for name, images in grids.items()]
-    write_png(out, draw_panels(panels, columns=_CLASSES, scale=_SCALE))
+    said = "\n".join(panel.subtitle for panel in panels)
+    picture = draw_panels(panels, columns=_CLASSES, scale=_SCALE)
+    write_png(out, picture, pnginfo=text_chunk(said))
     print(f"wrote {out}")
 
 

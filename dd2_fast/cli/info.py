@@ -73,11 +73,14 @@ def _extension() -> list[tuple[str, str]]:
     module, reason = extension.load()
     if module is None:
         return [("extension", f"unavailable: {reason}")]
+    seen = extension.build_record()
     architectures = ", ".join(module.cuda_architectures)
     rows = [("extension", f"compiled for CPU and CUDA {architectures}")]
     if not architectures:
-        rows = [("extension", "compiled for the CPU only (no nvcc, or DD2_FAST_CUDA=0, at build)")]
-    return rows + [(f"  {key}", str(value)) for key, value in dict(module.build_info).items()]
+        reason = seen.get("cuda", "no nvcc, or DD2_FAST_CUDA=0, at build")
+        rows = [("extension", f"compiled for the CPU only ({reason})")]
+    facts = {**dict(module.build_info), **{f"built_{key}": seen[key] for key in seen}}
+    return rows + [(f"  {key}", str(value)) for key, value in facts.items()]
 
 
 def _describe(device: str) -> str:

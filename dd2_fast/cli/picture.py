@@ -55,6 +55,16 @@ def draw_panels(panels: list[Panel], *, columns: int, scale: int) -> Any:
     return canvas
 
 
+def text_chunk(text: str) -> Any:
+    """Return what a PNG keeps beside its pixels: what is written in the picture, as text, so that
+    who quotes it can be held to it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("Description", text)
+    return info
+
+
 def check_png(path: Path) -> None:
     """Raise ValueError or OSError, before any work, unless a PNG can be written at path."""
     from ..checkpoints.files import check_file
@@ -66,10 +76,10 @@ def check_png(path: Path) -> None:
     check_file(path)
 
 
-def write_png(path: Path, picture: Any) -> None:
-    """Write a Pillow image as a whole file or not at all."""
+def write_png(path: Path, picture: Any, **settings: Any) -> None:
+    """Write a Pillow image as a whole file or not at all; ``settings`` as of Pillow's save."""
     from ..checkpoints.files import write_atomic
 
     data = io.BytesIO()
-    picture.save(data, format="PNG")
+    picture.save(data, format="PNG", **settings)
     write_atomic(path, data.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -41,13 +42,26 @@ def load() -> tuple[ModuleType | None, str | None]:
 
 
 def _why_missing() -> str:
+    missing = build_record().get("missing")
+    if missing:
+        return missing
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "setup.py").exists():
         return (
             "dd2_fast is imported from a source checkout: leave that folder to use the installed "
             "package, or build here with 'python setup.py build_ext --inplace'"
         )
-    return "no C++ compiler at install"
+    return "it was installed without one"
+
+
+@functools.cache
+def build_record() -> dict[str, str]:
+    """What ``setup.py`` built "with", "for" which instruction sets, and what it saw of "cuda"; or
+    in "missing" why there is no extension. Empty where nothing was built here."""
+    try:
+        return json.loads((Path(__file__).resolve().parents[1] / "build.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def native() -> ModuleType:

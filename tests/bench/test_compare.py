@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +71,55 @@ def test_refuses_what_is_no_result_file(tmp_path: Path, content: str) -> None:
     assert code == 2 and str(bad) in err and "Traceback" not in err
     code, _, err = compare(good, tmp_path / "absent.json")
     assert code == 2 and "absent.json" in err
+
+
+def of_date(path: Path, date: str, rows: list[tuple[str, str, float, float]]) -> None:
+    content = json.loads(pytest_file(path, rows).read_text())
+    path.write_text(json.dumps({**content, "datetime": f"{date}T00:00:00"}))
+
+
+def test_a_folder_is_the_newest_file_of_each_group_of_the_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    of_date(folder / "a.json", "2026-01-03", [("one cpu var", "cpu", 10.0, 0.1)])
+    old = [("one cpu var", "cpu", 99.0, 0.1), ("two cpu var", "cpu", 20.0, 0.1)]
+    of_date(folder / "b.json", "2026-01-02", old)
+    gpu_check_file(folder / "gpu.json", [("two cpu var", "cpu", 1.0, 0.1)])
+    rows = [("one cpu var", "cpu", 11.0, 0.1), ("two cpu var", "cpu", 30.0, 0.1)]
+    after = pytest_file(tmp_path / "new.json", rows)
+    code, out, err = compare(folder, after)
+    assert code == 0, err
+    assert "2 of 2 moved" in out and "+10.0%" in out and "+50.0%" in out
+    other = gpu_check_file(tmp_path / "other.json", rows, gpu="Another GPU")
+    code, _, err = compare(folder, other)
+    assert code == 2 and f"{folder}: expected results of Another GPU, got none" in err
+
+
+def test_the_committed_results_compare_with_any_of_them(tmp_path: Path) -> None:
+    """Also with the newest, of which a part was measured alone."""
+    for path in (BENCH / "results").glob("*.json"):
+        after = shutil.copy(path, tmp_path / "again.json")
+        code, out, err = compare(BENCH / "results", after, "--fail-above", "0")
+        assert code in (0, 1), err
+        assert int(re.match(r"\d+ of (\d+) moved", out)[1]) == len(load_rows(path))
+
+
+def load_rows(path: Path) -> list[object]:
+    return json.loads(path.read_text())["benchmarks"]
+
+
+def test_nothing_in_common_is_no_comparison(tmp_path: Path) -> None:
+    before = pytest_file(tmp_path / "a.json", BEFORE)
+    after = pytest_file(tmp_path / "b.json", [("other cpu var", "cpu", 1.0, 0.1)])
+    code, _, err = compare(before, after, "--fail-above", "5")
+    assert code == 2 and "a.json and b.json have no variant in common" in err
+
+
+@pytest.mark.parametrize(("eager", "said"), [(60.0, True), (41.0, False), (20.0, True)])
+def test_a_machine_in_another_state_is_told_by_plain_code(
+    tmp_path: Path, eager: float, said: bool
+) -> None:
+    before = pytest_file(tmp_path / "a.json", BEFORE)
+    after = pytest_file(tmp_path / "b.json", [BEFORE[0], ("op cpu var", "eager", eager, 0.1)])
+    out = compare(before, after)[1]
+    assert ("the machine was not in the same state" in out) == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -98,6 +99,7 @@ def test_the_json_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "result.json").read_text())
     machine = content["machine_info"]
     assert machine["torch"] == torch.__version__ and machine["threads"] > 0
+    assert set(machine["load"]) == {"start", "end", "others"}
     assert "gpu" in machine and "node" not in machine and "commit_info" not in content
     variants = {row["extra_info"]["variant"]: row for row in content["benchmarks"]}
     assert {"eager", "torch"} <= set(variants)
@@ -156,3 +158,48 @@ def test_without_timing_only_tiny_sizes_run(tmp_path: Path) -> None:
     out = bench(tmp_path, "--benchmark-disable", "--collect-only", "-k", "")
     names = [line for line in out.splitlines() if "::" in line]
     assert names and all("[tiny" in name and "compile" not in name for name in names)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("machine")
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "others"),
+    [(4.0, 4.0, 0.0), (10.0, 2.0, 0.4), (10.0, 11.0, 0.0), (2.0, 1.0, 0.05)],
+)
+def test_the_load_is_what_others_had(
+    busy: float, own: float, others: float, machine: ModuleType, monkeypatch
+) -> None:
+    """In ten seconds of two processors."""
+    now = {"busy": 100.0, "own": 7.0, "clock": 50.0}
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: now["busy"])
+    monkeypatch.setattr(machine, "_own_seconds", lambda: now["own"])
+    monkeypatch.setattr(machine.time, "monotonic", lambda: now["clock"])
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    load = machine.Load()
+    now.update(busy=100 + busy, own=7 + own, clock=60.0)
+    seen = load.seen()
+    assert seen["others"] == others
+    assert (machine.warning(seen) is not None) == (others > 0.05)
+
+
+def test_another_process_is_seen(machine: ModuleType) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        load = machine.Load()
+        while (seen := load.seen()) is not None and not seen["others"]:
+            assert machine.time.monotonic() - load.times[2] < 30
+    finally:
+        other.kill()
+        other.wait()
+    if seen is None:
+        pytest.skip("this system does not tell")
+    assert machine.warning(None) is None
+
+
+def test_systems_that_do_not_tell_are_no_error(machine: ModuleType, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: None)
+    assert machine.Load().seen() is None

@@ -115,3 +115,44 @@ def make(folder: Path) -> str:
     run = report("--results", folder, "--out", folder / "page.md")
     assert run.returncode == 0, run.stdout + run.stderr
     return (folder / "page.md").read_text()
+
+
+def test_no_rate_is_above_the_limit(tmp_path: Path) -> None:
+    """What a run reached is a limit too: 80 GFLOP/s here, where the matrix product did 50."""
+    extra = {"bytes": 1e3, "flops": 1e8, "copy_bandwidth": 1e10, "matrix_rate": 5e10,
+             "limit_seconds": 2e-3}  # fmt: skip
+    rows = [("nearest_code cpu var", "cpu", 1.25, 0.1), ("csd_loss cpu var", "eager", 5.0, 0.1)]
+    pytest_file(tmp_path / "a.json", rows, extra)
+    page = make(tmp_path)
+    assert "| var | cpu | 1.25 | 8% |  |  | 100.0 |  |" in page
+    assert "| var | eager | 5 | 2% | 1.0 |  | 25.0 |  |" in page
+    assert "highest rate 0.08 TFLOP/s" in page
+
+
+def test_a_rate_in_bfloat16_is_no_limit_of_float32(tmp_path: Path) -> None:
+    extra = {"bytes": 0, "flops": 1e8, "copy_bandwidth": 1e10, "matrix_rate": 5e10}
+    rows = [("sampling cpu var", "one_step", 4.0, 0.1), ("sampling cpu var", "bf16", 1.0, 0.1)]
+    path = pytest_file(tmp_path / "a.json", rows, extra)
+    page = make(tmp_path)
+    # A file that says nothing of bfloat16's rate
+    assert "| var | one_step | 4 | 2% |  |  | 50.0 |  |" in page
+    assert "|  | bf16 | 1 | 10% |  |  |  |  |" in page
+    content = json.loads(path.read_text())
+    content["benchmarks"][1]["extra_info"] |= {"rate_of": "bfloat16", "matrix_rate": 2e11}
+    path.write_text(json.dumps(content))
+    page = make(tmp_path)
+    assert "| var | one_step | 4 | 2% |  |  | 50.0 |  |" in page
+    assert "|  | bf16 | 1 | 10% |  |  | 50.0 |  |" in page
+
+
+def test_the_committed_page_has_nothing_beyond_a_limit() -> None:
+    shares = re.findall(r"\| ([\d.]+) \| [\d.]* \|$", (BENCH / "RESULTS.md").read_text(), re.M)
+    assert len(shares) > 50 and max(map(float, shares)) <= 100
+
+
+def test_the_load_of_the_machine_is_told(tmp_path: Path) -> None:
+    path = pytest_file(tmp_path / "a.json", [("csd_loss cpu var", "cpu", 1.0, 0.1)])
+    content = json.loads(path.read_text())
+    content["machine_info"]["load"] = {"start": 0.2, "end": 3.0, "others": 0.31}
+    path.write_text(json.dumps(content))
+    assert "other processes 31% of the processors" in make(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,13 @@ def test_demo_writes_the_picture_and_the_tables(tmp_path: Path, capsys) -> None:
     assert digits.min() < 30 and digits.max() > 220
     speed, quality = text.split("wrote ")
     assert "speed-up" in speed and " ms" not in quality
+    # The picture says what the table says, to a digit less, and holds it as text.
+    said = Image.open(out).text["Description"].splitlines()
+    for row, line in zip(("teacher", "one step"), said, strict=False):
+        printed = float(re.search(rf"^{row} +\d+ +\d+ +([\d.]+)", speed, re.M)[1])
+        written = float(re.search(r", ([\d.]+) ms for one image", line)[1])
+        assert abs(written - printed) < 0.051
+    assert len(said) == 3
     for row in ROWS:
         values = next(line for line in quality.splitlines() if line.startswith(row + " "))
         accuracy, fd, fd_class, fd_pixel, nll = map(float, values[len(row) :].split())
@@ -82,3 +90,19 @@ def test_tiles_lie_row_by_row() -> None:
     assert (picture[3:, :4] == 7).all() and (picture[3:, 5:] == 255).all()
     panels = draw_panels([Panel("a", "b", images)] * 2, columns=2, scale=2)
     assert panels.width == 2 * 11 + 3 * 24
+
+
+def test_readme_quotes_what_the_committed_picture_says() -> None:
+    """Between the marks, word for word: picture and text are of one run."""
+    package = Path(dd2_fast.__file__).parent
+    picture, readme = package / "assets" / "demo.png", package.parent / "README.md"
+    if not picture.exists() or not readme.exists():
+        pytest.skip("no checkout")
+    said = Image.open(picture).text["Description"].splitlines()
+    assert re.fullmatch(r"16 steps, [\d.]+ ms for one image", said[0])
+    assert re.fullmatch(r"1 step, [\d.]+ ms for one image, [\d.]+x faster", said[1])
+    marked = re.search(r"<!-- demo.png -->(.*?)<!-- /demo.png -->", readme.read_text(), re.S)
+    if marked is None:
+        pytest.skip("README quotes no number of the picture")
+    quoted = " ".join(marked[1].split())
+    assert said[0] in quoted and said[1] in quoted

@@ -8,13 +8,19 @@
 
 namespace dd2 {
 
+// Of a row without filters, which row_filter_kernel has not seen.
+template <typename Row>
+DD2_DEVICE KeptRange unfiltered_range(const Row& row, const TeacherRows& p) {
+  const RowSummary summary = summarize(row, p.vocabulary);
+  return kept_range({summary.stats.largest, negative_infinity(), summary.invalid});
+}
+
 // grid (any): block b looks at tokens b, b + gridDim.x, ... and solves those that need it.
 template <LogitType kType, int kDim, bool kJacobian>
 __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
     direct_score_fwd_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
-  __shared__ Candidates candidates;
   __shared__ Posterior<kDim, kJacobian> merged[kWarps];
   __shared__ long long wanted[kThreads];
   const long long count = p.teacher.rows * p.draws;
@@ -30,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
       const GuidedRow<kType> row(p.teacher, row_index);
       const KeptRange range = p.teacher.filtered()
                                   ? DenseWorkspace(p).kept[row_index]
-                                  : kept_range(filter_row(row, p.teacher, candidates));
+                                  : unfiltered_range(row, p.teacher);
       KeptCodes kept{};
       kept.count = static_cast<int>(p.teacher.vocabulary);
       kept.threshold = range.threshold;

@@ -1,4 +1,5 @@
-"""profile.py at tiny size on the CPU: its trace holds the ranges of the steps after the warm-up."""
+"""profile_stage.py at tiny size on the CPU: its trace holds the ranges of the steps after the
+warm-up."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ OPERATORS = ["conditional_score", "csd_loss", "sample_code", "nearest_code", "fl
 )
 def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
     arguments = [stage, "--warmup", "1", "--steps", "2", "--trace", "trace.json", "--device", "cpu"]
-    out = run_python(str(BENCH / "profile.py"), *arguments, folder=tmp_path)
+    out = run_python(str(BENCH / "profile_stage.py"), *arguments, folder=tmp_path)
     assert "wrote trace.json" in out
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     for name in ranges:
@@ -39,7 +40,13 @@ def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
 
 def test_a_stage_by_itself_and_its_default_name(tmp_path: Path) -> None:
     out = run_python(
-        str(BENCH / "profile.py"), "gts_head", "--steps", "1", "--device", "cpu", folder=tmp_path
+        str(BENCH / "profile_stage.py"),
+        "gts_head",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        folder=tmp_path,
     )
     assert "wrote gts_head-tiny.json" in out
     assert (tmp_path / "gts_head-tiny.json").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""One stage in its steady state, for Nsight or torch.profiler: ``profile.py STAGE``.
+"""One stage in its steady state, for Nsight or torch.profiler: ``profile_stage.py STAGE``.
 
 Each step is an NVTX range; ``cudaProfilerStart`` and ``Stop`` stand round the steps after the
 warm-up. ``--trace FILE`` takes a Chrome trace by torch.profiler instead, on any machine; without
@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# This file has the name of a module of Python's that torch reads: its folder goes last.
-sys.path.append(sys.path.pop(0))
 import torch
 
 from cases import SHAPES, operator_arguments, score_inputs
@@ -87,7 +85,7 @@ def _network(size: str, stage: str) -> str:
     _, var, llamagen = SIZES[size]
     name = llamagen if stage == "adaptation" else var or llamagen
     if not name:
-        raise SystemExit(f"profile.py: {stage} is of LlamaGen; take --size llamagen")
+        raise SystemExit(f"profile_stage.py: {stage} is of LlamaGen; take --size llamagen")
     return name
 
 
