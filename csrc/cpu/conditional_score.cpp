@@ -105,7 +105,7 @@ struct WeightSums {
   int64_t notable;  // weights above kNegligible
 };
 
-DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float largest,
+DD2_NOINLINE WeightSums weigh(float* scores, float* along, int64_t count, float largest,
                             float exponent) {
   float reference = 0.0f;
   if (along != nullptr) {
@@ -136,7 +136,7 @@ DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float la
 }
 
 // Writes what is wanted of a token's x0 and J u.
-DD2_INLINE void emit(const Params& p, const Query& q, const float* x0, const float* along) {
+DD2_NOINLINE void emit(const Params& p, const Query& q, const float* x0, const float* along) {
   const size_t bytes = p.dim * sizeof(float);
   if (p.out != nullptr) std::memcpy(p.out + q.token * p.dim, x0, bytes);
   if (p.jacobian != nullptr) std::memcpy(p.jacobian + q.token * p.dim, along, bytes);
@@ -208,7 +208,7 @@ DD2_INLINE void gathered_sums(const int32_t* indices, int64_t kept, const Codebo
 }
 
 template <int kVectors, bool kJacobian>
-DD2_INLINE void solve_sparse(const Params& p, const Codebook& codebook, const Query& q,
+DD2_NOINLINE void solve_sparse(const Params& p, const Codebook& codebook, const Query& q,
                              Scratch& scratch) {
   const NoiseLevel level(q.t);
   float* scores = scratch.scores.get();
@@ -305,7 +305,7 @@ DD2_INLINE void weighted_codes(const float* weights, const int* slots, const Cod
 }
 
 // The same for the `count` tokens of `slots`, which has room for kQueries.
-DD2_INLINE void weighted_codes(const float* weights, int* slots, int count,
+DD2_NOINLINE void weighted_codes(const float* weights, int* slots, int count,
                                const Codebook& codebook, float* out) {
   constexpr int kThird = kQueries / 3;
   for (int i = count; i < kQueries; ++i) slots[i] = slots[0];
@@ -320,7 +320,7 @@ DD2_INLINE void weighted_codes(const float* weights, int* slots, int count,
 
 // sum_j weights_j c_j for a token with few notable weights; moves those to the front.
 template <bool kJacobian>
-DD2_INLINE void notable_codes(const Row& row, const Codebook& codebook, float* weights,
+DD2_NOINLINE void notable_codes(const Row& row, const Codebook& codebook, float* weights,
                               float* along, float* mean, float* spread) {
   const int64_t kept = keep_at_least(weights, nullptr, codebook.padded_vocabulary, kNegligible,
                                      row.values, row.indices);
@@ -335,7 +335,7 @@ DD2_INLINE void notable_codes(const Row& row, const Codebook& codebook, float* w
 }
 
 template <bool kDirect, bool kJacobian>
-DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
+DD2_NOINLINE void solve_dense(const Params& p, const Codebook& codebook,
                             const Query* const (&q)[kQueries], int count, Scratch& scratch) {
   const int64_t padded = codebook.padded_vocabulary;
   NoiseLevel level[kQueries];

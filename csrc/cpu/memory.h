@@ -1,4 +1,4 @@
-// Aligned scratch memory. Everything is inlined or internal, so that the builds for different
+// Aligned scratch memory. Everything is of types of DD2_ISA, so that the builds for different
 // instruction sets cannot share (and so mix up) an instantiation.
 #pragma once
 
@@ -11,7 +11,6 @@
 #include "simd.h"
 
 namespace dd2::cpu::DD2_ISA {
-namespace {
 
 struct FreeDeleter {
   void operator()(void* pointer) const { std::free(pointer); }
@@ -31,5 +30,4 @@ DD2_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-}  // namespace
 }  // namespace dd2::cpu::DD2_ISA
