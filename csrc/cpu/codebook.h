@@ -13,12 +13,14 @@ constexpr int kTile = 2 * kLanes;  // codes in one register block
 // Tokens in one register block: two vectors each, beside the codes.
 constexpr int kQueries = kLanes == 16 ? 12 : 6;
 
-// Transposes `count` codes into one tile, zeros behind them, and sums their squares: every lane in
-// the same order, so that equal codes have equal norms.
-DD2_INLINE void pack_tile(const float* codes, int64_t count, int64_t dim, float* tile,
-                          float* norms) {
+// Transposes `count` codes less `centre` into one tile, zeros behind them, and sums their squares:
+// every lane in the same order, so that equal codes have equal norms.
+DD2_INLINE void pack_tile(const float* codes, int64_t count, int64_t dim, const float* centre,
+                          float* tile, float* norms) {
   for (int64_t j = 0; j < kTile; ++j) {
-    for (int64_t c = 0; c < dim; ++c) tile[c * kTile + j] = j < count ? codes[j * dim + c] : 0.0f;
+    for (int64_t c = 0; c < dim; ++c) {
+      tile[c * kTile + j] = j < count ? codes[j * dim + c] - centre[c] : 0.0f;
+    }
   }
   Vec norm[2] = {};
   for (int64_t c = 0; c < dim; ++c) {
@@ -40,6 +42,15 @@ DD2_INLINE float zero_or_nan(const float* values, int64_t count) {
   return total;
 }
 
+// The mean of some 64 codes all over the codebook, enough to be near the others.
+DD2_INLINE void mean_code(const float* codes, int64_t vocabulary, int64_t dim, float* mean) {
+  const int64_t step = vocabulary / 64 + 1, count = (vocabulary + step - 1) / step;
+  for (int64_t c = 0; c < round_up(dim, kLanes); ++c) mean[c] = 0.0f;
+  for (int64_t j = 0; j < vocabulary; j += step) {
+    for (int64_t c = 0; c < dim; ++c) mean[c] += codes[j * dim + c] / static_cast<float>(count);
+  }
+}
+
 struct Codebook {
   int64_t vocabulary;
   int64_t padded_vocabulary;  // a multiple of kTile
@@ -47,8 +58,10 @@ struct Codebook {
   bool has_nan;
   const float* rows;         // [vocabulary, padded_dim]: the caller's where that is dim
   Buffer<float> own_rows;
-  Buffer<float> packed;  // [padded_vocabulary / kTile, dim, kTile]
-  Buffer<float> norms;   // |c_j|^2 [padded_vocabulary]
+  Buffer<float> centre;  // m [padded_dim], about the mean code: expanded squares are small around it
+  Buffer<float> packed;  // c_j - m [padded_vocabulary / kTile, dim, kTile]
+  Buffer<float> norms;   // |c_j - m|^2 [padded_vocabulary]
+  float largest_norm;    // of them
 
   Codebook(const float* codes, int64_t vocabulary_size, int64_t dim, bool wants_packed,
            int num_threads)
@@ -57,8 +70,11 @@ struct Codebook {
         padded_dim(round_up(dim, kLanes)),
         has_nan(false),
         rows(codes),
+        centre(allocate<float>(padded_dim)),
         packed(allocate<float>(wants_packed ? padded_vocabulary * dim : 0)),
-        norms(allocate<float>(wants_packed ? padded_vocabulary : 0)) {
+        norms(allocate<float>(wants_packed ? padded_vocabulary : 0)),
+        largest_norm(0.0f) {
+    mean_code(codes, vocabulary, dim, centre.get());
     const bool copies = padded_dim != dim;
     if (copies) {
       own_rows = allocate<float>(vocabulary * padded_dim);
@@ -70,7 +86,7 @@ struct Codebook {
       const int64_t count = vocabulary - first < kTile ? vocabulary - first : kTile;
       if (wants_packed) {
         float* norm = norms.get() + first;
-        pack_tile(codes + first * dim, count, dim, packed.get() + first * dim, norm);
+        pack_tile(codes + first * dim, count, dim, centre.get(), packed.get() + first * dim, norm);
         check += zero_or_nan(norm, kTile);  // squares overflow before codes do
       } else {
         check += zero_or_nan(codes + first * dim, count * dim);
@@ -82,6 +98,9 @@ struct Codebook {
       }
     }
     has_nan = check != 0.0f;
+    for (int64_t j = 0; wants_packed && j < padded_vocabulary; ++j) {
+      largest_norm = norms[j] > largest_norm ? norms[j] : largest_norm;
+    }
   }
 };
 

@@ -18,7 +18,7 @@
 namespace dd2::cpu::DD2_ISA {
 namespace {
 
-constexpr float kDirectBelow = 0.02f;  // noise level below which |x - (1-t) c|^2 is not expanded
+constexpr float kDirectBelow = 0.02f;  // noise level: see wants_direct
 
 using Params = ConditionalScoreParams;
 
@@ -50,11 +50,58 @@ struct Query {
   float t;
 };
 
+// The sums over dimensions of of(v, code) for kLanes gathered codes, `code` being a vector of theirs.
+template <int kVectors, typename Of>
+DD2_INLINE Vec gathered(const Codebook& codebook, const int32_t* indices, const Of& of) {
+  const int64_t vectors = kVectors > 0 ? kVectors : codebook.padded_dim / kLanes;
+  return lane_sums([&](int lane) __attribute__((always_inline)) {
+    const float* code = codebook.rows + indices[lane] * codebook.padded_dim;
+    Vec sum{};
+    for (int64_t v = 0; v < vectors; ++v) of(v * kLanes, load(code + v * kLanes), sum);
+    return sum;
+  });
+}
+
+// Scores of the kept codes of a token far from all of them, whose |x - (1-t) c|^2 would round away
+// what tells them apart. In its place, of any code r, here the best as far as the scores tell,
+//   |x - (1-t) c|^2 - |x - (1-t) r|^2 = ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c).
+template <int kVectors>
+DD2_NOINLINE float far_scores(const Query& q, const Codebook& codebook, NoiseLevel level,
+                              int64_t dim, float largest, Scratch& scratch) {
+  const int32_t* indices = q.row->indices;
+  float* scores = scratch.scores.get();
+  int64_t best = 0;
+  while (best < q.row->kept - 1 && scores[best] != largest) ++best;
+  const float* reference = codebook.rows + indices[best] * codebook.padded_dim;
+  float* near = scratch.x_t.get();  // (1-t) r
+  float* mirror = near + codebook.padded_dim;  // 2 x - (1-t) r
+  for (int64_t c = 0; c < codebook.padded_dim; ++c) {
+    near[c] = reference[c] * level.signal;
+    mirror[c] = (c < dim ? 2.0f * q.x_t[c] : 0.0f) - near[c];
+  }
+  Vec most = broadcast(negative_infinity());
+  for (int64_t i = 0; i < q.row->kept; i += kLanes) {
+    const Vec farther = gathered<kVectors>(
+        codebook, indices + i, [&](int64_t c, Vec code, Vec& sum) __attribute__((always_inline)) {
+          const Vec clean = code * level.signal;
+          sum += (load(near + c) - clean) * (load(mirror + c) - clean);
+        });
+    const Vec score = (load(q.row->values + i) - q.row->largest) * level.two_t2 - farther;
+    store(scores + i, score);
+    most = max(score, most);
+  }
+  return reduce_max(most);
+}
+
+// From such a squared distance on, in units of t^2 and dimensions, its rounding may count. A token
+// that was noised from a code is nearer; so is one that the codes surround, for which it is the
+// most exact.
+constexpr float kFar = 4.0f;
+
 // Scores of the kept codes of one token, gathered; |x - (1-t) c|^2 is never expanded here.
 template <int kVectors>
 DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLevel level,
                                int64_t dim, Scratch& scratch, float* along) {
-  const int64_t vectors = kVectors > 0 ? kVectors : codebook.padded_dim / kLanes;
   float* scores = scratch.scores.get();
   float* x_t = scratch.x_t.get();
   float* direction = scratch.direction.get();
@@ -63,34 +110,32 @@ DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLe
     if (along != nullptr) direction[c] = c < dim ? q.direction[c] : 0.0f;
   }
   int32_t* indices = q.row->indices;
-  for (int lane = 0; lane < kLanes; ++lane) indices[q.row->kept + lane] = 0;  // values are -inf
+  // Their values are -inf.
+  for (int lane = 0; lane < kLanes; ++lane) indices[q.row->kept + lane] = indices[0];
   Vec largest = broadcast(negative_infinity());
+  Vec nearest = broadcast(-negative_infinity()), farthest{};
   for (int64_t i = 0; i < q.row->kept; i += kLanes) {
-    const auto code = [&](int lane) __attribute__((always_inline)) {
-      return codebook.rows + indices[i + lane] * codebook.padded_dim;
-    };
-    const Vec distance = lane_sums([&](int lane) __attribute__((always_inline)) {
-      Vec sum{};
-      for (int64_t v = 0; v < vectors; ++v) {
-        const Vec difference = load(x_t + v * kLanes) - load(code(lane) + v * kLanes) * level.signal;
-        sum += difference * difference;
-      }
-      return sum;
-    });
+    const Vec distance = gathered<kVectors>(
+        codebook, indices + i, [&](int64_t c, Vec code, Vec& sum) __attribute__((always_inline)) {
+          const Vec difference = load(x_t + c) - code * level.signal;
+          sum += difference * difference;
+        });
     const Vec score = (load(q.row->values + i) - q.row->largest) * level.two_t2 - distance;
     store(scores + i, score);
     largest = max(score, largest);
+    nearest = distance < nearest ? distance : nearest;
+    farthest = max(distance, farthest);
     if (along == nullptr) continue;
-    const Vec projection = lane_sums([&](int lane) __attribute__((always_inline)) {
-      Vec sum{};
-      for (int64_t v = 0; v < vectors; ++v) {
-        sum += load(direction + v * kLanes) * load(code(lane) + v * kLanes);
-      }
-      return sum;
-    });
+    const Vec projection = gathered<kVectors>(
+        codebook, indices + i, [&](int64_t c, Vec code, Vec& sum) __attribute__((always_inline)) {
+          sum += load(direction + c) * code;
+        });
     store(along + i, projection);
   }
-  return reduce_max(largest);
+  const float best = reduce_max(largest), least = -reduce_max(-nearest);
+  const bool far = 2.0f * least > kFar * static_cast<float>(dim) * level.two_t2;
+  const bool surrounded = 0.25f * reduce_max(farthest) >= least && least <= kFloatMax;
+  return far && !surrounded ? far_scores<kVectors>(q, codebook, level, dim, best, scratch) : best;
 }
 
 // Weights, relative to the largest, that are left out where few are above it: all together they
@@ -105,7 +150,7 @@ struct WeightSums {
   int64_t notable;  // weights above kNegligible
 };
 
-DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float largest,
+DD2_NOINLINE WeightSums weigh(float* scores, float* along, int64_t count, float largest,
                             float exponent) {
   float reference = 0.0f;
   if (along != nullptr) {
@@ -136,7 +181,7 @@ DD2_INLINE WeightSums weigh(float* scores, float* along, int64_t count, float la
 }
 
 // Writes what is wanted of a token's x0 and J u.
-DD2_INLINE void emit(const Params& p, const Query& q, const float* x0, const float* along) {
+DD2_NOINLINE void emit(const Params& p, const Query& q, const float* x0, const float* along) {
   const size_t bytes = p.dim * sizeof(float);
   if (p.out != nullptr) std::memcpy(p.out + q.token * p.dim, x0, bytes);
   if (p.jacobian != nullptr) std::memcpy(p.jacobian + q.token * p.dim, along, bytes);
@@ -208,7 +253,7 @@ DD2_INLINE void gathered_sums(const int32_t* indices, int64_t kept, const Codebo
 }
 
 template <int kVectors, bool kJacobian>
-DD2_INLINE void solve_sparse(const Params& p, const Codebook& codebook, const Query& q,
+DD2_NOINLINE void solve_sparse(const Params& p, const Codebook& codebook, const Query& q,
                              Scratch& scratch) {
   const NoiseLevel level(q.t);
   float* scores = scratch.scores.get();
@@ -305,7 +350,7 @@ DD2_INLINE void weighted_codes(const float* weights, const int* slots, const Cod
 }
 
 // The same for the `count` tokens of `slots`, which has room for kQueries.
-DD2_INLINE void weighted_codes(const float* weights, int* slots, int count,
+DD2_NOINLINE void weighted_codes(const float* weights, int* slots, int count,
                                const Codebook& codebook, float* out) {
   constexpr int kThird = kQueries / 3;
   for (int i = count; i < kQueries; ++i) slots[i] = slots[0];
@@ -320,7 +365,7 @@ DD2_INLINE void weighted_codes(const float* weights, int* slots, int count,
 
 // sum_j weights_j c_j for a token with few notable weights; moves those to the front.
 template <bool kJacobian>
-DD2_INLINE void notable_codes(const Row& row, const Codebook& codebook, float* weights,
+DD2_NOINLINE void notable_codes(const Row& row, const Codebook& codebook, float* weights,
                               float* along, float* mean, float* spread) {
   const int64_t kept = keep_at_least(weights, nullptr, codebook.padded_vocabulary, kNegligible,
                                      row.values, row.indices);
@@ -335,7 +380,7 @@ DD2_INLINE void notable_codes(const Row& row, const Codebook& codebook, float* w
 }
 
 template <bool kDirect, bool kJacobian>
-DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
+DD2_NOINLINE void solve_dense(const Params& p, const Codebook& codebook,
                             const Query* const (&q)[kQueries], int count, Scratch& scratch) {
   const int64_t padded = codebook.padded_vocabulary;
   NoiseLevel level[kQueries];
@@ -343,7 +388,11 @@ DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
   float* x_t = scratch.x_t.get();
   for (int i = 0; i < kQueries; ++i) {
     const float factor = kDirect ? 1.0f : 2.0f * level[i].signal;
-    for (int64_t c = 0; c < p.dim; ++c) x_t[i * codebook.padded_dim + c] = q[i]->x_t[c] * factor;
+    for (int64_t c = 0; c < p.dim; ++c) {
+      // x - (1-t) m, as the packed codes are c - m.
+      const float m = codebook.centre[c], centred = q[i]->x_t[c] - m + q[i]->t * m;
+      x_t[i * codebook.padded_dim + c] = centred * factor;
+    }
   }
   float* scores = scratch.scores.get();
   float* along = kJacobian ? scratch.along.get() : nullptr;
@@ -380,6 +429,17 @@ DD2_INLINE void solve_dense(const Params& p, const Codebook& codebook,
   }
 }
 
+// Whether |x - (1-t) c|^2 is better not expanded: at small noise, unless x is far from all codes.
+DD2_INLINE bool wants_direct(const Query& q, const Codebook& codebook, int64_t dim) {
+  if (q.t >= kDirectBelow) return false;
+  float square = 0.0f;
+  for (int64_t c = 0; c < dim; ++c) {
+    const float centred = q.x_t[c] - codebook.centre[c];
+    square += centred * centred;
+  }
+  return square <= 16.0f * codebook.largest_norm;
+}
+
 // Dense tokens waiting for a full register block, apart by how their distances are computed, so
 // that a token's result does not depend on its neighbours'.
 struct Waiting {
@@ -404,7 +464,7 @@ DD2_INLINE void solve_queries(const Params& p, const Codebook& codebook, const Q
     const Query& q = queries[i];
     if (fails(p, q, codebook, scratch)) continue;
     if (!q.row->compressed) {
-      Waiting& waiting = q.t < kDirectBelow ? direct : expanded;
+      Waiting& waiting = wants_direct(q, codebook, p.dim) ? direct : expanded;
       waiting.queries[waiting.count++] = &q;
       if (direct.count == kQueries) flush<true, kJacobian>(p, codebook, direct, scratch);
       if (expanded.count == kQueries) flush<false, kJacobian>(p, codebook, expanded, scratch);
@@ -452,18 +512,19 @@ void launch_conditional_score(const ConditionalScoreParams& p, int num_threads) 
   if (teacher.rows <= 0 || p.draws <= 0) return;
   // Few codes left by top-k: no row will run dense, so skip packing for it. (Not for few tokens too:
   // a row alone must get the bits that it gets in a batch.)
-  const bool sparse_only = teacher.top_k > 0 && teacher.top_k * 4 < teacher.vocabulary;
+  const bool sparse_only = teacher.top_k > 0 && teacher.top_k < (teacher.vocabulary + 3) / 4;
   const Codebook codebook(p.codebook, teacher.vocabulary, p.dim, !sparse_only, num_threads);
   const int64_t rows_a_chunk = p.draws >= kQueries ? 1 : (kQueries + p.draws - 1) / p.draws;
   const int64_t chunks = (teacher.rows + rows_a_chunk - 1) / rows_a_chunk;
-#pragma omp parallel num_threads(num_threads)
+  PerThread<Scratch> scratch(num_threads, chunks, p.direction != nullptr,
+                             codebook.padded_vocabulary, codebook.padded_dim);
+#pragma omp parallel num_threads(scratch.threads())
   {
-    Scratch scratch(p.direction != nullptr, codebook.padded_vocabulary, codebook.padded_dim);
+    Scratch& mine = scratch.mine();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t first = i * rows_a_chunk, last = first + rows_a_chunk;
-      solve_chunk(p, codebook, first, last < teacher.rows ? last : teacher.rows, sparse_only,
-                  scratch);
+      solve_chunk(p, codebook, first, last < teacher.rows ? last : teacher.rows, sparse_only, mine);
     }
   }
 }

@@ -20,9 +20,10 @@ using Params = FlowSolveParams;
 
 // The codes that a block of tokens moves among.
 struct Codes {
-  const float* packed;     // [padded / kTile, dim, kTile]
-  const float* norms;      // |c_j|^2 [padded]
+  const float* packed;     // c_j - m [padded / kTile, dim, kTile]
+  const float* norms;      // |c_j - m|^2 [padded]
   const float* rows;       // [count, padded_dim]
+  const float* centre;     // m [padded_dim]
   const int32_t* indices;  // in the codebook [count]; null: 0, 1, ...
   int64_t count;
   int64_t padded;  // a multiple of kTile
@@ -48,7 +49,7 @@ struct Scratch {
   Buffer<float> x;       // [kQueries, padded_dim], and so the others
   Buffer<float> ahead;
   Buffer<float> velocity;
-  Buffer<float> factored;
+  Buffer<float> centred;
   Buffer<float> mean;
 
   Scratch(bool filtered, int64_t padded, int64_t dim, int64_t padded_dim)
@@ -61,12 +62,12 @@ struct Scratch {
         x(allocate<float>(kQueries * padded_dim)),
         ahead(allocate<float>(kQueries * padded_dim)),
         velocity(allocate<float>(kQueries * padded_dim)),
-        factored(allocate<float>(kQueries * padded_dim)),
+        centred(allocate<float>(kQueries * padded_dim)),
         mean(allocate<float>(kQueries * padded_dim)) {}
 };
 
 // Scores of kTokens tokens against all codes, and each token's largest. `x` is [kTokens,
-// padded_dim], times 2 (1-t) where the square is expanded.
+// padded_dim] less (1-t) m, times 2 (1-t) where the square is expanded.
 template <int kTokens, bool kDirect>
 DD2_INLINE void score(const Codes& codes, const Token (&tokens)[kTokens], const float* x,
                       NoiseLevel level, float* scores, float (&largest)[kTokens]) {
@@ -150,17 +151,20 @@ void posterior_means(const Codes& codes, const Token (&tokens)[kTokens], const f
                      Scratch& scratch) {
   constexpr int kChains = kTokens == 1 ? 4 : 1;
   const NoiseLevel level(t);
-  const int64_t size = kTokens * codes.padded_dim;
   float* scores = scratch.scores.get();
   float* mean = scratch.mean.get();
   float largest[kTokens], total[kTokens];
-  if (t < kDirectBelow) {
-    score<kTokens, true>(codes, tokens, x, level, scores, largest);
-  } else {
-    float* factored = scratch.factored.get();
-    for (int64_t i = 0; i < size; ++i) factored[i] = x[i] * (2.0f * level.signal);
-    score<kTokens, false>(codes, tokens, factored, level, scores, largest);
+  const bool direct = t < kDirectBelow;
+  const float factor = direct ? 1.0f : 2.0f * level.signal;
+  float* centred = scratch.centred.get();
+  for (int i = 0; i < kTokens; ++i) {
+    for (int64_t c = 0; c < codes.padded_dim; ++c) {
+      const float m = codes.centre[c], value = x[i * codes.padded_dim + c];
+      centred[i * codes.padded_dim + c] = (value - m + t * m) * factor;
+    }
   }
+  direct ? score<kTokens, true>(codes, tokens, centred, level, scores, largest)
+         : score<kTokens, false>(codes, tokens, centred, level, scores, largest);
   for (int i = 0; i < kTokens; ++i) {
     total[i] = weigh(scores + i * codes.padded, codes.padded, largest[i], level.exponent);
   }
@@ -188,7 +192,7 @@ int64_t nearest(const Codes& codes, const Token& token, const float* x) {
       const float* tile = codes.packed + j * codes.dim + h * kLanes;
       Vec sum{};
       for (int64_t c = 0; c < codes.dim; ++c) {
-        const Vec difference = load(tile + c * kTile) - x[c];
+        const Vec difference = load(tile + c * kTile) - (x[c] - codes.centre[c]);
         sum += difference * difference;
       }
       const Vec logits = load(token.logits + j + h * kLanes);
@@ -288,12 +292,12 @@ Codes pack_kept(const Codebook& codebook, const Row& row, int64_t dim, Scratch& 
       std::memcpy(kept + (first + i) * stride, code, stride * sizeof(float));
       std::memcpy(scratch.plain.get() + i * dim, code, dim * sizeof(float));
     }
-    pack_tile(scratch.plain.get(), count, dim, scratch.packed.get() + first * dim,
-              scratch.norms.get() + first);
+    pack_tile(scratch.plain.get(), count, dim, codebook.centre.get(),
+              scratch.packed.get() + first * dim, scratch.norms.get() + first);
   }
   for (int64_t i = row.kept; i < padded; ++i) row.values[i] = negative_infinity();
-  return {scratch.packed.get(), scratch.norms.get(), kept, row.indices, row.kept, padded, dim,
-          stride};
+  return {scratch.packed.get(), scratch.norms.get(), kept, codebook.centre.get(), row.indices,
+          row.kept, padded, dim, stride};
 }
 
 }  // namespace
@@ -303,14 +307,16 @@ void launch_flow_solve(const Params& p, int num_threads) {
   if (teacher.rows <= 0 || p.draws <= 0) return;
   const bool filtered = teacher.filtered();
   const Codebook codebook(p.codebook, teacher.vocabulary, p.dim, !filtered, num_threads);
-  const Codes all{codebook.packed.get(), codebook.norms.get(), codebook.rows, nullptr,
-                  codebook.vocabulary, codebook.padded_vocabulary, p.dim, codebook.padded_dim};
+  const Codes all{codebook.packed.get(), codebook.norms.get(), codebook.rows, codebook.centre.get(),
+                  nullptr, codebook.vocabulary, codebook.padded_vocabulary, p.dim, codebook.padded_dim};
   const bool alone = (filtered ? 1 : teacher.rows) * p.draws <= kFewTokens;
   const int64_t block = filtered || p.draws > kQueries ? 1 : kQueries / p.draws;
   const int64_t chunks = (teacher.rows + block - 1) / block;
-#pragma omp parallel num_threads(num_threads) if (chunks > 1)
+  PerThread<Scratch> all_scratch(num_threads, chunks, filtered, codebook.padded_vocabulary, p.dim,
+                                 codebook.padded_dim);
+#pragma omp parallel num_threads(all_scratch.threads())
   {
-    Scratch scratch(filtered, codebook.padded_vocabulary, p.dim, codebook.padded_dim);
+    Scratch& scratch = all_scratch.mine();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t first = i * block;

@@ -26,6 +26,15 @@ DD2_INLINE void half_norms(const float* codes, int64_t vocabulary, int64_t dim, 
   }
 }
 
+// Every thread has its own norms: they take less than to wait for the others'.
+struct Scratch {
+  Buffer<float> norms;  // -|c_j|^2 / 2 [vocabulary]
+  Buffer<float> x;      // tokens [dim, kTokens]
+
+  Scratch(int64_t vocabulary, int64_t dim)
+      : norms(allocate<float>(vocabulary)), x(allocate<float>(kTokens * dim)) {}
+};
+
 // The best code so far of each token.
 struct Best {
   Vec score;
@@ -95,16 +104,16 @@ void solve_tile(const NearestCodeParams& p, const float* half_norms, int64_t fir
 void launch_nearest_code(const NearestCodeParams& p, int num_threads) {
   if (p.rows <= 0) return;
   const int64_t tiles = (p.rows + kTokens - 1) / kTokens;
-#pragma omp parallel num_threads(num_threads) if (tiles > 1)
+  PerThread<Scratch> scratch(num_threads, tiles, p.vocabulary, p.dim);
+#pragma omp parallel num_threads(scratch.threads())
   {
-    // Every thread its own norms: they take less than to wait for the others'.
-    const Buffer<float> norms = allocate<float>(p.vocabulary);
-    const Buffer<float> x = allocate<float>(kTokens * p.dim);
-    half_norms(p.codebook, p.vocabulary, p.dim, norms.get());
+    float* norms = scratch.mine().norms.get();
+    float* x = scratch.mine().x.get();
+    half_norms(p.codebook, p.vocabulary, p.dim, norms);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = i * kTokens, left = p.rows - first;
-      solve_tile(p, norms.get(), first, left < kTokens ? left : kTokens, x.get());
+      solve_tile(p, norms, first, left < kTokens ? left : kTokens, x);
     }
   }
 }

@@ -13,6 +13,14 @@ namespace {
 
 constexpr int kBlock = 16 * kLanes;  // codes summed in single precision; blocks in double
 
+struct Scratch {
+  RowBuffers rows;  // of one row
+  Buffer<double> ends;
+
+  explicit Scratch(int64_t padded)
+      : rows(1, padded), ends(allocate<double>(padded / kBlock + 1)) {}
+};
+
 // The first kept code whose running mass exceeds uniform * total mass. `ends` has the running mass
 // at the end of each block.
 DD2_INLINE int64_t draw_code(const Row& row, float* mass, double* ends, double uniform) {
@@ -40,17 +48,17 @@ DD2_INLINE int64_t draw_code(const Row& row, float* mass, double* ends, double u
 
 void launch_sample_code(const SampleCodeParams& p, int num_threads) {
   const TeacherRows& teacher = p.teacher;
-  const int64_t padded = round_up(teacher.vocabulary, kLanes);
-#pragma omp parallel num_threads(num_threads) if (teacher.rows > 1)
+  if (teacher.rows <= 0) return;
+  PerThread<Scratch> all_scratch(num_threads, teacher.rows, round_up(teacher.vocabulary, kLanes));
+#pragma omp parallel num_threads(all_scratch.threads())
   {
-    RowBuffers buffers(1, padded);
-    const Buffer<double> ends = allocate<double>(padded / kBlock + 1);
+    Scratch& scratch = all_scratch.mine();
 #pragma omp for schedule(dynamic, 4)
     for (int64_t r = 0; r < teacher.rows; ++r) {
-      Row row = buffers.row(0);
-      prepare_row(teacher, r, row, buffers, true, p.inverse_temperature);
+      Row row = scratch.rows.row(0);
+      prepare_row(teacher, r, row, scratch.rows, true, p.inverse_temperature);
       p.out[r] = row.invalid ? -1
-                             : draw_code(row, buffers.mass.get(), ends.get(),
+                             : draw_code(row, scratch.rows.mass.get(), scratch.ends.get(),
                                          row_uniform(*p.seed, p.index != nullptr ? p.index[r] : r,
                                                      kSampleStream));
     }

@@ -5,6 +5,7 @@
 #include "simd.h"
 
 namespace dd2::cpu::DD2_ISA {
+namespace {
 
 // How many of `values` (a multiple of kLanes, padded with -inf) are at least `threshold`.
 DD2_INLINE int64_t count_at_least(const float* values, int64_t padded, float threshold) {
@@ -59,7 +60,7 @@ DD2_INLINE void sort_descending(float* values, int64_t size, float* with = nullp
 }
 
 // The k-th largest of `values`, 1 <= k <= count.
-DD2_INLINE float kth_largest(const float* values, int64_t padded, int64_t count, int64_t k,
+DD2_NOINLINE float kth_largest(const float* values, int64_t padded, int64_t count, int64_t k,
                              RowStatistics stats) {
   KthSearch search(stats, count, k);
   while (search.unresolved()) search.update(count_at_least(values, padded, search.bracket.guess));
@@ -79,7 +80,7 @@ DD2_INLINE float kth_largest(const float* values, int64_t padded, int64_t count,
 
 // The smallest of `values` whose strictly larger values hold less mass than `wanted`;
 // `mass` is padded with 0.
-DD2_INLINE float nucleus_threshold(const float* values, const float* mass, int64_t padded,
+DD2_NOINLINE float nucleus_threshold(const float* values, const float* mass, int64_t padded,
                                    float largest, float wanted) {
   const auto between = [&](const Bracket& b) {
     return count_at_least(values, padded, next_float(b.low)) -
@@ -112,4 +113,5 @@ DD2_INLINE float nucleus_threshold(const float* values, const float* mass, int64
   return kept;
 }
 
+}  // namespace
 }  // namespace dd2::cpu::DD2_ISA

@@ -25,10 +25,45 @@ def type_name(value: Any) -> str:
 def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type_name(value)}")
+    if value.is_nested or value.layout is not torch.strided:
+        got = "a nested tensor" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name}: expected a dense tensor, got {got}")
     if value.dtype not in dtypes:
         wanted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         got = str(value.dtype).removeprefix("torch.")
         raise TypeError(f"{name}: expected dtype {wanted}, got {got}")
+    check_memory(**{name: value})
+
+
+def check_memory(**tensors: Tensor | None) -> None:
+    """An error for a tensor whose values are not in this process' memory: one whose storage has
+    been released, as FSDP leaves parameters between their uses, or a part of a DTensor."""
+    if torch.compiler.is_compiling():
+        return
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        if type(value).__name__ == "DTensor":
+            raise TypeError(
+                f"{name}: expected a plain tensor, got a DTensor: pass {name}.full_tensor(), or "
+                f"{name}.to_local() of every rank's own rows"
+            )
+        while torch._C._functorch.is_functorch_wrapped_tensor(value):
+            value = torch._C._functorch.get_unwrapped(value)
+        held = value.untyped_storage().nbytes()
+        if held < _bytes_reached(value):
+            raise ValueError(
+                f"{name}: expected a tensor with its values, got one whose storage has been "
+                f"released ({held} bytes are left)"
+            )
+
+
+def _bytes_reached(value: Tensor) -> int | torch.SymInt:
+    """How far into its storage a tensor's last element ends."""
+    if value.numel() == 0:
+        return 0
+    last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    return (value.storage_offset() + last + 1) * value.element_size()
 
 
 def check_shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
@@ -95,6 +130,14 @@ def check_number(name: str, value: Any, expected: str = "a number") -> float:
     return value
 
 
+def check_range(name: str, value: float, dtype: torch.dtype) -> float:
+    """``value``, which ``dtype`` can hold, or an error."""
+    if abs(value) > torch.finfo(dtype).max:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: expected a number within {kind}, got {value}")
+    return float(value)
+
+
 def check_count(name: str, value: Any) -> int:
     value = integer(name, value)
     if value < 1:
@@ -111,13 +154,17 @@ def check_backend(backend: Any) -> str:
     return backend
 
 
+_BELOW_ONE = 1 - 2.0**-24  # the largest float32 below it
+
+
 def check_filters(top_k: Any, top_p: Any) -> tuple[int, float]:
+    """Both, in ranges that mean to float32 kernels what they mean here: top_p is off at 1 alone."""
     top_k, top_p = integer("top_k", top_k), real("top_p", top_p, "a float")
     if top_k < 0:
         raise ValueError(f"top_k: expected 0 (off) or a positive count, got {top_k}")
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p: expected a probability in (0, 1], got {top_p}")
-    return top_k, float(top_p)
+    return top_k, 1.0 if top_p == 1 else min(float(top_p), _BELOW_ONE)
 
 
 def check_logits(
@@ -234,7 +281,7 @@ def broadcast_rows(
             value = value.to(like.device)
         check_same_device(like_name, like, **{name: value})
     else:
-        value = check_number(name, value, _NUMBER_OR_TENSOR)
+        value = check_range(name, check_number(name, value, _NUMBER_OR_TENSOR), dtype)
         value = torch.full((), value, device=like.device, dtype=dtype)
     try:
         return value.to(dtype).expand(tuple(shape))

@@ -3,6 +3,7 @@ and gradients of gradients, without a word."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +17,12 @@ def check_reverse_mode(operator: str, *values: Any) -> None:
         return
     if torch._C._are_functorch_transforms_active() or any(map(_has_tangent, values)):
         _refuse(operator, "torch.func.jvp and torch.autograd.forward_ad cannot pass through it")
+
+
+def kept(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Those that are there, as autograd can save them: tensors that inference mode made, such as a
+    teacher's logits, are copied."""
+    return [t.clone() if t.is_inference() else t for t in tensors if t is not None]
 
 
 def refuse_graph(operator: str) -> NoReturn:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -123,6 +124,21 @@ def default_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _default = before
+
+
+def exact_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of tensors, the first on the device that counts, outside of autocast: operators
+    compute in the dtype that they document."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        device = next(value.device.type for value in arguments if isinstance(value, torch.Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments)
+
+    return run
 
 
 def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:

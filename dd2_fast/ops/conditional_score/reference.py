@@ -43,8 +43,11 @@ def _posterior(
     t = t[..., None]
     two_t2 = 2 * t * t
     signal = 1 - t
-    half_norm = 0.5 * codebook.square().sum(-1)
-    scaled = (x_t @ codebook.T - signal * half_norm) * (2 * signal)
+    # Around the mean code, from which x_t and the codes of a codebook far from zero are not far.
+    centre = codebook.mean(0)
+    codes = codebook - centre
+    half_norm = 0.5 * codes.square().sum(-1)
+    scaled = ((x_t - centre + t * centre) @ codes.T - signal * half_norm) * (2 * signal)
     scaled = torch.where(kept == -torch.inf, kept, scaled + two_t2 * kept)
     scaled = scaled - scaled.amax(-1, keepdim=True)
     return (scaled * (1 / two_t2).clamp(max=torch.finfo(dtype).max)).softmax(-1)
@@ -82,6 +85,7 @@ def conditional_x0_vjp(
 ) -> Tensor:
     """``J grad``, the vector-Jacobian product of :func:`conditional_x0` in ``x_t``."""
     weights = _posterior(x_t, t, logits, uncond_logits, guidance_scale, codebook, top_k, top_p)
+    codebook = codebook - codebook.mean(0)  # which J does not depend on
     x0 = weights @ codebook
     along = grad @ codebook.T
     along = along - along.gather(-1, weights.argmax(-1, keepdim=True))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
-from ..derivatives import check_reverse_mode, refuse_graph
+from .. import checks, registry
+from ..derivatives import check_reverse_mode, kept, refuse_graph
 from . import reference
 
 _ARGUMENTS = (
@@ -17,11 +17,14 @@ _ARGUMENTS = (
     "Tensor codebook, int top_k, float top_p, str backend"
 )
 
+TENSORS = ("x_t", "t", "logits", "uncond_logits", "guidance_scale", "codebook")
+
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define(f"conditional_x0({_ARGUMENTS}) -> Tensor")
 _library.define(f"conditional_x0_vjp(Tensor grad, {_ARGUMENTS}) -> Tensor")
 
 
+@registry.exact_products
 def _forward(
     x_t: Tensor,
     t: Tensor,
@@ -39,6 +42,7 @@ def _forward(
     )
 
 
+@registry.exact_products
 def _vjp(grad: Tensor, x_t: Tensor, t: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     *arguments, backend = rest
     module = registry.resolve("conditional_score", backend, logits.device, x_t.dtype)
@@ -50,9 +54,9 @@ def _fake(x_t: Tensor, *rest: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, ctx.settings = inputs[:6], inputs[6:]
+    tensors, ctx.settings = inputs[: len(TENSORS)], inputs[len(TENSORS) :]
     ctx.has_uncond = tensors[3] is not None
-    ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None))
+    ctx.save_for_backward(*kept(tensors))
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,6 +64,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = list(ctx.saved_tensors)
     if not ctx.has_uncond:
         saved.insert(3, None)
+    checks.check_memory(**dict(zip(TENSORS, saved, strict=True)))
     vjp: Callable[..., Tensor] = torch.ops.dd2_fast.conditional_x0_vjp
     if torch.is_grad_enabled():
         vjp = recorded_vjp("conditional_score", _vjp, ctx.settings[-1], grad)

@@ -92,6 +92,8 @@ def csd_loss(
     teacher = (logits, codebook, uncond_logits, guidance_scale)
     check_reverse_mode("csd_loss", x, x_t, t, fake_x0, weight, *teacher)
     dtype = checks.compute_dtype(x, x_t, t, fake_x0, logits, codebook)
+    alpha = checks.check_range("alpha", alpha, dtype)
+    weight_power = checks.check_range("weight_power", weight_power, dtype)
     t = checks.broadcast_rows("t", t, lead, logits, dtype)
     scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
     factor = None
@@ -110,9 +112,9 @@ def csd_loss(
         x.to(dtype).reshape(count, codebook.shape[1]),
         fake_x0.to(dtype).reshape(tokens),
         None if factor is None else factor.reshape(count, draws),
-        float(weight_power) if factor is None and weight == "sid" else 0.0,
+        weight_power if factor is None and weight == "sid" else 0.0,
         objective,
-        float(alpha),
+        alpha,
         x_t.requires_grad and torch.is_grad_enabled(),
         x_t.to(dtype).reshape(tokens),
         t.reshape(count, draws),

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
-from ..conditional_score import schema as schema
-from ..derivatives import check_reverse_mode, refuse_graph
+from .. import checks, registry
+from ..conditional_score.schema import TENSORS
+from ..derivatives import check_reverse_mode, kept, refuse_graph
 
 # The gradients are outputs too: backward only scales what forward has already computed.
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
@@ -22,6 +22,7 @@ _library.define(
 _FIRST_OF_POSTERIOR = 7  # x_t
 
 
+@registry.exact_products
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *arguments, backend = rest
     module = registry.resolve("csd_loss", backend, x.device, x.dtype)
@@ -55,7 +56,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     if ctx.wants_x_t and ctx.alpha != 1:
         tensors, ctx.settings = inputs[_FIRST_OF_POSTERIOR:-3], inputs[-3:]
         ctx.has_uncond = tensors[3] is not None
-        saved = *saved, *(tensor for tensor in tensors if tensor is not None)
+        saved = *saved, *kept(tensors)
     ctx.save_for_backward(*saved)
 
 
@@ -74,6 +75,7 @@ def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]
     if posterior:
         if not ctx.has_uncond:
             posterior.insert(3, None)
+        checks.check_memory(**dict(zip(TENSORS, posterior, strict=True)))
         grad_x_t = torch.ops.dd2_fast.conditional_x0_vjp(grad_x_t, *posterior, *ctx.settings)
     return grad_x, grad * grad_fake, *[None] * 5, grad_x_t, *[None] * 8
 

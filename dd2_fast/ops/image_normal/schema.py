@@ -16,6 +16,7 @@ _library.define(
 )
 
 
+@registry.exact_products
 def _forward(
     seeds: Tensor | None, seed: int, indices: Tensor, shape: Sequence[int], stream: int,
     backend: str,

@@ -9,28 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import checks, registry
 from ..conditional_score.schema import recorded_vjp
-from ..derivatives import check_reverse_mode
+from ..derivatives import check_reverse_mode, kept
 from .chunks import consume
 
 _ARGUMENTS = (
     "Tensor x_t, Tensor t, Tensor hidden, Tensor? uncond_hidden, Tensor weight, Tensor? bias, "
     "Tensor guidance_scale, Tensor codebook, int top_k, float top_p, str backend"
 )
-_TENSORS = 8
+_TENSORS = (
+    "x_t", "t", "hidden", "uncond_hidden", "weight", "bias", "guidance_scale", "codebook",
+)  # fmt: skip
 
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define(f"linear_conditional_x0({_ARGUMENTS}) -> Tensor")
 _library.define(f"linear_conditional_x0_vjp(Tensor grad, {_ARGUMENTS}) -> Tensor")
 
 
+@registry.exact_products
 def _forward(x_t: Tensor, t: Tensor, hidden: Tensor, *rest: Any) -> Tensor:
     *arguments, backend = rest
     module = registry.resolve("conditional_score", backend, hidden.device, x_t.dtype)
     return consume(module.conditional_x0, (x_t, t), hidden, *arguments)
 
 
+@registry.exact_products
 def _vjp(grad: Tensor, x_t: Tensor, t: Tensor, hidden: Tensor, *rest: Any) -> Tensor:
     *arguments, backend = rest
     module = registry.resolve("conditional_score", backend, hidden.device, x_t.dtype)
@@ -42,15 +46,16 @@ def _fake(x_t: Tensor, *rest: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, ctx.settings = inputs[:_TENSORS], inputs[_TENSORS:]
+    tensors, ctx.settings = inputs[: len(_TENSORS)], inputs[len(_TENSORS) :]
     ctx.present = [tensor is not None for tensor in tensors]
-    ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None))
+    ctx.save_for_backward(*kept(tensors))
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     check_reverse_mode("linear_conditional_score", grad)
     saved = iter(ctx.saved_tensors)
     tensors = [next(saved) if present else None for present in ctx.present]
+    checks.check_memory(**dict(zip(_TENSORS, tensors, strict=True)))
     vjp: Callable[..., Tensor] = torch.ops.dd2_fast.linear_conditional_x0_vjp
     if torch.is_grad_enabled():
         vjp = recorded_vjp("linear_conditional_score", _vjp, ctx.settings[-1], grad)

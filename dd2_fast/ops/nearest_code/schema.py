@@ -11,6 +11,7 @@ _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define("nearest_code(Tensor x, Tensor codebook, str backend) -> Tensor")
 
 
+@registry.exact_products
 def _forward(x: Tensor, codebook: Tensor, backend: str) -> Tensor:
     module = registry.resolve("nearest_code", backend, x.device, x.dtype)
     return module.nearest_code(x, codebook)

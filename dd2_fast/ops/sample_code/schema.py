@@ -14,6 +14,7 @@ _library.define(
 )
 
 
+@registry.exact_products
 def _forward(
     logits: Tensor,
     uncond_logits: Tensor | None,

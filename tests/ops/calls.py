@@ -1,0 +1,83 @@
+"""One small valid call of every operator, for tests of what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd2_fast.ops import (
+    conditional_score,
+    csd_loss,
+    flow_solve,
+    linear_conditional_score,
+    nearest_code,
+    sample_code,
+)
+from dd2_fast.ops.philox import image_normal
+
+ROWS, DRAWS, VOCABULARY, DIM, WIDTH = 5, 2, 60, 6, 7
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed + sum(shape))
+    options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    return torch.randn(*shape, **options)
+
+
+def arguments(op: str) -> dict[str, Any]:
+    """By name; every tensor argument that the operator has is given."""
+    codebook, x_t = _normal(VOCABULARY, DIM), _normal(ROWS, DRAWS, DIM)
+    t = torch.linspace(0.3, 1, ROWS * DRAWS, device="cpu", dtype=torch.float32)
+    teacher = {
+        "logits": _normal(ROWS, VOCABULARY, seed=1),
+        "uncond_logits": _normal(ROWS, VOCABULARY, seed=2),
+        "guidance_scale": 1 + _normal(ROWS).abs(),
+        "top_k": 20,
+        "top_p": 0.9,
+    }
+    tokens = {"x_t": x_t, "t": t.reshape(ROWS, DRAWS), "codebook": codebook, **teacher}
+    index = torch.arange(ROWS, device="cpu")
+    if op == "conditional_score":
+        return tokens
+    if op == "csd_loss":
+        weight = 1 + _normal(ROWS, DRAWS).abs()
+        fake = _normal(ROWS, DRAWS, DIM, seed=3)
+        return {"x": _normal(ROWS, DIM), "fake_x0": fake, "weight": weight, **tokens}
+    if op == "flow_solve":
+        return {"noise": x_t, "codebook": codebook, "steps": 3, **teacher}
+    if op == "linear_conditional_score":
+        del tokens["logits"], tokens["uncond_logits"]
+        hidden, uncond = _normal(ROWS, WIDTH), _normal(ROWS, WIDTH, seed=4)
+        head = {"weight": _normal(VOCABULARY, WIDTH), "bias": _normal(VOCABULARY)}
+        return {"hidden": hidden, "uncond_hidden": uncond, **head, **tokens}
+    if op == "nearest_code":
+        return {"x": x_t, "codebook": codebook}
+    if op == "sample_code":
+        seed = torch.full((), 3, dtype=torch.int64, device="cpu")
+        return {"seed": seed, "index": index, **teacher}
+    return {"seed": index + 3, "indices": index, "shape": (3, 5), "stream": 1}
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "conditional_score": conditional_score,
+    "csd_loss": csd_loss,
+    "flow_solve": flow_solve,
+    "image_normal": image_normal,
+    "linear_conditional_score": linear_conditional_score,
+    "nearest_code": nearest_code,
+    "sample_code": sample_code,
+}
+DIFFERENTIABLE = {
+    "conditional_score": ("x_t",),
+    "csd_loss": ("x", "x_t", "fake_x0"),
+    "linear_conditional_score": ("x_t",),
+}
+TENSORS = [
+    (op, name)
+    for op in FUNCTIONS
+    for name, value in arguments(op).items()
+    if isinstance(value, Tensor)
+]
