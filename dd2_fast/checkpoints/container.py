@@ -1,4 +1,4 @@
-"""Opening a checkpoint without running anything in it, and the state dicts it holds."""
+"""Opening a checkpoint without running anything in it."""
 
 from __future__ import annotations
 

@@ -264,8 +264,9 @@ def _where(contents: Contents, found: Found) -> str:
 
 def unsupported(contents: Contents) -> str:
     """What a file of no format is, where that is known; else empty."""
+    candidates = state_dicts(contents.tree)
     for kind in formats.UNSUPPORTED:
-        for one in state_dicts(contents.tree):
+        for one in candidates:
             if kind.matches(one.tensors):
                 return f"{kind.what} (under {one.nesting})" if one.nesting else kind.what
     return ""

@@ -29,7 +29,7 @@ _RECORDS = (
     *("model_args", "model_config", "model_kwargs", "vae_kwargs"),
 )
 
-_DEEPEST = 8
+_DEEPEST, _LONGEST, _WIDEST = 8, 1000, 8  # levels, characters of a name, prefixes looked into
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\."
 )
@@ -84,14 +84,14 @@ def state_dicts(tree: Mapping[Any, Any]) -> list[StateDict]:
 
 
 def by_component(one: StateDict) -> list[StateDict]:
-    """``one`` taken apart by the first part of its names, the largest part first."""
+    """``one`` taken apart by the first part of its names: the largest parts."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in one.tensors.items():
         first, _, rest = name.partition(".")
         if rest:
             groups.setdefault(first, {})[rest] = value
     parts = []
-    for first in sorted(groups, key=lambda name: -len(groups[name])):
+    for first in sorted(groups, key=lambda name: -len(groups[name]))[:_WIDEST]:
         parts += list(_parts((*one.path, first), groups[first], one.records, one.average))
     return parts
 
@@ -176,8 +176,9 @@ def _parts(
     levels: int = 2 * _DEEPEST,
 ) -> Iterator[StateDict]:
     """The state dicts whose names are mixed in one, each without the prefix that marks it."""
-    names = [_WRAPPERS.sub("", name) for name in tensors]
-    if len(set(names)) < len(names) or not levels:
+    long = any(len(name) > _LONGEST for name in tensors)
+    names = list(tensors) if long else [_WRAPPERS.sub("", name) for name in tensors]
+    if len(set(names)) < len(names) or long or not levels:
         yield StateDict(path, tensors, records, average)
         return
     renamed = dict(zip(names, tensors.values(), strict=True))
