@@ -59,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         message = _one_line(error)
+    except MemoryError as error:  # NumPy's and the interpreter's
+        message = f"out of memory: {_one_line(error) or 'nothing is left'}"
     except RuntimeError as error:
-        if not str(error).startswith(("backend ", "device: ")):
+        if "can't allocate memory" in str(error) or "CUDA out of memory" in str(error):
+            message = f"out of memory: {_one_line(error)}"
+        elif str(error).startswith(("backend ", "device: ")):
+            message = _one_line(error)
+        else:
             raise
-        message = _one_line(error)
     print(f"{PROGRAM}: error: {message}", file=sys.stderr)
     return EXIT_ERROR
 

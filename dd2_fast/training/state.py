@@ -18,6 +18,7 @@ from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import replacing
+from ..checkpoints.screen import screen_zip
 from .parallel import Parallel
 
 STATE = "state.pt"
@@ -156,6 +157,7 @@ class RunState:
     def _read(self, path: Path) -> dict[str, Any]:
         """The saved state, of this format and with this run's settings."""
         try:
+            screen_zip(path)
             state = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:
