@@ -18,6 +18,7 @@ PROGRAM = "dd2-fast"
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
+_TOLD = ("backend ", "device: ")  # how those RuntimeErrors begin that users cause
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         message = _one_line(error)
-    except MemoryError as error:
-        message = _one_line(error) or "not enough memory"
+    except MemoryError as error:  # NumPy's and the interpreter's
+        message = f"out of memory: {_one_line(error) or 'nothing is left'}"
     except RuntimeError as error:
-        told = isinstance(error, processes.ProcessFailed)
-        if not told and not str(error).startswith(("backend ", "device: ")):
+        if "can't allocate memory" in str(error) or "CUDA out of memory" in str(error):
+            message = f"out of memory: {_one_line(error)}"
+        elif isinstance(error, processes.ProcessFailed) or str(error).startswith(_TOLD):
+            message = _one_line(error)
+        else:
             raise
-        message = _one_line(error)
     where = f" (process {job.rank} of {job.count})" if job and job.count > 1 else ""
     _say(f"{PROGRAM}: error: {message}{where}", job)
     return EXIT_ERROR

@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the images and write them."""
     from ..sampling import process_group
 
-    if arguments.num is not None and arguments.num < 1:
-        raise ValueError(f"--num: expected at least 1, got {arguments.num}")
+    if arguments.num is not None and not 1 <= arguments.num < 1 << 63:
+        raise ValueError(f"--num: expected at least 1 and less than 2^63, got {arguments.num}")
     if arguments.scale < 1:
         raise ValueError(f"--scale: expected at least 1, got {arguments.scale}")
     suffix = arguments.out.suffix.lower()

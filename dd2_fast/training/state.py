@@ -18,6 +18,7 @@ from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import remove_leftovers, replacing
+from ..checkpoints.screen import screen_zip
 from .config import flatten
 from .parallel import Parallel
 
@@ -166,6 +167,7 @@ class RunState:
     def _read(self, path: Path) -> dict[str, Any]:
         """The saved state, of this format and with this run's settings."""
         try:
+            screen_zip(path)
             state = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:

@@ -118,6 +118,7 @@ HUGE = str(10**30)
         ["sample", "--num", "0", "--out", OUT],
         ["sample", "--num", "-3", "--out", OUT],
         ["sample", "--num", HUGE, "--out", OUT],
+        ["sample", "--num", str(10**13), "--out", f"{OUT}.png"],
         ["sample", "--num", "1", "--seed", HUGE, "--out", f"{OUT}.png"],
         ["sample", "--num", "1", "--start-index", "-1", "--out", f"{OUT}.png"],
         ["sample", "--num", "1", "--batch-size", "0", "--out", f"{OUT}.png"],
@@ -282,6 +283,21 @@ def test_bundles_of_other_parts(tmp_path: Path, fails) -> None:
         for recipe in ("digits", "distil") if part == "generator" else ("digits",):
             (folder / "run.json").write_text(json.dumps({"recipe": recipe}))
             fails("sample", "--model", part, "--num", "1", "--out", f"{OUT}.png", naming=part)
+
+
+def test_memory_that_runs_out_is_no_bug(fails, monkeypatch) -> None:
+    for error in (
+        MemoryError(),
+        MemoryError("Unable to allocate 72.8 TiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    ):
+
+        def fail(arguments, error=error) -> int:
+            raise error
+
+        monkeypatch.setattr("dd2_fast.cli.info.run", fail)
+        fails("info", naming="out of memory")
 
 
 def test_a_bug_still_shows_its_traceback(monkeypatch) -> None:

@@ -77,3 +77,8 @@ def test_a_bug_is_not_hidden(monkeypatch) -> None:
 def test_runs_as_a_module(tmp_path: Path) -> None:
     output = run_python("-m", "dd2_fast", "info", folder=tmp_path)
     assert output.splitlines()[0].split() == ["dd2_fast", dd2_fast.__version__]
+
+
+def test_dir_lists_what_can_be_had() -> None:
+    assert set(dd2_fast.__all__) <= set(dir(dd2_fast)) and "Sampler" in dir(dd2_fast)
+    assert all(hasattr(dd2_fast, name) for name in dir(dd2_fast))
