@@ -26,7 +26,7 @@ _ABANDONED = 24 * 3600.0  # seconds without a change, where there are no locks t
 def check_writable(folder: Path) -> None:
     """Create ``folder`` if needed; raise OSError with the reason unless files can be made there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # the target of a link
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

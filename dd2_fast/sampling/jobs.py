@@ -61,6 +61,7 @@ def run_job(
     seed, start_index = image_seed(seed), integer(start_index, "start_index")
     check_indices(None, start_index, len(labels))
     record = {"labels": labels, "seed": seed, "start_index": start_index, **(settings or {})}
+    record = json.loads(json.dumps(record))  # as it is read again
     with locked(sink.output):
         size = agreed(lambda: _open(sink, record, sampler.batch_size))
         if size is None:

@@ -184,6 +184,8 @@ class NpzFile:
         return np.load(io.BytesIO(whole))
 
     def finish(self, labels: Sequence[int]) -> None:
+        if not labels:
+            raise ValueError("labels: expected at least 1 for an archive, got none")
         record = read_record(self.folder)
         chunk, start = record.pop("chunk"), record["start_index"]
         del record["labels"]

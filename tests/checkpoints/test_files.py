@@ -148,8 +148,11 @@ def test_places_where_no_file_can_be(tmp_path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="loop"):
         write_atomic(tmp_path / "loop" / "a", b"")
+    (tmp_path / "link").symlink_to("new/folder")
+    check_file(tmp_path / "link" / "a")
+    assert (tmp_path / "link").is_symlink()
     check_file(tmp_path / "new" / "a")
-    assert not any((tmp_path / "new").iterdir())
+    assert names(tmp_path / "new") == ["folder"] and not any((tmp_path / "link").iterdir())
 
 
 def test_a_model_in_place_of_its_source(tmp_path, model) -> None:

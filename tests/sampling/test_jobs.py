@@ -167,3 +167,14 @@ def test_two_processes_share_a_job(tmp_path) -> None:
         assert archive["arr_1"].tolist() == labels
         assert_same(archive["arr_0"], Sampler("digits")(labels, output="np"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_two_processes_make_one_picture(tmp_path) -> None:
+    out = tmp_path / "a.png"
+    command = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("-m", "--", "dd2_fast", "sample", "--num", "3", "--out", str(out), "--quiet"),
+    ]
+    assert run_python(*command, folder=tmp_path) == f"wrote 3 images to {out}\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert Image.open(out).size == (3 * 8 + 2 * 3, 8)

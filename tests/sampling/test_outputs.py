@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import zipfile
@@ -315,6 +316,18 @@ def test_the_last_index_of_64_bits(name, sampler, tmp_path) -> None:
         run_job(sampler, LABELS[:4], make(name, tmp_path), start_index=last + 1)
     run_job(sampler, LABELS[:4], make(name, tmp_path), start_index=last)
     assert len(images(name, tmp_path)) == 4
+
+
+def test_an_archive_of_nothing(sampler, tmp_path) -> None:
+    with pytest.raises(ValueError, match="labels: expected at least 1 for an archive, got none"):
+        draw(sampler, NpzFile(tmp_path / "a.npz"), [])
+
+
+def test_settings_are_compared_as_json(sampler, tmp_path) -> None:
+    settings = {"pair": (1, 2), "name": os.fsdecode(b"\xff"), "by number": {1: None}}
+    for name in ("folder", "archive"):
+        assert draw(sampler, make(name, tmp_path), **settings)
+        assert draw(sampler, make(name, tmp_path), **settings) == []
 
 
 def test_a_record_too_long_for_an_archive(sampler, tmp_path) -> None:
