@@ -16,8 +16,12 @@ ROWS, DIM, CODES = 4096, 8, 64
 
 
 class SlowEnd:
+    """Holds what it needs: modules are empty by then."""
+
+    sleep, seconds = staticmethod(time.sleep), float(sys.argv[1])
+
     def __del__(self) -> None:
-        time.sleep(float(sys.argv[1]))
+        self.sleep(self.seconds)
 
 
 def forever() -> None:
