@@ -54,8 +54,10 @@ def conditional_score(
 
     Returns:
         The prediction, of the shape of ``x_t``; float32, or float64 if an input is. ``x0`` is
-        finite and inside the codebook's convex hull for every t > 0. Differentiable once, in
-        reverse mode, in ``x_t``; with ``backend="torch"`` any number of times.
+        finite and inside the codebook's convex hull for every t > 0, as long as ``x_t`` and the
+        codes are shorter than 1e18: squares of much more overflow float32, and give NaN.
+        Differentiable once, in reverse mode, in ``x_t``; with ``backend="torch"`` any number of
+        times.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value. The values of

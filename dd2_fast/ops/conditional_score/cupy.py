@@ -1,5 +1,5 @@
 """The conditional score by the kernel of ``csrc/include/dd2/conditional_score.cuh``, compiled by
-NVRTC."""
+NVRTC; never by tensor cores, which ``cuda`` takes where they pay."""
 
 from __future__ import annotations
 

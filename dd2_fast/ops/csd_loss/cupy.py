@@ -1,4 +1,5 @@
-"""The CSD loss by the kernel of ``csrc/include/dd2/conditional_score.cuh``, compiled by NVRTC."""
+"""The CSD loss by the kernel of ``csrc/include/dd2/conditional_score.cuh``, compiled by NVRTC;
+never by tensor cores, which ``cuda`` takes where they pay."""
 
 from __future__ import annotations
 
