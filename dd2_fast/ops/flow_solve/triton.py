@@ -85,8 +85,22 @@ def _posterior_mean(
     row, largest, p_codebook, p_code, b_x, t,
     GUIDED: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """x0 [BLOCK_C] of a token ``b_x`` at noise level ``t``; NaN where there is no code."""
+    """x0 [BLOCK_C] of a token ``b_x`` at noise level ``t``; NaN where there is no code.
+
+    Of a token far from all codes the differences would round away what tells the codes apart. In
+    place of |x - (1-t) c|^2 it takes ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c), less by a
+    constant, with a code r of the row.
+    """
     signal, two_t2 = 1.0 - t, 2.0 * t * t
+    b_end, b_ends = _code_block(p_codebook, p_code, 0, row[4], 1, BLOCK_C)
+    b_r = signal * tl.sum(b_ends, 0)
+    last = tl.maximum(row[4] - 1, 0)
+    b_end, b_ends = _code_block(p_codebook, p_code, last, row[4], 1, BLOCK_C)
+    b_apart = b_r - signal * tl.sum(b_ends, 0)
+    square = tl.sum((b_x - b_r) * (b_x - b_r), 0)
+    far = (t >= 0.5) & (square > 2.0 * BLOCK_C * two_t2)
+    far = far & (square > 16.0 * tl.sum(b_apart * b_apart, 0))
+    b_mirror = 2.0 * b_x - b_r
     exponent = LOG2E / two_t2
     best = tl.full([BLOCK_V], float("-inf"), tl.float32)
     weight = tl.zeros([BLOCK_V], tl.float32)
@@ -94,8 +108,13 @@ def _posterior_mean(
     for first in range(0, row[4], BLOCK_V):
         b_l = row_block(row, first, GUIDED, BLOCK_V)
         _, b_c = _code_block(p_codebook, p_code, first, row[4], BLOCK_V, BLOCK_C)
-        b_difference = b_x[None, :] - signal * b_c
-        b_s = two_t2 * (b_l - largest) - tl.sum(b_difference * b_difference, 1)
+        if far:
+            b_clean = signal * b_c
+            b_product = (b_r[None, :] - b_clean) * (b_mirror[None, :] - b_clean)
+        else:
+            b_difference = b_x[None, :] - signal * b_c
+            b_product = b_difference * b_difference
+        b_s = two_t2 * (b_l - largest) - tl.sum(b_product, 1)
         # Either the sums shrink or the new weight is below 1: one exponential does for both.
         better = b_s > best
         b_factor = tl.exp2(-tl.abs(b_s - best) * exponent)
