@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import outside_autocast
 from . import extension, nvrtc
 
 BACKENDS = ("cuda", "cupy", "triton", "cpu", "torch")
@@ -132,10 +133,7 @@ def exact_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*arguments: Any) -> Any:
-        device = next(value.device.type for value in arguments if isinstance(value, torch.Tensor))
-        if not torch.is_autocast_enabled(device):
-            return function(*arguments)
-        with torch.autocast(device, enabled=False):
+        with outside_autocast(next(a.device for a in arguments if isinstance(a, torch.Tensor))):
             return function(*arguments)
 
     return run
