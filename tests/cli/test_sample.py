@@ -92,7 +92,7 @@ def test_what_looks_like_another_file_becomes_no_folder(tmp_path: Path, capsys) 
     [
         (["--labels", "0,x"], "argument --labels: expected integers separated by commas"),
         (["--labels", "11"], "labels: expected values in 0..9, got 11"),
-        (["--num", "0"], "--num: expected at least 1, got 0"),
+        (["--num", "0"], "--num: expected at least 1 and less than 2^63, got 0"),
         (["--num", "2", "--scale", "0"], "--scale: expected at least 1, got 0"),
         (["--num", "2", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["--num", "2", "--teacher-steps", "99"], "teacher_steps: expected 0 to 17"),
