@@ -78,8 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     if suffix == ".png":
         check_png(arguments.out)
     with process_group() as (rank, device):
-        if suffix == ".png" and rank > 0:
-            return 0  # one picture is not shared
         count = _draw(arguments, suffix, device)
     if rank == 0:
         print(f"wrote {count} images to {arguments.out}")
