@@ -18,6 +18,11 @@ GPU_BACKENDS = ("cuda", "cupy") if INTERPRETED else ("cuda", "cupy", "triton")
 if INTERPRETED:
     registry._UNAVAILABLE["triton"] = lambda device: None
 
+# What torch.compile makes of a function: its graphs alone, or C++ as well, which takes seconds.
+COMPILERS = pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+
 
 def device_of(backend: str) -> str:
     return "cuda" if backend in GPU_BACKENDS else "cpu"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ops.cases import (
+    COMPILERS,
     GPU_BACKENDS,
     Case,
     assert_once_differentiable,
@@ -312,14 +313,15 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
-def test_compiles_without_graph_breaks(backend: str) -> None:
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     arguments = make_case(12, 64, 4, 2, top_k=10).arguments(backend)
     x_t = arguments.pop("x_t")
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return conditional_score(x * 1.5, **arguments, prediction="velocity").square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
     eager_x, compiled_x = (x_t.clone().requires_grad_() for _ in range(2))
     torch.testing.assert_close(compiled(compiled_x), loss(eager_x))
     compiled(compiled_x).backward()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ops.cases import (
+    COMPILERS,
     GPU_BACKENDS,
     Case,
     assert_once_differentiable,
@@ -268,8 +269,9 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
+@COMPILERS
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
-def test_compiles_without_graph_breaks(backend: str, alpha: float) -> None:
+def test_compiles_without_graph_breaks(backend: str, compiler: str, alpha: float) -> None:
     arguments = make_inputs(make_case(12, 64, 4, 2, top_k=10), backend)
 
     def function(**inputs: Any) -> Tensor:
@@ -277,7 +279,8 @@ def test_compiles_without_graph_breaks(backend: str, alpha: float) -> None:
         return csd_loss(**inputs, alpha=alpha) * 2
 
     wanted = value_and_gradients(function, arguments)
-    computed = value_and_gradients(torch.compile(function, fullgraph=True), arguments)
+    compiled = torch.compile(function, fullgraph=True, backend=compiler)
+    computed = value_and_gradients(compiled, arguments)
     for value, right in zip(computed, wanted, strict=True):
         torch.testing.assert_close(value, right)
 

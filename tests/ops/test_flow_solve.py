@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops.cases import GPU_BACKENDS, device_of, runnable_backends
+from ops.cases import COMPILERS, GPU_BACKENDS, device_of, runnable_backends
 from ops.oracle import kept_codes, posterior_mean
 from scipy import stats
 from scipy.integrate import solve_ivp
@@ -266,14 +266,15 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
-def test_compiles_without_graph_breaks(backend: str) -> None:
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     inputs = make_inputs(12, 64, 3, backend=backend)
     noise = inputs.pop("noise")
 
     def solve(noise: Tensor, steps: int) -> Tensor:
         return flow_solve(noise * 0.5, **inputs, top_k=10, steps=steps, backend=backend) + 1
 
-    compiled = torch.compile(solve, fullgraph=True)
+    compiled = torch.compile(solve, fullgraph=True, backend=compiler)
     for steps in (4, 6, 7):
         assert torch.equal(compiled(noise, steps), solve(noise, steps))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ops.cases import (
+    COMPILERS,
     GPU_BACKENDS,
     assert_once_differentiable,
     device_of,
@@ -250,15 +251,16 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
+@COMPILERS
 @pytest.mark.usefixtures("small_chunks")
-def test_compiles_without_graph_breaks(backend: str) -> None:
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     arguments = make_inputs(REGIMES["ragged_draws"], backend)
     x_t = arguments.pop("x_t")
 
     def loss(x: Tensor) -> Tensor:
         return linear_conditional_score(x_t=x * 1.5, **arguments, prediction="x0").square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
     eager_x, compiled_x = (x_t.clone().requires_grad_() for _ in range(2))
     torch.testing.assert_close(compiled(compiled_x), loss(eager_x))
     compiled(compiled_x).backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.cases import GPU_BACKENDS, device_of, runnable_backends
+from ops.cases import COMPILERS, GPU_BACKENDS, device_of, runnable_backends
 from ops.oracle import kept_codes
 from scipy import stats
 from torch import Tensor
@@ -252,14 +252,15 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
-def test_compiles_without_graph_breaks(backend: str) -> None:
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     inputs = make_inputs(12, 64, True, backend)
     logits = inputs.pop("logits")
 
     def draw(logits: Tensor, seed: Tensor | int) -> Tensor:
         return sample_code(logits * 1.5, **inputs, top_k=10, seed=seed, backend=backend) + 1
 
-    compiled = torch.compile(draw, fullgraph=True)
+    compiled = torch.compile(draw, fullgraph=True, backend=compiler)
     for seed in (7, 8, torch.tensor(9, device=logits.device)):
         assert torch.equal(compiled(logits, seed), draw(logits, seed))
 

@@ -40,8 +40,8 @@ QUICK = {
     "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
     "or two_draws-euler-float16 or two_steps-heun-float32 or posterior_mean or k-token "
     "or (are_found and 1-triton) or (equal_codes and 7-triton))",
-    "image_normal": "triton and not (compile or threads)",
-    "nearest_code": "triton and not (compile or -30)",
+    "image_normal": "triton and not (opcheck or compile or threads)",
+    "nearest_code": "triton and not (opcheck or compile or -30)",
     "triton_kernels": "threshold or streamed or size or clustered or digits or draws or flow "
     "or filtered-40-8 or filtered-70-9",
 }
