@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import pytest
@@ -36,19 +36,19 @@ def _added(row: Mapping[int, int], place: tuple[int, int], missing: set) -> int:
 
 
 def pairwise(**axes: Mapping[str, Any] | Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrizes a test by its axes: values, or a mapping of their names to values."""
-    named = [
-        list(axis.items())
-        if isinstance(axis, Mapping)
-        else [(_name(value), value) for value in axis]
-        for axis in axes.values()
-    ]
+    """Parametrizes a test by its axes: values, a mapping of their names to values, or one-valued
+    ``pytest.param`` with the marks of every row that has it."""
     cases = []
-    for row in covering(*map(len, named)):
-        names, values = zip(*(axis[i] for axis, i in zip(named, row, strict=True)), strict=True)
-        cases.append(pytest.param(*values, id="-".join(names)))
+    places = [_places(axis) for axis in axes.values()]
+    for row in covering(*map(len, places)):
+        parts = [axis[i] for axis, i in zip(places, row, strict=True)]
+        names, values, marks = zip(*parts, strict=True)
+        cases.append(pytest.param(*values, id="-".join(names), marks=[*chain(*marks)]))
     return pytest.mark.parametrize(tuple(axes), cases)
 
 
-def _name(value: Any) -> str:
-    return str(value).removeprefix("torch.")
+def _places(axis: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str, Any, Iterable]]:
+    if isinstance(axis, Mapping):
+        return [(name, value, ()) for name, value in axis.items()]
+    params = [value if hasattr(value, "marks") else pytest.param(value) for value in axis]
+    return [(str(p.values[0]).removeprefix("torch."), p.values[0], p.marks) for p in params]

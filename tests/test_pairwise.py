@@ -18,9 +18,11 @@ def test_every_pair_of_every_two_axes_has_a_row(sizes: tuple[int, ...]) -> None:
 
 
 def test_rows_become_cases() -> None:
-    mark = pairwise(size={"one": 1, "two": 2}, dtype=[torch.float16, torch.float32], flag=[True])
+    flag = pytest.param(True, marks=pytest.mark.slow)
+    mark = pairwise(size={"one": 1, "two": 2}, dtype=[torch.float16, torch.float32], flag=[flag])
     names, cases = mark.args
     assert names == ("size", "dtype", "flag")
+    assert all(list(case.marks) == [pytest.mark.slow] for case in cases)
     assert {case.id: case.values for case in cases} == {
         f"{name}-{str(dtype)[6:]}-True": (value, dtype, True)
         for (name, value), dtype in product(

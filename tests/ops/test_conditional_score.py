@@ -14,6 +14,7 @@ from ops.cases import (
     assert_once_differentiable,
     device_of,
     make_case,
+    pairwise_with_backends,
     relative_error,
     runnable_backends,
 )
@@ -23,9 +24,7 @@ from dd2_fast.ops import conditional_score
 from dd2_fast.ops.registry import BACKENDS as BACKEND_NAMES
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
-)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # (rows, vocabulary, dim, draws, guided, top_k, top_p), each with the regime it covers
 REGIMES = {
@@ -42,7 +41,6 @@ REGIMES = {
     "var": (64, 4096, 32, None, True, 900, 0.95),
     "llamagen": (16, 16384, 8, None, True, 900, 1.0),
 }
-REGIME = pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
 
 
 def regime_case(regime: tuple, dtype: torch.dtype = torch.float32, **options) -> Case:
@@ -101,9 +99,7 @@ def test_reference_has_second_derivatives() -> None:
         torch.func.jvp(lambda x: conditional_score(x, **arguments), (x_t,), (x_t,))
 
 
-@BACKENDS
-@DTYPES
-@REGIME
+@pairwise_with_backends(regime=REGIMES, dtype=DTYPES)
 def test_matches_float64(backend: str, dtype: torch.dtype, regime: tuple) -> None:
     """Budget: 1e-4 for x0 and 1e-3 for its gradient from t = 0.02 on; and never worse than twice
     the error of the same formula in eager float32, plus rounding: 2e-6, and 5e-5 for the gradient,

@@ -13,6 +13,7 @@ from ops.cases import (
     assert_once_differentiable,
     device_of,
     make_case,
+    pairwise_with_backends,
     relative_error,
     runnable_backends,
 )
@@ -34,7 +35,6 @@ REGIMES = {
     "var": (64, 4096, 32, None, True, 900, 0.95),
     "llamagen": (16, 16384, 8, None, True, 900, 1.0),
 }
-REGIME = pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
 # name of the loss: settings, "tensor" standing for a random weight
 LOSSES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -117,9 +117,7 @@ def test_reference_gradcheck(draws: int | None, alpha: float, weight: str) -> No
     )
 
 
-@BACKENDS
-@REGIME
-@LOSS
+@pairwise_with_backends(loss=LOSSES, regime=REGIMES)
 def test_matches_autograd_of_definition(backend: str, loss: dict, regime: tuple) -> None:
     """Budget: 1e-4 for the loss and 1e-3 for every gradient from t = 0.02 on."""
     case = regime_case(regime)

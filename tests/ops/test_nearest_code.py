@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import COMPILERS, device_of, runnable_backends
+from ops.cases import COMPILERS, device_of, pairwise_with_backends, runnable_backends
 from torch import Tensor
 
 from dd2_fast.ops import nearest_code
@@ -62,9 +62,7 @@ def invalid() -> tuple[Tensor, Tensor, Tensor]:
     return x, codebook, wanted
 
 
-@BACKENDS
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+@pairwise_with_backends(regime=REGIMES, offset=[0.0, 30.0])
 def test_finds_the_smallest_distance(backend: str, regime: tuple, offset: float) -> None:
     x, codebook = make_inputs(*regime, offset)
     device = device_of(backend)

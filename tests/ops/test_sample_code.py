@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.cases import COMPILERS, GPU_BACKENDS, device_of, runnable_backends
+from ops.cases import COMPILERS, GPU_BACKENDS, device_of, pairwise_with_backends, runnable_backends
 from ops.oracle import kept_codes
 from scipy import stats
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from dd2_fast.ops import sample_code
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
-)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DRAWS = 200_000
 
 # (rows, vocabulary, guided, top_k, top_p, temperature), each with the regime it covers
@@ -82,9 +80,7 @@ def test_draws_follow_the_distribution(backend: str, top_k: int, top_p: float, t
     assert stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-@BACKENDS
-@DTYPES
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+@pairwise_with_backends(regime=REGIMES, dtype=DTYPES)
 def test_equals_the_float64_draw(backend: str, dtype: torch.dtype, regime: tuple) -> None:
     """The same codes as in double precision but for uniforms next to a boundary: the CDF errs by
     1e-7, so a draw among 4096 codes changes with probability below 4e-4."""

@@ -38,7 +38,7 @@ QUICK = {
     "or low_precision or bounds or invalid or strides or no_rows)",
     "sample_code": "triton and (one_code or shapes or invalid or llamagen-float32)",
     "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
-    "or two_draws-euler-float16 or two_steps-heun-float32 or posterior_mean or k-token "
+    "or two_draws-euler-bfloat16 or two_steps-heun-float32 or posterior_mean or k-token "
     "or (are_found and 1-triton) or (equal_codes and 7-triton))",
     "image_normal": "triton and not (opcheck or compile or threads)",
     "nearest_code": "triton and not (opcheck or compile or -30)",
