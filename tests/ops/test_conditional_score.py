@@ -255,6 +255,9 @@ def test_strided_inputs(backend: str) -> None:
     torch.testing.assert_close(conditional_score(**strided), conditional_score(**plain))
     columns = dict(plain, logits=plain["logits"].T.contiguous().T)
     torch.testing.assert_close(conditional_score(**columns), conditional_score(**plain))
+    alone = dict(plain, uncond_logits=plain["uncond_logits"][:1].expand(6, 64))
+    own = dict(plain, uncond_logits=alone["uncond_logits"].contiguous())
+    torch.testing.assert_close(conditional_score(**alone), conditional_score(**own))
 
 
 @BACKENDS

@@ -230,6 +230,8 @@ def test_strided_inputs(backend: str) -> None:
     assert torch.equal(flow_solve(**strided, top_k=20, backend=backend), wanted)
     columns = dict(plain, logits=plain["logits"].T.contiguous().T)
     assert torch.equal(flow_solve(**columns, top_k=20, backend=backend), wanted)
+    alone = dict(plain, uncond_logits=strided["uncond_logits"])
+    assert torch.equal(flow_solve(**alone, top_k=20, backend=backend), wanted)
 
 
 @BACKENDS

@@ -217,6 +217,8 @@ def test_strided_inputs(backend: str) -> None:
     assert torch.equal(sample_code(**strided, top_k=20, backend=backend), wanted)
     columns = dict(plain, logits=plain["logits"].T.contiguous().T)
     assert torch.equal(sample_code(**columns, top_k=20, backend=backend), wanted)
+    alone = dict(plain, uncond_logits=strided["uncond_logits"])
+    assert torch.equal(sample_code(**alone, top_k=20, backend=backend), wanted)
 
 
 @BACKENDS
