@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from checkpoints.tiny import TinyTeacher, TinyTokenizer, teacher_tensors, tokenizer_tensors
+from pairwise import pairwise
 from torch import nn
 
 from dd2_fast import checkpoints
@@ -57,9 +58,7 @@ def assert_teacher(model, tensors) -> None:
     assert torch.equal(model.mask, torch.arange(tensors["out.bias"].shape[0]))
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("nesting", NESTINGS)
-@pytest.mark.parametrize("container", ["zip", "legacy", "mapping", "safetensors"])
+@pairwise(container=["zip", "legacy", "mapping", "safetensors"], nesting=NESTINGS, prefix=PREFIXES)
 def test_containers_nestings_and_prefixes(tmp_path: Path, container, nesting, prefix):
     if container == "safetensors" and nesting:
         # Flat by nature: the nesting is in the names.

@@ -108,7 +108,10 @@ WROTE = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    ["train", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sample", "make-data"))],
+)
 def test_torchrun_ends_well_though_the_end_takes_seconds(command: str, tmp_path: Path) -> None:
     """The store is in the first process here, as without --standalone."""
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
@@ -125,6 +128,7 @@ def test_torchrun_ends_well_though_the_end_takes_seconds(command: str, tmp_path:
         assert len(list((tmp_path / "shards").glob("*.safetensors"))) == 3
 
 
+@pytest.mark.slow
 def test_torchrun_of_what_fails_prints_one_line(tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     argv = ("-m", "--", "dd2_fast", "train", "tiny_var", "--teacher", "none.pt", "--out", "run")

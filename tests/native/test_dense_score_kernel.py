@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from native.structs import Shim, build_shim, unaligned
 from native.test_conditional_score_kernel import LOSSES, exact, run, run_loss
 from ops.cases import Case, make_case, relative_error
+from pairwise import pairwise
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score
@@ -23,6 +25,7 @@ from dd2_fast.ops.structs import ConditionalScoreParams
 
 LONGEST_WITH_JACOBIAN = 32  # codes for which the launcher takes the kernel with J u
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MODELS = {"var": torch.bfloat16, "llamagen": torch.float16}  # seconds with each dtype
 
 
 class DenseShim(Shim):
@@ -60,8 +63,16 @@ REGIMES = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+@pytest.mark.parametrize(
+    ("regime", "dtype"),
+    [
+        pytest.param(
+            regime, dtype, id=f"{name}-{str(dtype)[6:]}",
+            marks=[pytest.mark.slow] * (MODELS.get(name, dtype) != dtype),
+        )
+        for (name, regime), dtype in product(REGIMES.items(), DTYPES)
+    ],
+)  # fmt: skip
 def test_matches_float64(kernel: Shim, regime: tuple, dtype: torch.dtype) -> None:
     rows, vocabulary, dim, draws, guided, top_k, top_p = regime
     case = make_case(rows, vocabulary, dim, draws, guided=guided, top_k=top_k, top_p=top_p,
@@ -90,9 +101,11 @@ def clustered_case(
     return replace(case, x_t=x_t.float().double(), codebook=codebook)
 
 
-@pytest.mark.parametrize("t", [(0.02, 0.02), (0.02, 0.05), (0.05, 0.3), (0.3, 1.0)])
-@pytest.mark.parametrize("dim", [8, 32, 64])
-@pytest.mark.parametrize("spread", [0.002, 0.01, 0.03])
+@pairwise(
+    spread=[0.002, 0.01, 0.03],
+    dim=[8, 32, 64],
+    t={"least": (0.02, 0.02), "little": (0.02, 0.05), "some": (0.05, 0.3), "much": (0.3, 1.0)},
+)
 def test_clustered_codes(kernel: Shim, dim: int, spread: float, t: tuple[float, float]) -> None:
     """Where the expanded distance cancels most. J u of codes much closer than the noise is a
     difference of nearly equal sums, of which eager float32 loses as much."""
@@ -241,9 +254,11 @@ def test_tiny_noise_in_a_block_of_others(kernel: Shim, top_k: int) -> None:
     assert run(kernel, arguments, direction, staged=True).isfinite().all()
 
 
-@pytest.mark.parametrize("top_k", [0, 400])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("dim", [6, 32, 40])  # one pass of 8 dimensions, of 32, two of 32
+@pairwise(
+    dim=[6, 32, 40],  # one pass of 8 dimensions, of 32, two of 32
+    dtype=DTYPES,
+    top_k=[0, 400],
+)
 def test_little_noise_takes_direct_differences(
     kernel: Shim, dim: int, dtype: torch.dtype, top_k: int
 ) -> None:

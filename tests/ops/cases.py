@@ -3,9 +3,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -17,6 +19,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU_BACKENDS = ("cuda", "cupy") if INTERPRETED else ("cuda", "cupy", "triton")
 if INTERPRETED:
     registry._UNAVAILABLE["triton"] = lambda device: None
+
+
+def pairwise_with_backends(**axes: Any) -> pytest.MarkDecorator:
+    """``pairwise`` with a last axis ``backend``, whose kinds each have every pair of the others."""
+    kinds = (("cpu", "torch"), ("cuda", "cupy"), ("triton",))
+    marks = [pairwise(**axes, backend=runnable_backends(kind)) for kind in kinds]
+    cases = [case for mark in marks for case in mark.args[1]]
+    return pytest.mark.parametrize(marks[0].args[0], cases)
+
+
+# What torch.compile makes of a function: its graphs alone, or C++ as well, which takes seconds.
+COMPILERS = pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 
 
 def device_of(backend: str) -> str:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from ops.cases import (
+    COMPILERS,
     GPU_BACKENDS,
     Case,
     assert_once_differentiable,
     device_of,
     make_case,
+    pairwise_with_backends,
     relative_error,
     runnable_backends,
 )
@@ -22,9 +24,7 @@ from dd2_fast.ops import conditional_score
 from dd2_fast.ops.registry import BACKENDS as BACKEND_NAMES
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
-)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # (rows, vocabulary, dim, draws, guided, top_k, top_p), each with the regime it covers
 REGIMES = {
@@ -41,7 +41,6 @@ REGIMES = {
     "var": (64, 4096, 32, None, True, 900, 0.95),
     "llamagen": (16, 16384, 8, None, True, 900, 1.0),
 }
-REGIME = pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
 
 
 def regime_case(regime: tuple, dtype: torch.dtype = torch.float32, **options) -> Case:
@@ -100,9 +99,7 @@ def test_reference_has_second_derivatives() -> None:
         torch.func.jvp(lambda x: conditional_score(x, **arguments), (x_t,), (x_t,))
 
 
-@BACKENDS
-@DTYPES
-@REGIME
+@pairwise_with_backends(regime=REGIMES, dtype=DTYPES)
 def test_matches_float64(backend: str, dtype: torch.dtype, regime: tuple) -> None:
     """Budget: 1e-4 for x0 and 1e-3 for its gradient from t = 0.02 on; and never worse than twice
     the error of the same formula in eager float32, plus rounding: 2e-6, and 5e-5 for the gradient,
@@ -258,6 +255,9 @@ def test_strided_inputs(backend: str) -> None:
     torch.testing.assert_close(conditional_score(**strided), conditional_score(**plain))
     columns = dict(plain, logits=plain["logits"].T.contiguous().T)
     torch.testing.assert_close(conditional_score(**columns), conditional_score(**plain))
+    alone = dict(plain, uncond_logits=plain["uncond_logits"][:1].expand(6, 64))
+    own = dict(plain, uncond_logits=alone["uncond_logits"].contiguous())
+    torch.testing.assert_close(conditional_score(**alone), conditional_score(**own))
 
 
 @BACKENDS
@@ -312,14 +312,15 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
-def test_compiles_without_graph_breaks(backend: str) -> None:
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     arguments = make_case(12, 64, 4, 2, top_k=10).arguments(backend)
     x_t = arguments.pop("x_t")
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return conditional_score(x * 1.5, **arguments, prediction="velocity").square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
     eager_x, compiled_x = (x_t.clone().requires_grad_() for _ in range(2))
     torch.testing.assert_close(compiled(compiled_x), loss(eager_x))
     compiled(compiled_x).backward()

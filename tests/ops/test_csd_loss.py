@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from ops.cases import (
+    COMPILERS,
     GPU_BACKENDS,
     Case,
     assert_once_differentiable,
     device_of,
     make_case,
+    pairwise_with_backends,
     relative_error,
     runnable_backends,
 )
@@ -33,7 +35,6 @@ REGIMES = {
     "var": (64, 4096, 32, None, True, 900, 0.95),
     "llamagen": (16, 16384, 8, None, True, 900, 1.0),
 }
-REGIME = pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
 # name of the loss: settings, "tensor" standing for a random weight
 LOSSES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -116,9 +117,7 @@ def test_reference_gradcheck(draws: int | None, alpha: float, weight: str) -> No
     )
 
 
-@BACKENDS
-@REGIME
-@LOSS
+@pairwise_with_backends(loss=LOSSES, regime=REGIMES)
 def test_matches_autograd_of_definition(backend: str, loss: dict, regime: tuple) -> None:
     """Budget: 1e-4 for the loss and 1e-3 for every gradient from t = 0.02 on."""
     case = regime_case(regime)
@@ -268,8 +267,9 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
+@COMPILERS
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
-def test_compiles_without_graph_breaks(backend: str, alpha: float) -> None:
+def test_compiles_without_graph_breaks(backend: str, compiler: str, alpha: float) -> None:
     arguments = make_inputs(make_case(12, 64, 4, 2, top_k=10), backend)
 
     def function(**inputs: Any) -> Tensor:
@@ -277,7 +277,8 @@ def test_compiles_without_graph_breaks(backend: str, alpha: float) -> None:
         return csd_loss(**inputs, alpha=alpha) * 2
 
     wanted = value_and_gradients(function, arguments)
-    computed = value_and_gradients(torch.compile(function, fullgraph=True), arguments)
+    compiled = torch.compile(function, fullgraph=True, backend=compiler)
+    computed = value_and_gradients(compiled, arguments)
     for value, right in zip(computed, wanted, strict=True):
         torch.testing.assert_close(value, right)
 

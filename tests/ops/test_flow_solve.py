@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops.cases import GPU_BACKENDS, device_of, runnable_backends
+from ops.cases import COMPILERS, GPU_BACKENDS, device_of, pairwise_with_backends, runnable_backends
 from ops.oracle import kept_codes, posterior_mean
 from scipy import stats
 from scipy.integrate import solve_ivp
@@ -17,9 +17,7 @@ from torch import Tensor
 from dd2_fast.ops import flow_solve, nearest_code
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
-)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # (rows, vocabulary, dim, draws, guided, top_k, top_p, steps), each with the regime it covers
 REGIMES = {
@@ -114,10 +112,7 @@ def test_finds_the_code_of_a_fine_integration(backend: str, top_k: int, top_p: f
     assert sum(c != e for c, e in pairs) <= 1
 
 
-@BACKENDS
-@DTYPES
-@pytest.mark.parametrize("solver", ["heun", "euler"])
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+@pairwise_with_backends(regime=REGIMES, solver=["heun", "euler"], dtype=DTYPES)
 def test_equals_the_float64_flow(
     backend: str, dtype: torch.dtype, solver: str, regime: tuple
 ) -> None:
@@ -235,6 +230,8 @@ def test_strided_inputs(backend: str) -> None:
     assert torch.equal(flow_solve(**strided, top_k=20, backend=backend), wanted)
     columns = dict(plain, logits=plain["logits"].T.contiguous().T)
     assert torch.equal(flow_solve(**columns, top_k=20, backend=backend), wanted)
+    alone = dict(plain, uncond_logits=strided["uncond_logits"])
+    assert torch.equal(flow_solve(**alone, top_k=20, backend=backend), wanted)
 
 
 @BACKENDS
@@ -266,14 +263,15 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
-def test_compiles_without_graph_breaks(backend: str) -> None:
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     inputs = make_inputs(12, 64, 3, backend=backend)
     noise = inputs.pop("noise")
 
     def solve(noise: Tensor, steps: int) -> Tensor:
         return flow_solve(noise * 0.5, **inputs, top_k=10, steps=steps, backend=backend) + 1
 
-    compiled = torch.compile(solve, fullgraph=True)
+    compiled = torch.compile(solve, fullgraph=True, backend=compiler)
     for steps in (4, 6, 7):
         assert torch.equal(compiled(noise, steps), solve(noise, steps))
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from ops.cases import device_of, runnable_backends
+from ops.cases import COMPILERS, device_of, runnable_backends
 from torch import Tensor
 
 from dd2_fast.ops.image_normal import image_normal
@@ -91,22 +91,31 @@ def test_nothing_to_draw_and_strides(backend: str) -> None:
 
 
 @BACKENDS
-def test_opcheck_and_compile(backend: str) -> None:
+def test_opcheck(backend: str) -> None:
     indices = make_indices(4).to(device_of(backend))
     torch.library.opcheck(run.default, (None, 7, indices, (3, 2), 1, backend))
     torch.library.opcheck(run.default, (indices + 1, 0, indices, (5,), 1, backend))
 
+
+@BACKENDS
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
+    indices = make_indices(4).to(device_of(backend))
+
     def shifted(seeds: Tensor, indices: Tensor) -> Tensor:
         return run(seeds, 0, 2 * indices, (3, 5), 1, backend) + 1
 
-    compiled = torch.compile(shifted, fullgraph=True)
+    compiled = torch.compile(shifted, fullgraph=True, backend=compiler)
     torch.testing.assert_close(compiled(indices, indices), shifted(indices, indices))
 
 
-def test_compiles_with_a_number_as_seed() -> None:
+@COMPILERS
+def test_compiles_with_a_number_as_seed(compiler: str) -> None:
     """Also when another number makes it symbolic."""
     compiled = torch.compile(
-        lambda seed, indices: image_normal(seed, indices, (3, 2), stream=1) * 2, fullgraph=True
+        lambda seed, indices: image_normal(seed, indices, (3, 2), stream=1) * 2,
+        fullgraph=True,
+        backend=compiler,
     )
     indices = make_indices(3)
     for seed in (3, 11, -4, 2**40):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from ops.cases import INTERPRETED
+from pairwise import pairwise
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score, csd_loss, flow_solve, linear_conditional_score
 
 ROWS, VOCABULARY, DIM = 24, 256, 32
-BACKENDS = pytest.mark.parametrize("backend", ["triton"] if INTERPRETED else ["torch", "cpu"])
-TOP_K = pytest.mark.parametrize("top_k", [0, 8, 60, 200])
+BACKEND_NAMES = ["triton"] if INTERPRETED else ["torch", "cpu"]
+TOP_KS = [0, 8, 60, 200]
+BACKENDS = pytest.mark.parametrize("backend", BACKEND_NAMES)
+TOP_K = pytest.mark.parametrize("top_k", TOP_KS)
 SCALES = [1.0, 10.0, 100.0, 300.0, 1000.0]
 
 
@@ -37,10 +40,7 @@ def error(x0: Tensor, wanted: Tensor, codebook: Tensor) -> float:
     return float((x0.double() - wanted).norm(dim=1).max() / spread)
 
 
-@BACKENDS
-@TOP_K
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("t", [1.0, 0.999, 0.9, 0.5])
+@pairwise(scale=SCALES, t=[1.0, 0.999, 0.9, 0.5], top_k=TOP_KS, backend=BACKEND_NAMES)
 def test_far_tokens(backend: str, top_k: int, scale: float, t: float) -> None:
     """Budget: x·c / t^2 in float32 is off by up to 2^-24 |x| |c| (1-t) / t^2, about 2e-6 scale of
     the exponent; at t = 1 nothing depends on x."""
@@ -52,10 +52,12 @@ def test_far_tokens(backend: str, top_k: int, scale: float, t: float) -> None:
     assert error(x0, wanted, codebook) < budget
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
-@TOP_K
-@pytest.mark.parametrize("offset", [10.0, 100.0, 1000.0])
-@pytest.mark.parametrize("t", [1.0, 0.9, 0.5, 0.2, 0.05, 0.015])
+@pairwise(
+    offset=[10.0, 100.0, 1000.0],
+    t=[1.0, 0.9, 0.5, 0.2, 0.05, 0.015],
+    top_k=TOP_KS,
+    backend=["torch", "cpu"],
+)
 def test_far_codebooks(backend: str, top_k: int, offset: float, t: float) -> None:
     """Budget: every addition of the weighted sum of 256 codes, of sixteen times the offset by the
     end in a random walk, rounds to 2^-24 of it."""

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ops.cases import (
+    COMPILERS,
     GPU_BACKENDS,
     assert_once_differentiable,
     device_of,
+    pairwise_with_backends,
     relative_error,
     runnable_backends,
 )
@@ -25,9 +27,7 @@ from dd2_fast.ops.linear_conditional_score import chunks
 from dd2_fast.ops.registry import BACKENDS as BACKEND_NAMES
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
-)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # (rows, width, vocabulary, dim, draws, guided, bias, top_k, top_p); a chunk has 7 rows of tokens
 REGIMES = {
@@ -39,7 +39,6 @@ REGIMES = {
     "top_k_only": (20, 32, 512, 8, 2, True, True, 90, 1.0),
     "top_p_only": (20, 32, 512, 8, None, False, True, 0, 0.8),
 }
-REGIME = pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
 EMPTY = pytest.mark.parametrize("shape", [(0, None), (4, 0), (0, 3)])
 
 
@@ -99,9 +98,7 @@ def with_gradient(function, arguments: dict, **options) -> tuple[Tensor, Tensor]
     return out.detach(), gradient
 
 
-@BACKENDS
-@DTYPES
-@REGIME
+@pairwise_with_backends(regime=REGIMES, dtype=DTYPES)
 @pytest.mark.usefixtures("small_chunks")
 def test_equals_head_and_score(backend: str, dtype: torch.dtype, regime: tuple) -> None:
     """The compiled kernels treat a row alike in any chunk; torch's products round as they like."""
@@ -116,9 +113,7 @@ def test_equals_head_and_score(backend: str, dtype: torch.dtype, regime: tuple) 
             torch.testing.assert_close(gradient, wanted[1], atol=1e-3, rtol=1e-4)
 
 
-@BACKENDS
-@DTYPES
-@REGIME
+@pairwise_with_backends(regime=REGIMES, dtype=DTYPES)
 @pytest.mark.usefixtures("small_chunks")
 def test_matches_float64(backend: str, dtype: torch.dtype, regime: tuple) -> None:
     exact, exact_gradient = with_gradient(
@@ -250,15 +245,16 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
+@COMPILERS
 @pytest.mark.usefixtures("small_chunks")
-def test_compiles_without_graph_breaks(backend: str) -> None:
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     arguments = make_inputs(REGIMES["ragged_draws"], backend)
     x_t = arguments.pop("x_t")
 
     def loss(x: Tensor) -> Tensor:
         return linear_conditional_score(x_t=x * 1.5, **arguments, prediction="x0").square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
     eager_x, compiled_x = (x_t.clone().requires_grad_() for _ in range(2))
     torch.testing.assert_close(compiled(compiled_x), loss(eager_x))
     compiled(compiled_x).backward()
@@ -299,11 +295,11 @@ import torch.nn.functional as F
 from dd2_fast.ops import conditional_score, linear_conditional_score
 
 torch.set_num_threads(1)
-backend, fused = sys.argv[1], sys.argv[2] == "fused"
+backend = sys.argv[1]
 weight, codebook = torch.randn(8192, 16), torch.randn(8192, 4)
 
 
-def step(rows):
+def step(rows, fused):
     x_t = torch.randn(rows, 4, requires_grad=True)
     cond, uncond = torch.randn(2, rows, 16)
     options = {"guidance_scale": 1.5, "backend": backend}
@@ -323,10 +319,11 @@ def peak():
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-step(150)
-before = peak()
-step(3000)
-print(peak() - before)
+for fused in (True, False):  # the smaller peak first
+    step(150, fused)
+    before = peak()
+    step(3000, fused)
+    print(peak() - before)
 """
 
 
@@ -334,13 +331,9 @@ print(peak() - before)
 @pytest.mark.parametrize("backend", runnable_backends(("cpu", "torch")))
 def test_peak_memory_is_below_the_logits(backend: str, tmp_path: Path) -> None:
     """Of a process's own: forward and backward, 3000 tokens after a warm-up with 150."""
-
-    def growth(which: str) -> int:
-        return int(run_python("-c", MEMORY, backend, which, folder=tmp_path))
-
-    logits, apart = 2 * 3000 * 8192 * 4, growth("apart")
-    assert apart > 0.8 * logits
-    assert growth("fused") < apart / 4
+    fused, apart = map(int, run_python("-c", MEMORY, backend, folder=tmp_path).split())
+    assert apart > 0.8 * 2 * 3000 * 8192 * 4
+    assert fused < apart / 4
 
 
 BAD = {

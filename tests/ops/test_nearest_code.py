@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import device_of, runnable_backends
+from ops.cases import COMPILERS, device_of, pairwise_with_backends, runnable_backends
 from torch import Tensor
 
 from dd2_fast.ops import nearest_code
@@ -62,9 +62,7 @@ def invalid() -> tuple[Tensor, Tensor, Tensor]:
     return x, codebook, wanted
 
 
-@BACKENDS
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+@pairwise_with_backends(regime=REGIMES, offset=[0.0, 30.0])
 def test_finds_the_smallest_distance(backend: str, regime: tuple, offset: float) -> None:
     x, codebook = make_inputs(*regime, offset)
     device = device_of(backend)
@@ -116,14 +114,20 @@ def test_shapes_strides_and_dtypes(backend: str) -> None:
 
 
 @BACKENDS
-def test_opcheck_and_compile(backend: str) -> None:
+def test_opcheck(backend: str) -> None:
     x, codebook = (value.to(device_of(backend)) for value in make_inputs(12, 30, 4))
     torch.library.opcheck(torch.ops.dd2_fast.nearest_code.default, (x, codebook, backend))
+
+
+@BACKENDS
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
+    x, codebook = (value.to(device_of(backend)) for value in make_inputs(12, 30, 4))
 
     def snapped(x: Tensor) -> Tensor:
         return codebook[nearest_code(2 * x, codebook, backend=backend)] + x
 
-    compiled = torch.compile(snapped, fullgraph=True)
+    compiled = torch.compile(snapped, fullgraph=True, backend=compiler)
     torch.testing.assert_close(compiled(x), snapped(x))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.cases import GPU_BACKENDS, device_of, runnable_backends
+from ops.cases import COMPILERS, GPU_BACKENDS, device_of, pairwise_with_backends, runnable_backends
 from ops.oracle import kept_codes
 from scipy import stats
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from dd2_fast.ops import sample_code
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends())
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:]
-)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DRAWS = 200_000
 
 # (rows, vocabulary, guided, top_k, top_p, temperature), each with the regime it covers
@@ -82,9 +80,7 @@ def test_draws_follow_the_distribution(backend: str, top_k: int, top_p: float, t
     assert stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-@BACKENDS
-@DTYPES
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES.keys())
+@pairwise_with_backends(regime=REGIMES, dtype=DTYPES)
 def test_equals_the_float64_draw(backend: str, dtype: torch.dtype, regime: tuple) -> None:
     """The same codes as in double precision but for uniforms next to a boundary: the CDF errs by
     1e-7, so a draw among 4096 codes changes with probability below 4e-4."""
@@ -221,6 +217,8 @@ def test_strided_inputs(backend: str) -> None:
     assert torch.equal(sample_code(**strided, top_k=20, backend=backend), wanted)
     columns = dict(plain, logits=plain["logits"].T.contiguous().T)
     assert torch.equal(sample_code(**columns, top_k=20, backend=backend), wanted)
+    alone = dict(plain, uncond_logits=strided["uncond_logits"])
+    assert torch.equal(sample_code(**alone, top_k=20, backend=backend), wanted)
 
 
 @BACKENDS
@@ -252,14 +250,15 @@ def test_opcheck(backend: str) -> None:
 
 
 @BACKENDS
-def test_compiles_without_graph_breaks(backend: str) -> None:
+@COMPILERS
+def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
     inputs = make_inputs(12, 64, True, backend)
     logits = inputs.pop("logits")
 
     def draw(logits: Tensor, seed: Tensor | int) -> Tensor:
         return sample_code(logits * 1.5, **inputs, top_k=10, seed=seed, backend=backend) + 1
 
-    compiled = torch.compile(draw, fullgraph=True)
+    compiled = torch.compile(draw, fullgraph=True, backend=compiler)
     for seed in (7, 8, torch.tensor(9, device=logits.device)):
         assert torch.equal(compiled(logits, seed), draw(logits, seed))
 

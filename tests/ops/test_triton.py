@@ -29,8 +29,20 @@ pytestmark = [
 SPILLED_LIMIT = 16  # bytes
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may have
 
-# Of the tests that every backend has to pass, those that take the interpreter seconds.
+# Of the tests that every backend has to pass, those that take the interpreter least: every kernel,
+# filtered and not, every dtype.
 QUICK = {
+    "conditional_score": "one_code-float32 or ragged-bfloat16 or dense_draws-float16 "
+    "or test_minus_infinity_removes_codes[k or test_no_tokens",
+    "csd_loss": "paper-one_code or dmd-ragged or alpha_two-ragged or test_no_rows",
+    "sample_code": "one_code or test_shapes or test_invalid",
+    "flow_solve": "one_code-heun-float32 or posterior_mean or two_steps-euler-float16",
+    "nearest_code": "few_tokens-0.0 or one_dimension-0.0 or test_equal_codes_give_the_first[8",
+    "image_normal": "test_draws_the_definition",
+    "triton_kernels": "normal-filters2 or two_values-filters1",
+}
+# Those that take it seconds.
+SLOW = {
     "conditional_score": "triton and (one_code or ragged-bfloat16 or dense_draws or dense_block "
     "or many_draws-float32 or wide_codes-float16 or ties or invalid or minus_inf or extreme "
     "or strided or leading or no_tokens or one_quantity or filtered-1e-45)",
@@ -38,10 +50,10 @@ QUICK = {
     "or low_precision or bounds or invalid or strides or no_rows)",
     "sample_code": "triton and (one_code or shapes or invalid or llamagen-float32)",
     "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
-    "or two_draws-euler-float16 or two_steps-heun-float32 or posterior_mean or k-token "
+    "or two_draws-euler-bfloat16 or two_steps-heun-float32 or posterior_mean or k-token "
     "or (are_found and 1-triton) or (equal_codes and 7-triton))",
-    "image_normal": "triton and not (compile or threads)",
-    "nearest_code": "triton and not (compile or -30)",
+    "image_normal": "triton and not (opcheck or compile or threads)",
+    "nearest_code": "triton and not (opcheck or compile or -30)",
     "triton_kernels": "threshold or streamed or size or clustered or digits or draws or flow "
     "or filtered-40-8 or filtered-70-9",
 }
@@ -59,10 +71,11 @@ LONG = {
 }
 
 
-def run_interpreted(name: str, select: str, folder: Path) -> int:
-    """Number of tests of a file that pass in a process of the interpreter; none may do else."""
+def run_interpreted(select: str, folder: Path, *names: str) -> int:
+    """Number of tests of files that pass in a process of the interpreter; none may do else."""
     command = ["-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-c", str(TESTS.parent / "pyproject.toml"), str(TESTS / "ops" / f"test_{name}.py")]
+    command += ["-c", str(TESTS.parent / "pyproject.toml")]
+    command += [str(TESTS / "ops" / f"test_{name}.py") for name in names]
     interpreter = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     output = run_python(*command, "-k", select, folder=folder, timeout=3600, **interpreter)
     passed = re.search(r"^(\d+) passed, \d+ deselected|^(\d+) passed in", output, re.M)
@@ -70,21 +83,21 @@ def run_interpreted(name: str, select: str, folder: Path) -> int:
     return int(passed[1] or passed[2])
 
 
-@pytest.mark.parametrize(
-    ("name", "select"),
-    [
-        pytest.param(*case, id=case[0], marks=[pytest.mark.slow] * (case[0] == "flow_solve"))
-        for case in QUICK.items()
-    ],
-)
-def test_interpreted(name: str, select: str, tmp_path: Path) -> None:
-    assert run_interpreted(name, select, tmp_path) >= 8
+def test_interpreted(tmp_path: Path) -> None:
+    selects = [f"(test_{name}.py and triton and ({select}))" for name, select in QUICK.items()]
+    assert run_interpreted(" or ".join(selects), tmp_path, *QUICK) >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "select"), SLOW.items(), ids=SLOW.keys())
+def test_interpreted_for_seconds(name: str, select: str, tmp_path: Path) -> None:
+    assert run_interpreted(select, tmp_path, name) >= 8
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "select"), LONG.items(), ids=LONG.keys())
 def test_interpreted_at_length(name: str, select: str, tmp_path: Path) -> None:
-    assert run_interpreted(name, select, tmp_path) >= 5
+    assert run_interpreted(select, tmp_path, name) >= 5
 
 
 class Launch:

@@ -154,7 +154,14 @@ assert sharding == "shard" or not any("gloo" in name for name in names), names
 """
 
 
-@pytest.mark.parametrize(("sharding", "micro"), [("replicate", 0), ("replicate", 2), ("shard", 2)])
+@pytest.mark.parametrize(
+    ("sharding", "micro"),
+    [
+        pytest.param("replicate", 0, marks=pytest.mark.slow),
+        ("replicate", 2),
+        pytest.param("shard", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_what_one_gives(
     whole: tuple[str, Path], tmp_path: Path, sharding: str, micro: int
 ) -> None:

@@ -85,8 +85,7 @@ def test_killed_between_any_two_moves_of_files(whole: Path, tmp_path: Path, kill
     states = {path.name for path in (tmp_path / "out").glob("state*.pt")}
     left = {"state.pt:1": set(), "state.previous.pt:1": {STATE}}
     assert states == left.get(kill, {PREVIOUS}) and not (tmp_path / "out" / "run.json").exists()
-    resumed = start(tmp_path, "-", "0")
-    assert resumed.returncode == 0, resumed.stderr
+    distil.run(config("var"), tmp_path / "out", progress=False)
     assert_same(whole, tmp_path / "out")
 
 
@@ -100,7 +99,7 @@ def test_full_disk_keeps_the_last_state(whole: Path, tmp_path: Path) -> None:
     left = sorted(path.name for path in (tmp_path / "out").iterdir() if "state" in path.name)
     assert left == [PREVIOUS, STATE]
     torch.load(tmp_path / "out" / STATE, weights_only=True)
-    assert start(tmp_path, "-", "0").returncode == 0
+    distil.run(config("var"), tmp_path / "out", progress=False)
     assert_same(whole, tmp_path / "out")
 
 
@@ -154,7 +153,10 @@ def test_execution_and_watching_may_change_in_between(
         distil.run(config("var", stage1={"draws": 3}), interrupted, progress=False)
 
 
-def test_a_run_of_two_processes_stops_and_goes_on_with_one(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", [pytest.param("replicate", marks=pytest.mark.slow), "shard"])
+def test_a_run_of_two_processes_stops_and_goes_on_with_one(
+    whole: Path, tmp_path: Path, sharding: str
+) -> None:
     script = """
 import signal, sys
 from pathlib import Path
@@ -174,16 +176,13 @@ try:
 except loop.Interrupted as stop:
     print(stop)
 """
-    for sharding in ("replicate", "shard"):
-        folder = tmp_path / sharding
-        folder.mkdir()
-        (folder / "script.py").write_text(script)
-        run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py")
-        printed = run_python(*run, "out", sharding, folder=folder, OMP_NUM_THREADS="1")
-        assert printed.count("stopped in distill at step 2") == 2
-        distil.run(config("var"), folder / "out", progress=False)
-        left, right = weights(whole), weights(folder / "out")
-        assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-4
+    (tmp_path / "script.py").write_text(script)
+    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py")
+    printed = run_python(*run, "out", sharding, folder=tmp_path, OMP_NUM_THREADS="1")
+    assert printed.count("stopped in distill at step 2") == 2
+    distil.run(config("var"), tmp_path / "out", progress=False)
+    left, right = weights(whole), weights(tmp_path / "out")
+    assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-4
 
 
 NAN = [
