@@ -4,6 +4,8 @@ on a GPU."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from native.structs import Shim, teacher_rows, unaligned
@@ -215,3 +217,20 @@ def test_loss_of_invalid_rows_is_nan_alone(kernel: Shim) -> None:
         ):
             bad = value.reshape(4, 2, -1).isnan().all(-1)
             assert bad.tolist() == [[True] * 2, [True, False], [True] * 2, [False] * 2]
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize("dim", [7, 8, 32, 40])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 300.0, 1000.0])
+def test_far_tokens(kernel: Shim, scale: float, dim: int, staged: bool) -> None:
+    """Budget: 2^-24 |x| |c| (1-t) / t^2 of the exponent; none of it at t = 1."""
+    for t in (1.0, 0.97):
+        case = make_case(3, 200, dim, top_k=30, t=(t, t))
+        case = replace(case, x_t=(scale * torch.randn(3, dim)).double())
+        direction = torch.randn(3, dim)
+        x0, gradient = exact(case, direction)
+        arguments = case.arguments("torch")
+        budget = 3e-6 + 4 * 2.0**-24 * dim * scale * (1 - t)
+        assert relative_error(run(kernel, arguments, staged=staged), x0) < budget
+        computed = run(kernel, arguments, direction, staged=staged)
+        assert (computed - gradient).norm() < (1e-5 + 10 * budget) * gradient.norm() + 1e-7

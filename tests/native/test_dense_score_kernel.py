@@ -122,6 +122,18 @@ def test_codes_far_from_zero(kernel: Shim, centre: float) -> None:
     assert relative_error(x0, exact(case, case.x_t)[0]) < 5e-5
 
 
+@pytest.mark.parametrize("dim", [8, 32, 64])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("t", [1.0, 0.999, 0.95, 0.5])
+def test_far_tokens(kernel: Shim, t: float, scale: float, dim: int) -> None:
+    """Budget: 2^-22 |x| |c| (1-t) / t^2 of the exponent, whose products are of 22 bits."""
+    case = make_case(48, 256, dim, t=(t, t))
+    case = replace(case, x_t=(scale * torch.randn(48, dim)).double())
+    x0 = run(kernel, case.arguments("torch"), staged=False)
+    budget = 1e-5 + 2.0**-20 * dim * scale * (1 - t) / t**2
+    assert relative_error(x0, exact(case, case.x_t)[0]) < budget
+
+
 def test_long_sums_lose_nothing(kernel: Shim) -> None:
     """Equal weights of codes with one sign: what every addition cuts off adds up."""
     case = make_case(2, 16384, 8, guided=False, t=(0.9, 0.9))

@@ -116,6 +116,34 @@ struct TokenVectors {
         along(shared + 3 * padded) {}
 };
 
+// What squared distances are taken less of: nothing, or that to a code r of the row,
+//   |x - (1-t) c|^2 - |x - (1-t) r|^2 = ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c),
+// for a token so far from all codes that its distances would round away what tells them apart.
+struct DistanceOrigin {
+  const float* code;  // r, or null
+
+  // By the codes at both ends of what the row keeps; small noise is left alone, where only the
+  // nearest codes count. The same for every thread.
+  DD2_DEVICE DistanceOrigin(const float* codebook, long long dim, const KeptCodes& kept,
+                            const NoiseLevel& level, const float* x_t)
+      : code(nullptr) {
+    if (level.signal > 0.5f || kept.count == 0) return;
+    const float* first = codebook + kept.code(0) * dim;
+    const float* last = codebook + kept.code(kept.count - 1) * dim;
+    float square = 0.0f, spread = 0.0f;
+    for (long long c = lane_index(); c < dim; c += kWarp) {
+      const float far = fused_multiply_add(-level.signal, first[c], x_t[c]);
+      const float apart = level.signal * (first[c] - last[c]);
+      square = fused_multiply_add(far, far, square);
+      spread = fused_multiply_add(apart, apart, spread);
+    }
+    square = warp_reduce(square, Add());
+    spread = warp_reduce(spread, Add());
+    const float noise = 0.5f * level.two_t2 * static_cast<float>(dim);
+    if (square > 4.0f * noise && square > 16.0f * spread) code = first;
+  }
+};
+
 // The sums over this thread's share of the kept codes, in dimensions [first, first + kDim), at the
 // token `x_t` and along `direction` in shared memory.
 template <int kDim, bool kJacobian, typename Row>
@@ -125,21 +153,34 @@ DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long lon
                                                  const float* x_t, const float* direction) {
   const long long last = first + kDim;
   const bool vectors = codes_are_vectors<kDim>(codebook, dim);
+  const DistanceOrigin origin(codebook, dim, kept, level, x_t);
   Posterior<kDim, kJacobian> sums;
   sums.clear();
   kept.for_each(row, [&](long long j, float logit) {
     float code[kDim];
     load_code(codebook + j * dim, first, dim, vectors, code);
     float distance = 0.0f, along = 0.0f;
-    const auto include = [&](float value, long long c) {
-      const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
-      distance = fused_multiply_add(difference, difference, distance);
-      if (kJacobian) along = fused_multiply_add(value, direction[c], along);
+    const auto each = [&](const auto& include) {
+      for (int c = 0; c < kDim; ++c) include(code[c], first + c);
+      DD2_NO_UNROLL
+      for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
+        include(codebook[j * dim + c], c);
+      }
     };
-    for (int c = 0; c < kDim; ++c) include(code[c], first + c);
-    DD2_NO_UNROLL
-    for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
-      include(codebook[j * dim + c], c);
+    if (origin.code == nullptr) {
+      each([&](float value, long long c) {
+        const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
+        distance = fused_multiply_add(difference, difference, distance);
+        if (kJacobian) along = fused_multiply_add(value, direction[c], along);
+      });
+    } else {
+      each([&](float value, long long c) {
+        const float r = c < dim ? level.signal * origin.code[c] : 0.0f;
+        const float nearer = fused_multiply_add(-level.signal, value, r);
+        const float mirror = fused_multiply_add(-level.signal, value, 2.0f * x_t[c] - r);
+        distance = fused_multiply_add(nearer, mirror, distance);
+        if (kJacobian) along = fused_multiply_add(value, direction[c], along);
+      });
     }
     const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
     sums.add(score, code, along, level.exponent);

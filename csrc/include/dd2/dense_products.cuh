@@ -98,7 +98,7 @@ struct DenseTokens {
   Operand<kJacobian ? kDim : 16> u;
   float gain[2];       // of S in units of the product
   float norm_gain[2];  // of the product in units of a code's norm
-  float origin[2];     // |x|^2 / (2 (1-t)) in units of the product, which it keeps small
+  float origin[2];     // |x|^2 / (2 (1-t)) in units of the product, which it keeps small, or 0
   float x_scale[2];
 
   DD2_DEVICE void load(const ConditionalScoreParams& p, const long long (&token)[2],
@@ -125,7 +125,10 @@ struct DenseTokens {
       gain[r] = 2.0f * level.signal * level.exponent * power_of_two(-code_exponent) *
                 power_of_two(-exponent);
       norm_gain[r] = level.signal / ratio;
-      origin[r] = quad_reduce(square, Add()) * ratio * (0.5f / signal);
+      // Not of a token far from all codes, which are shorter than 2 sqrt(dim) at their scale.
+      const float length = quad_reduce(square, Add()) * ratio, reach = 8.0f * level.signal;
+      const bool far = length * ratio > reach * reach * static_cast<float>(p.dim);
+      origin[r] = far ? 0.0f : length * (0.5f / signal);
     }
     x.load(vector, p.dim, x_scale);
     if constexpr (kJacobian) {
