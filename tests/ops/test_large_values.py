@@ -52,7 +52,7 @@ def test_far_tokens(backend: str, top_k: int, scale: float, t: float) -> None:
     assert error(x0, wanted, codebook) < budget
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@BACKENDS
 @TOP_K
 @pytest.mark.parametrize("offset", [10.0, 100.0, 1000.0])
 @pytest.mark.parametrize("t", [1.0, 0.9, 0.5, 0.2, 0.05, 0.015])
