@@ -4,6 +4,8 @@ on a GPU."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from native.structs import Shim, teacher_rows, unaligned
@@ -215,3 +217,40 @@ def test_loss_of_invalid_rows_is_nan_alone(kernel: Shim) -> None:
         ):
             bad = value.reshape(4, 2, -1).isnan().all(-1)
             assert bad.tolist() == [[True] * 2, [True, False], [True] * 2, [False] * 2]
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize("dim", [7, 8, 32, 40])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 300.0, 1000.0])
+def test_far_tokens(kernel: Shim, scale: float, dim: int, staged: bool) -> None:
+    """Budget: 2^-24 |x| |c| (1-t) / t^2 of the exponent; none of it at t = 1."""
+    for t in (1.0, 0.97, 0.5):
+        case = make_case(3, 200, dim, top_k=30, t=(t, t))
+        case = replace(case, x_t=(scale * torch.randn(3, dim)).double())
+        direction = torch.randn(3, dim)
+        x0, gradient = exact(case, direction)
+        arguments = case.arguments("torch")
+        budget = 3e-6 + 4 * 2.0**-24 * dim * scale * (1 - t) / t**2
+        assert relative_error(run(kernel, arguments, staged=staged), x0) < budget
+        computed = run(kernel, arguments, direction, staged=staged)
+        assert (computed - gradient).norm() < (1e-5 + 10 * budget) * gradient.norm() + 1e-7
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize("offset", [100.0, 1000.0])
+@pytest.mark.parametrize("t", [1.0, 0.9, 0.5, 0.05])
+def test_far_codebooks(kernel: Shim, t: float, offset: float, staged: bool) -> None:
+    """Budget: the additions of the weighted codes round to 2^-24 of the offset."""
+    case = far_codebook(4, 32, t, offset, top_k=30)
+    x0 = run(kernel, case.arguments("torch"), staged=staged)
+    error = (x0 - exact(case, case.x_t)[0]).norm(dim=1).max() / 32**0.5
+    assert error < 3e-6 + 16 * 2.0**-24 * offset
+
+
+def far_codebook(rows: int, dim: int, t: float, offset: float, top_k: int = 0) -> Case:
+    """Tokens noised from codes around ``offset``."""
+    case = make_case(rows, 256, dim, top_k=top_k, t=(t, t))
+    codebook = (offset + torch.randn(256, dim)).double()
+    level = case.t[:, None]
+    x_t = (1 - level) * codebook[:rows] + level * torch.randn(rows, dim)
+    return replace(case, x_t=x_t.float().double(), codebook=codebook)

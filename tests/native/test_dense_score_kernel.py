@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from native.structs import Shim, build_shim, unaligned
-from native.test_conditional_score_kernel import LOSSES, exact, run, run_loss
+from native.test_conditional_score_kernel import LOSSES, exact, far_codebook, run, run_loss
 from ops.cases import Case, make_case, relative_error
 from pairwise import pairwise
 from torch import Tensor
@@ -133,6 +133,30 @@ def test_codes_far_from_zero(kernel: Shim, centre: float) -> None:
     case = clustered_case(32, 0.01, (0.02, 0.1), centre)
     x0 = run(kernel, case.arguments("torch"), staged=False)
     assert relative_error(x0, exact(case, case.x_t)[0]) < 5e-5
+
+
+@pytest.mark.parametrize("dim", [8, 33, 64])
+@pytest.mark.parametrize("offset", [100.0, 1000.0])
+@pytest.mark.parametrize("t", [1.0, 0.9, 0.5, 0.05])
+def test_codebooks_whose_products_would_be_rounded(
+    kernel: Shim, t: float, offset: float, dim: int
+) -> None:
+    case = far_codebook(40, dim, t, offset)
+    x0 = run(kernel, case.arguments("torch"), staged=False)
+    error = (x0 - exact(case, case.x_t)[0]).norm(dim=1).max() / dim**0.5
+    assert error < 1e-5 + 4 * 2.0**-24 * offset
+
+
+@pytest.mark.parametrize("dim", [8, 32, 64])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 300.0, 1000.0])
+@pytest.mark.parametrize("t", [1.0, 0.999, 0.95, 0.5])
+def test_far_tokens(kernel: Shim, t: float, scale: float, dim: int) -> None:
+    """Budget: 2^-22 |x| |c| (1-t) / t^2 of the exponent, whose products are of 22 bits."""
+    case = make_case(48, 256, dim, t=(t, t))
+    case = replace(case, x_t=(scale * torch.randn(48, dim)).double())
+    x0 = run(kernel, case.arguments("torch"), staged=False)
+    budget = 1e-5 + 2.0**-20 * dim * scale * (1 - t) / t**2
+    assert relative_error(x0, exact(case, case.x_t)[0]) < budget
 
 
 def test_long_sums_lose_nothing(kernel: Shim) -> None:

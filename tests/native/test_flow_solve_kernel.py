@@ -150,3 +150,16 @@ def test_invalid_tokens_give_minus_one_alone(kernel: Shim, filters: dict, staged
     for value in (torch.nan, torch.inf):
         inputs["codebook"][dropped, 1] = value
         assert (run(kernel, inputs, staged=staged, **filters) == -1).all()
+
+
+@STAGED
+@pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("dim", [8, 12])
+def test_far_noise(kernel: Shim, dim: int, scale: float, staged: bool) -> None:
+    """At t = 1 the distances are all the same, and the logits decide."""
+    inputs = make_inputs(12, 200, dim, guided=True)
+    inputs["noise"] = scale * inputs["noise"]
+    options = {"top_k": 30, "steps": 1}
+    wanted = flow_solve(**{n: v.double() for n, v in inputs.items()}, **options, backend="torch")
+    codes = run(kernel, inputs, staged=staged, **options)
+    assert torch.equal(codes, wanted)

@@ -56,7 +56,7 @@ def test_far_tokens(backend: str, top_k: int, scale: float, t: float) -> None:
     offset=[10.0, 100.0, 1000.0],
     t=[1.0, 0.9, 0.5, 0.2, 0.05, 0.015],
     top_k=TOP_KS,
-    backend=["torch", "cpu"],
+    backend=BACKEND_NAMES,
 )
 def test_far_codebooks(backend: str, top_k: int, offset: float, t: float) -> None:
     """Budget: every addition of the weighted sum of 256 codes, of sixteen times the offset by the

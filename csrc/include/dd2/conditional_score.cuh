@@ -116,34 +116,83 @@ struct TokenVectors {
         along(shared + 3 * padded) {}
 };
 
+// What squared distances are taken less of: nothing, or that to a code r,
+//   |x - (1-t) c|^2 - |x - (1-t) r|^2 = ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c),
+// of a token so far from its codes that the distances round away what tells the codes apart.
+struct DistanceOrigin {
+  const float* code = nullptr;  // r, or null
+
+  // Whether the sums found with no code, their best score `best`, shall be taken anew with one: a
+  // code about as far as the best, where the distance is large to that between codes. A token that
+  // was noised from a code, or that codes surround, is not such. The same for every thread.
+  DD2_DEVICE bool moves(float best, const float* codebook, long long dim, const KeptCodes& kept,
+                        const NoiseLevel& level, const float* x_t) {
+    const float noise = 2.0f * level.two_t2 * static_cast<float>(dim);  // four times its square
+    if (-best <= noise || code != nullptr || kept.count == 0) return false;
+    const float* first = codebook + kept.code(0) * dim;
+    const float* last = codebook + kept.code(kept.count - 1) * dim;
+    float square = 0.0f, spread = 0.0f;
+    for (long long c = lane_index(); c < dim; c += kWarp) {
+      const float far = fused_multiply_add(-level.signal, first[c], x_t[c]);
+      const float apart = level.signal * (first[c] - last[c]);
+      square = fused_multiply_add(far, far, square);
+      spread = fused_multiply_add(apart, apart, spread);
+    }
+    square = warp_reduce(square, Add());
+    spread = warp_reduce(spread, Add());
+    if (square > noise && square > 16.0f * spread && square <= -4.0f * best) code = first;
+    return code != nullptr;
+  }
+};
+
+// The squared distance of a code from the token `x_t`, less that of the origin if kFar, and c·u
+// along `direction`. `values` are the code's dimensions from `first` on.
+template <int kDim, bool kJacobian, bool kFar>
+DD2_DEVICE void measure_code(const float* code, const float (&values)[kDim], long long first,
+                             long long dim, float signal, const float* x_t, const float* origin,
+                             const float* direction, float& distance, float& along) {
+  const long long last = first + kDim;
+  const auto include = [&](float value, long long c) {
+    float difference = fused_multiply_add(-signal, value, x_t[c]), other = difference;
+    if (kFar) {
+      const float r = c < dim ? signal * origin[c] : 0.0f;
+      difference = fused_multiply_add(-signal, value, r);
+      other = fused_multiply_add(-signal, value, 2.0f * x_t[c] - r);
+    }
+    distance = fused_multiply_add(difference, other, distance);
+    if (kJacobian) along = fused_multiply_add(value, direction[c], along);
+  };
+  for (int c = 0; c < kDim; ++c) include(values[c], first + c);
+  DD2_NO_UNROLL
+  for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
+    include(code[c], c);
+  }
+}
+
 // The sums over this thread's share of the kept codes, in dimensions [first, first + kDim), at the
 // token `x_t` and along `direction` in shared memory.
 template <int kDim, bool kJacobian, typename Row>
 DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long long dim,
                                                  const Row& row, const KeptCodes& kept,
                                                  const NoiseLevel& level, long long first,
-                                                 const float* x_t, const float* direction) {
-  const long long last = first + kDim;
+                                                 const float* x_t, const DistanceOrigin& origin,
+                                                 const float* direction) {
   const bool vectors = codes_are_vectors<kDim>(codebook, dim);
   Posterior<kDim, kJacobian> sums;
   sums.clear();
-  kept.for_each(row, [&](long long j, float logit) {
-    float code[kDim];
-    load_code(codebook + j * dim, first, dim, vectors, code);
-    float distance = 0.0f, along = 0.0f;
-    const auto include = [&](float value, long long c) {
-      const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
-      distance = fused_multiply_add(difference, difference, distance);
-      if (kJacobian) along = fused_multiply_add(value, direction[c], along);
-    };
-    for (int c = 0; c < kDim; ++c) include(code[c], first + c);
-    DD2_NO_UNROLL
-    for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
-      include(codebook[j * dim + c], c);
-    }
-    const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
-    sums.add(score, code, along, level.exponent);
-  });
+  const auto fold = [&](auto far) {
+    kept.for_each(row, [&](long long j, float logit) {
+      float code[kDim];
+      load_code(codebook + j * dim, first, dim, vectors, code);
+      float distance = 0.0f, along = 0.0f;
+      measure_code<kDim, kJacobian, decltype(far)::kValue>(
+          codebook + j * dim, code, first, dim, level.signal, x_t, origin.code, direction, distance,
+          along);
+      const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
+      sums.add(score, code, along, level.exponent);
+    });
+  };
+  origin.code == nullptr ? fold(Flag<false>()) : fold(Flag<true>());
   return sums;
 }
 
@@ -155,18 +204,23 @@ DD2_DEVICE void solve_dimensions(const ConditionalScoreParams& p, const Row& row
                                  Posterior<kDim, kJacobian>* merged, const TokenVectors& shared) {
   const NoiseLevel level(p.t[token]);
   const long long last = first + kDim;
-  Posterior<kDim, kJacobian> sums = fold_codes<kDim, kJacobian>(
-      p.codebook, p.dim, row, kept, level, first, shared.x_t, shared.direction);
-  sums.merge_lanes(kWarp, level.exponent);
-  if (lane_index() == 0) merged[warp_index()] = sums;
-  __syncthreads();
-  if (warp_index() == 0) {
-    sums = merged[lane_index() % kWarps];
-    sums.merge_lanes(kWarps, level.exponent);
-    __syncwarp();
-    if (lane_index() == 0) merged[0] = sums;
+  DistanceOrigin origin;
+  for (;;) {
+    Posterior<kDim, kJacobian> sums = fold_codes<kDim, kJacobian>(
+        p.codebook, p.dim, row, kept, level, first, shared.x_t, origin, shared.direction);
+    sums.merge_lanes(kWarp, level.exponent);
+    if (lane_index() == 0) merged[warp_index()] = sums;
+    __syncthreads();
+    if (warp_index() == 0) {
+      sums = merged[lane_index() % kWarps];
+      sums.merge_lanes(kWarps, level.exponent);
+      __syncwarp();
+      if (lane_index() == 0) merged[0] = sums;
+    }
+    __syncthreads();
+    if (!origin.moves(merged[0].best, p.codebook, p.dim, kept, level, shared.x_t)) break;
+    __syncthreads();  // every warp has read merged[0]
   }
-  __syncthreads();
   // A NaN or infinity in x_t, t or u must come out.
   float check = p.t[token] * 0.0f;
   for (long long c = 0; c < p.dim; ++c) {

@@ -25,12 +25,18 @@ constexpr float kLargestSum = 8192.0f;
 constexpr float kSmallestDenseNoise = 0.02f;
 constexpr float kLargestDenseRatio = 1000.0f;
 
+// x - (1-t) m in dimension c of a token, m being the centre of the codebook.
+DD2_DEVICE float centred(const ConditionalScoreParams& p, long long token, long long c) {
+  const float m = DenseWorkspace(p).centre[c];
+  return fused_multiply_add(p.t[token], m, p.x_t[token * p.dim + c] - m);
+}
+
 // Whether a token is left to direct differences.
 DD2_DEVICE bool needs_direct(const ConditionalScoreParams& p, long long token) {
   const float t = p.t[token], limit = kLargestDenseRatio * t;
   float square = 0.0f;
   for (long long c = 0; c < p.dim; ++c) {
-    const float x = p.x_t[token * p.dim + c];
+    const float x = centred(p, token, c);
     square = fused_multiply_add(x, x, square);
   }
   return !(t >= kSmallestDenseNoise && square <= limit * limit);
@@ -57,18 +63,19 @@ DD2_DEVICE T quad_reduce(T value, Combine combine) {
   return combine(value, __shfl_xor_sync(kAllLanes, value, 2));
 }
 
-// A warp's 16 vectors as the left factor of a product, this lane's two tokens' times `scale`.
+// A warp's 16 vectors as the left factor of a product: value(r, c) of this lane's two tokens.
 template <int kDim>
 struct Operand {
   unsigned high[kDim / 16][4];
   unsigned low[kDim / 16][4];
 
-  DD2_DEVICE void load(const float* const (&vector)[2], long long dim, const float (&scale)[2]) {
+  template <typename Value>
+  DD2_DEVICE void load(long long dim, const Value& value) {
     DD2_UNROLL_ALL
     for (int n = 0; n < kDim / 4; ++n) {
       const int s = n / 4, i = n % 4, r = i % 2, c = 16 * s + 8 * (i / 2) + 2 * quad_lane();
-      const SplitPair pair = split_nearest(c < dim ? vector[r][c] * scale[r] : 0.0f,
-                                           c + 1 < dim ? vector[r][c + 1] * scale[r] : 0.0f);
+      const SplitPair pair = split_nearest(c < dim ? value(r, c) : 0.0f,
+                                           c + 1 < dim ? value(r, c + 1) : 0.0f);
       high[s][i] = pair.high;
       low[s][i] = pair.low;
     }
@@ -98,25 +105,23 @@ struct DenseTokens {
   Operand<kJacobian ? kDim : 16> u;
   float gain[2];       // of S in units of the product
   float norm_gain[2];  // of the product in units of a code's norm
-  float origin[2];     // |x|^2 / (2 (1-t)) in units of the product, which it keeps small
+  float origin[2];     // |x|^2 / (2 (1-t)) in units of the product, which it keeps small; or 0
   float x_scale[2];
 
   DD2_DEVICE void load(const ConditionalScoreParams& p, const long long (&token)[2],
                        int code_exponent) {
-    const float* vector[2];
     DD2_UNROLL_ALL
     for (int r = 0; r < 2; ++r) {
-      vector[r] = p.x_t + token[r] * p.dim;
       float largest = 0.0f, square = 0.0f;
       for (long long c = quad_lane(); c < p.dim; c += 4) {
-        largest = Max()(__builtin_fabsf(vector[r][c]), largest);
+        largest = Max()(__builtin_fabsf(centred(p, token[r], c)), largest);
       }
       // The codebook's scale, or less where x would leave a half's range.
       const int room = 9 - exponent_of(quad_reduce(largest, Max()));
       const int exponent = clamp(room < code_exponent ? room : code_exponent, -100, 60);
       x_scale[r] = power_of_two(exponent);
       for (long long c = quad_lane(); c < p.dim; c += 4) {
-        const float value = vector[r][c] * x_scale[r];
+        const float value = centred(p, token[r], c) * x_scale[r];
         square = fused_multiply_add(value, value, square);
       }
       const NoiseLevel level(p.t[token[r]]);
@@ -125,17 +130,17 @@ struct DenseTokens {
       gain[r] = 2.0f * level.signal * level.exponent * power_of_two(-code_exponent) *
                 power_of_two(-exponent);
       norm_gain[r] = level.signal / ratio;
-      origin[r] = quad_reduce(square, Add()) * ratio * (0.5f / signal);
+      // 0 for a token far from all codes, which are shorter than 2 sqrt(dim) at their scale.
+      const float length = quad_reduce(square, Add()) * ratio, reach = 4.0f * level.signal;
+      const bool far = length * ratio > reach * reach * static_cast<float>(p.dim);
+      origin[r] = far ? 0.0f : length * (0.5f / signal);
     }
-    x.load(vector, p.dim, x_scale);
+    x.load(p.dim, [&](int r, int c) { return centred(p, token[r], c) * x_scale[r]; });
     if constexpr (kJacobian) {
       float scale[2];
       DD2_UNROLL_ALL
-      for (int r = 0; r < 2; ++r) {
-        vector[r] = p.direction + token[r] * p.dim;
-        scale[r] = power_of_two(direction_exponent(p, token[r]));
-      }
-      u.load(vector, p.dim, scale);
+      for (int r = 0; r < 2; ++r) scale[r] = power_of_two(direction_exponent(p, token[r]));
+      u.load(p.dim, [&](int r, int c) { return p.direction[token[r] * p.dim + c] * scale[r]; });
     }
   }
 };

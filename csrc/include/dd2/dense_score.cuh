@@ -5,9 +5,10 @@
 //
 // The squared distance is expanded, x·c_j a product of matrices, and so are sum w c and sum w z c
 // with z_j = (c_j - c_ref)·u. m and c_ref are those of a code that was the best when it was taken
-// and is replaced when eight others' weights are together 2^5 times as large. Every factor is a sum
-// of two halves; of the four products that of the two low parts is left out. What the expansion
-// loses grows as |x| / t: direct_score_fwd_kernel takes the tokens where it is too much.
+// and is replaced when eight others' weights are together 2^5 times as large. Codes are taken less
+// their centre m, tokens less (1-t) m. Every factor is a sum of two halves; of the four products that
+// of the two low parts is left out. What the expansion loses grows as |x - (1-t) m| / t:
+// direct_score_fwd_kernel takes the tokens where it is too much.
 #pragma once
 
 #include "dd2/csd_loss.cuh"
@@ -79,8 +80,9 @@ struct DenseWarp {
     float product = 0.0f, along = 0.0f, u_scale = 0.0f;
     if constexpr (kJacobian) u_scale = power_of_two(direction_exponent(p, token));
     for (long long c = quad_lane(); c < p.dim; c += 4) {
-      const float code = p.codebook[first * p.dim + c] * power_of_two(code_exponent);
-      const float x = p.x_t[token * p.dim + c] * tokens.x_scale[r];
+      const float centre = DenseWorkspace(p).centre[c];
+      const float code = (p.codebook[first * p.dim + c] - centre) * power_of_two(code_exponent);
+      const float x = centred(p, token, c) * tokens.x_scale[r];
       product += code * (x - 0.5f * tokens.norm_gain[r] * code);
       if constexpr (kJacobian) {
         along += code * (p.direction[token * p.dim + c] * u_scale);
@@ -251,7 +253,8 @@ template <int kDim, bool kJacobian>
 DD2_DEVICE void finish_tokens(const ConditionalScoreParams& p,
                               DenseSums<kDim, kJacobian>& sums) {
   sums.move_to_totals();
-  const float unit = power_of_two(-*DenseWorkspace(p).exponent);
+  const DenseWorkspace work(p);
+  const float unit = power_of_two(-*work.exponent);
   DD2_UNROLL_ALL
   for (int r = 0; r < 2; ++r) {
     const float inverse = 1.0f / quad_reduce(sums.weight[r], Add());
@@ -268,7 +271,7 @@ DD2_DEVICE void finish_tokens(const ConditionalScoreParams& p,
         float& spread = sums.spread_total.at(r, n);
         spread = (spread * inverse - mean * along) * unit * unit * u_unit * factor;
       }
-      mean *= unit;
+      mean = fused_multiply_add(mean, unit, work.centre[n / 2 * 8 + 2 * quad_lane() + n % 2]);
     }
   }
   __syncwarp();

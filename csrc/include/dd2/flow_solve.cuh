@@ -30,6 +30,7 @@ struct WarpSums {
   float best[kWarps];
   float weight[kWarps];
   float mean[kWarps][kDim];
+  float largest;  // of best
 };
 
 // What moves sums relative to `best` to another reference; 0 where there are none.
@@ -61,9 +62,10 @@ DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const K
                                const NoiseLevel& level, const float* x, WarpSums<kDim>& warps,
                                float* mean) {
   const int lane = lane_index(), warp = warp_index();
-  for (int first = 0; first < static_cast<int>(p.dim); first += kDim) {
+  DistanceOrigin origin;
+  for (int first = 0; first < static_cast<int>(p.dim);) {
     Posterior<kDim, false> sums =
-        fold_codes<kDim, false>(p.codebook, p.dim, row, kept, level, first, x, nullptr);
+        fold_codes<kDim, false>(p.codebook, p.dim, row, kept, level, first, x, origin, nullptr);
     const float best = warp_reduce(sums.best, Max());
     const float factor = shrinkage(sums.weight, sums.best, best, level.exponent);
     for (int c = 0; c < kDim; ++c) sums.mean[c] *= factor;
@@ -84,8 +86,10 @@ DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const K
         sum = fused_multiply_add(warps.mean[w][lane], share, sum);
       }
       mean[first + lane] = sum / total;
+      if (lane == 0) warps.largest = largest;
     }
     __syncthreads();
+    if (!origin.moves(warps.largest, p.codebook, p.dim, kept, level, x)) first += kDim;
   }
 }
 

@@ -1,8 +1,9 @@
-// The codebook as the tensor cores read it: scaled by a power of two, every value the sum of two
-// halves, in tiles that a block copies whole.
+// The codebook as the tensor cores read it: less its centre and scaled by a power of two, every value
+// the sum of two halves, in tiles that a block copies whole.
 #pragma once
 
 #include "dd2/conditional_score.h"
+#include "dd2/load_code.cuh"
 #include "dd2/mma.cuh"
 #include "dd2/posterior.cuh"
 
@@ -57,13 +58,17 @@ DD2_HD int dense_dim(long long dim) { return dim <= 16 ? 16 : dim <= 32 ? 32 : 6
 struct DenseWorkspace {
   static constexpr long long kAlignment = 128;
 
+  static constexpr long long kCentreBytes = 256;
+
   int* exponent;         // the codebook is stored times 2^exponent
+  float* centre;         // [dense_dim], zeros behind: it is stored less this
   unsigned char* tiles;  // CodeTile
   KeptRange* kept;       // [rows], where the rows are filtered
 
   DD2_HD explicit DenseWorkspace(const ConditionalScoreParams& p)
       : exponent(static_cast<int*>(p.workspace)),
-        tiles(static_cast<unsigned char*>(p.workspace) + kAlignment),
+        centre(reinterpret_cast<float*>(static_cast<unsigned char*>(p.workspace) + kAlignment)),
+        tiles(static_cast<unsigned char*>(p.workspace) + kAlignment + kCentreBytes),
         kept(reinterpret_cast<KeptRange*>(tiles + tile_count(p) * tile_bytes(p))) {}
 
   DD2_HD static long long tile_count(const ConditionalScoreParams& p) {
@@ -74,25 +79,53 @@ struct DenseWorkspace {
   }
   DD2_HD static long long bytes(const ConditionalScoreParams& p) {
     const long long filtered = p.teacher.filtered() ? p.teacher.rows : 0;
-    return kAlignment + tile_count(p) * tile_bytes(p) +
+    return kAlignment + kCentreBytes + tile_count(p) * tile_bytes(p) +
            filtered * static_cast<long long>(sizeof(KeptRange));
   }
 };
 
-// The exponent that brings the largest value into [1, 2); every block finds it by itself.
-DD2_DEVICE int codebook_exponent(const ConditionalScoreParams& p) {
-  const long long count = p.teacher.vocabulary * p.dim;
-  float largest = 0.0f;
-  const bool vectors = reinterpret_cast<unsigned long long>(p.codebook) % 16 == 0;
-  const long long whole = vectors ? count / 4 : 0;
-  for (long long i = threadIdx.x; i < whole; i += kThreads) {
-    const float4 v = reinterpret_cast<const float4*>(p.codebook)[i];
-    largest = Max()(Max()(Max()(__builtin_fabsf(v.x), __builtin_fabsf(v.y)),
-                          Max()(__builtin_fabsf(v.z), __builtin_fabsf(v.w))),
-                    largest);
+// About the mean code, that of some 64 all over the codebook, 0 where they are not finite: products
+// with codes less it lose no digits to where the codebook is. Every block finds it by itself.
+template <int kDim>
+DD2_DEVICE void find_centre(const ConditionalScoreParams& p, float (&centre)[kDim]) {
+  constexpr int kParts = kThreads / kDim;
+  __shared__ float partial[kThreads];
+  const int c = static_cast<int>(threadIdx.x) % kDim, part = static_cast<int>(threadIdx.x) / kDim;
+  const long long step = (p.teacher.vocabulary + 63) / 64;
+  const float share = 1.0f / static_cast<float>((p.teacher.vocabulary + step - 1) / step);
+  float sum = 0.0f;
+  for (long long j = part * step; c < p.dim && j < p.teacher.vocabulary; j += kParts * step) {
+    sum = fused_multiply_add(p.codebook[j * p.dim + c], share, sum);
   }
-  for (long long i = 4 * whole + threadIdx.x; i < count; i += kThreads) {
-    largest = Max()(__builtin_fabsf(p.codebook[i]), largest);
+  partial[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x < kDim) {
+    for (int n = 1; n < kParts; ++n) sum += partial[n * kDim + c];
+    centre[c] = __builtin_fabsf(sum) <= kFloatMax ? sum : 0.0f;
+  }
+  __syncthreads();
+}
+
+// The exponent that brings the largest value less the centre into [1, 2), found likewise.
+DD2_DEVICE int codebook_exponent(const ConditionalScoreParams& p, const float* centre) {
+  const long long count = p.teacher.vocabulary * p.dim;
+  const int dim = static_cast<int>(p.dim);
+  const bool vectors = codes_are_vectors<4>(p.codebook, p.dim);
+  const int width = vectors ? 4 : 1, step = width * kThreads % dim;
+  int c = width * static_cast<int>(threadIdx.x) % dim;
+  float largest = 0.0f;
+  for (long long i = width * static_cast<int>(threadIdx.x); i < count; i += width * kThreads) {
+    if (vectors) {
+      const float4 v = *reinterpret_cast<const float4*>(p.codebook + i);
+      const float x = v.x - centre[c], y = v.y - centre[c + 1];
+      const float z = v.z - centre[c + 2], w = v.w - centre[c + 3];
+      largest = Max()(Max()(Max()(__builtin_fabsf(x), __builtin_fabsf(y)),
+                            Max()(__builtin_fabsf(z), __builtin_fabsf(w))),
+                      largest);
+    } else {
+      largest = Max()(__builtin_fabsf(p.codebook[i] - centre[c]), largest);
+    }
+    c += c + step < dim ? step : step - dim;
   }
   return clamp(-exponent_of(block_reduce(largest, Max())), -60, 60);
 }
@@ -102,12 +135,15 @@ template <int kDim>
 __global__ void __launch_bounds__(kThreads) split_codebook_kernel(const ConditionalScoreParams p) {
   using Tile = CodeTile<kDim>;
   const DenseWorkspace work(p);
-  const int exponent = codebook_exponent(p);
+  __shared__ float centre[kDim];
+  find_centre(p, centre);
+  const int exponent = codebook_exponent(p, centre);
   const float scale = power_of_two(exponent);
   if (blockIdx.x == 0 && threadIdx.x == 0) *work.exponent = exponent;
+  if (blockIdx.x == 0 && threadIdx.x < kDim) work.centre[threadIdx.x] = centre[threadIdx.x];
   const auto value = [&](long long code, long long c) {
     const bool inside = code < p.teacher.vocabulary && c < p.dim;
-    return inside ? p.codebook[code * p.dim + c] * scale : 0.0f;
+    return inside ? (p.codebook[code * p.dim + c] - centre[c]) * scale : 0.0f;
   };
   for (long long t = blockIdx.x; t < work.tile_count(p); t += gridDim.x) {
     unsigned char* tile = work.tiles + t * Tile::kBytes;

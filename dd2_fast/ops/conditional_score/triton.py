@@ -3,9 +3,11 @@
     s_j = 2 t^2 (l_j - max l) + 2 (1-t) (x_t·c_j - (1-t) |c_j|^2 / 2)
     w_j ∝ exp((s_j - max s) / (2 t^2))
 
-An online softmax over tiles of codes, its products on tensor cores. A float is split into a sum of
-two halves, high + low, and high·high + high·low + low·high keeps 22 bits of a product; everything
-is scaled by powers of two first, so that neither part leaves the range of a half.
+An online softmax over tiles of codes, its products on tensor cores. Codes are taken less the mean
+code m and tokens less (1-t) m, so that a codebook far from zero loses no digits. A float is split
+into a sum of two halves, high + low, and high·high + high·low + low·high keeps 22 bits of a
+product; everything is scaled by powers of two first, so that neither part leaves the range of a
+half.
 """
 
 from __future__ import annotations
@@ -48,27 +50,36 @@ def _product(b_high, b_low, b_other_high, b_other_low):
 
 
 @triton.jit
-def _token_scaling(p_x, m_t, dim, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
+def _token_block(p_x, m_t, first, dim, p_centre, t, BLOCK_C: tl.constexpr):
+    """x [BLOCK_T, BLOCK_C] from dimension ``first`` on, less (1-t) m unless p_centre is None."""
+    o_c = first + tl.arange(0, BLOCK_C)
+    b_x = tl.load(p_x + o_c, mask=m_t & (o_c < dim), other=0.0)
+    if p_centre is not None:
+        b_m = tl.load(p_centre + o_c, mask=o_c < dim, other=0.0)[None, :]
+        b_x = tl.where(m_t & (o_c < dim), tl.fma(t[:, None], b_m, b_x - b_m), 0.0)
+    return b_x
+
+
+@triton.jit
+def _token_scaling(p_x, m_t, dim, p_centre, t, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
     b_largest = tl.zeros([BLOCK_T], tl.float32)
     for first in range(0, dim, BLOCK_C):
-        o_c = first + tl.arange(0, BLOCK_C)
-        b_x = tl.load(p_x + o_c, mask=m_t & (o_c < dim), other=0.0)
+        b_x = _token_block(p_x, m_t, first, dim, p_centre, t, BLOCK_C)
         b_largest = tl.maximum(b_largest, tl.max(tl.abs(b_x), 1))
     return _scaling(b_largest)
 
 
 @triton.jit
-def _token_split(p_x, m_t, first, dim, factor, BLOCK_C: tl.constexpr):
-    o_c = first + tl.arange(0, BLOCK_C)
-    return _split(tl.load(p_x + o_c, mask=m_t & (o_c < dim), other=0.0) * factor[:, None])
+def _token_split(p_x, m_t, first, dim, p_centre, t, factor, BLOCK_C: tl.constexpr):
+    return _split(_token_block(p_x, m_t, first, dim, p_centre, t, BLOCK_C) * factor[:, None])
 
 
 @triton.jit
 def split_codebook_kernel(
-    p_high, p_low, p_half_norm, p_inverse, p_codebook, p_largest, vocabulary, dim,
+    p_high, p_low, p_half_norm, p_inverse, p_codes, p_largest, vocabulary, dim,
     BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """grid (ceil(V / BLOCK_V)): the codebook in halves, padded with zeros to PADDED dimensions."""
+    """grid (ceil(V / BLOCK_V)): the codes in halves, padded with zeros to PADDED dimensions."""
     o_v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     o_v = o_v.to(tl.int64)
     m_v = (o_v < vocabulary)[:, None]
@@ -76,7 +87,7 @@ def split_codebook_kernel(
     b_norm = tl.zeros([BLOCK_V], tl.float32)
     for first in range(0, PADDED, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)
-        b_c = tl.load(p_codebook + o_v[:, None] * dim + o_c, mask=m_v & (o_c < dim), other=0.0)
+        b_c = tl.load(p_codes + o_v[:, None] * dim + o_c, mask=m_v & (o_c < dim), other=0.0)
         b_norm += tl.sum(b_c * b_c, 1)
         b_high, b_low = _split(b_c * factor)
         o_out = o_v[:, None] * PADDED + o_c
@@ -88,10 +99,10 @@ def split_codebook_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "draws"])
 def conditional_score_fwd_kernel(
-    p_out, p_jacobian, p_x, p_t, p_u, p_high, p_low, p_half_norm, p_inverse, p_threshold, p_largest,
-    p_cond, p_uncond, p_scale, cond_stride, uncond_stride, vocabulary, tokens, draws, dim,
-    GUIDED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
-    PADDED: tl.constexpr,
+    p_out, p_jacobian, p_x, p_t, p_u, p_high, p_low, p_half_norm, p_inverse, p_centre, p_threshold,
+    p_largest, p_cond, p_uncond, p_scale, cond_stride, uncond_stride, vocabulary, tokens, draws,
+    dim, GUIDED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """grid (ceil(tokens / BLOCK_T), PADDED / BLOCK_C): x0 and, with p_u, J u of BLOCK_T tokens in
     BLOCK_C dimensions. p_threshold None: unfiltered. p_out or p_jacobian None: not wanted.
@@ -106,10 +117,10 @@ def conditional_score_fwd_kernel(
     p_uncond += (i_r * uncond_stride)[:, None]
     p_x += o_t[:, None] * dim
     code_inverse = tl.load(p_inverse)
-    x_factor, x_inverse = _token_scaling(p_x, m_t2, dim, BLOCK_T, BLOCK_C)
-    x_high, x_low = _token_split(p_x, m_t2, i_c, dim, x_factor, BLOCK_C)
-
     t = tl.load(p_t + o_t, mask=m_t, other=1.0)
+    x_factor, x_inverse = _token_scaling(p_x, m_t2, dim, p_centre, t, BLOCK_T, BLOCK_C)
+    x_high, x_low = _token_split(p_x, m_t2, i_c, dim, p_centre, t, x_factor, BLOCK_C)
+
     two_t2 = tl.maximum(2.0 * t * t, _FLOAT_TINY)
     exponent = LOG2E / two_t2
     along_scale = 2.0 * (1.0 - t) * x_inverse * code_inverse
@@ -133,8 +144,8 @@ def conditional_score_fwd_kernel(
     b_mean = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     if p_u is not None:
         p_u += o_t[:, None] * dim
-        u_factor, u_inverse = _token_scaling(p_u, m_t2, dim, BLOCK_T, BLOCK_C)
-        u_high, u_low = _token_split(p_u, m_t2, i_c, dim, u_factor, BLOCK_C)
+        u_factor, u_inverse = _token_scaling(p_u, m_t2, dim, None, t, BLOCK_T, BLOCK_C)
+        u_high, u_low = _token_split(p_u, m_t2, i_c, dim, None, t, u_factor, BLOCK_C)
         along_best = tl.zeros([BLOCK_T], tl.float32)  # c_best·u
         along = tl.zeros([BLOCK_T], tl.float32)  # sum w z,  z = (c - c_best)·u
         b_spread = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)  # sum w z c
@@ -158,10 +169,10 @@ def conditional_score_fwd_kernel(
                 i_o = (i_c + other) % PADDED
                 o_high = tl.load(p_high + p_tile + i_o, mask=m_v[:, None], other=0.0)
                 o_low = tl.load(p_low + p_tile + i_o, mask=m_v[:, None], other=0.0)
-                y_high, y_low = _token_split(p_x, m_t2, i_o, dim, x_factor, BLOCK_C)
+                y_high, y_low = _token_split(p_x, m_t2, i_o, dim, p_centre, t, x_factor, BLOCK_C)
                 b_dot += _product(y_high, y_low, tl.trans(o_high), tl.trans(o_low))
                 if p_u is not None:
-                    y_high, y_low = _token_split(p_u, m_t2, i_o, dim, u_factor, BLOCK_C)
+                    y_high, y_low = _token_split(p_u, m_t2, i_o, dim, None, t, u_factor, BLOCK_C)
                     b_along += _product(y_high, y_low, tl.trans(o_high), tl.trans(o_low))
         b_s = tl.fma(norm_scale[:, None], half_norm[None, :], b_dot * along_scale[:, None])
         b_s = tl.fma(two_t2[:, None], b_l - offset, b_s)
@@ -196,7 +207,8 @@ def conditional_score_fwd_kernel(
     m_out = m_t2 & (o_c < dim)
     b_x0 = b_mean * (code_inverse / weight)[:, None]
     if p_out is not None:
-        tl.store(p_out + o_out, b_x0, mask=m_out)
+        b_m = tl.load(p_centre + o_c, mask=o_c < dim, other=0.0)[None, :]
+        tl.store(p_out + o_out, b_x0 + b_m, mask=m_out)
     if p_u is not None:
         jacobian = 2.0 * (1.0 - t) / two_t2
         b_spread = b_spread * (code_inverse / weight)[:, None] - b_x0 * (along / weight)[:, None]
@@ -222,16 +234,18 @@ def tiling(dim: int, jacobian: bool, aligned: bool, major: int) -> dict[str, int
 
 
 def _split_codebook(codebook: Tensor, block: int, padded: int) -> tuple[Tensor, ...]:
-    """``p_high, p_low, p_half_norm, p_inverse`` of a codebook ``[V, C]``."""
+    """``p_high, p_low, p_half_norm, p_inverse, p_centre`` of a codebook ``[V, C]``."""
     vocabulary, dim = codebook.shape
     high, low = codebook.new_empty(2, vocabulary, padded, dtype=torch.float16)
-    codes = high, low, codebook.new_empty(vocabulary), codebook.new_empty(1)
-    largest = torch.linalg.vector_norm(codebook, torch.inf)
+    split = high, low, codebook.new_empty(vocabulary), codebook.new_empty(1)
+    centre = codebook.mean(0)
+    codes = (codebook - centre).contiguous()
+    largest = torch.linalg.vector_norm(codes, torch.inf)
     split_codebook_kernel[(triton.cdiv(vocabulary, 64),)](
-        *codes, codebook.contiguous(), largest, vocabulary, dim,
+        *split, codes, largest, vocabulary, dim,
         BLOCK_V=64, BLOCK_C=block, PADDED=padded, **OPTIONS,
     )  # fmt: skip
-    return codes
+    return *split, centre
 
 
 def solve(
