@@ -2,68 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from ..losses import TimeDistribution
 from ..ops.csd_loss.api import OBJECTIVES
 
-_MAY_BE_ZERO = (
-    *(
-        "steps",
-        "start",
-        "warmup",
-        "rate",
-        "decay",
-        "seed",
-        "cfg",
-        "top_k",
-        "micro_batch",
-        "images_every",
-        "updates",
-    ),
-    *("noise", "dropout", "commitment", "auxiliary", "alpha", "power"),
-)
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_MAY_BE_ZERO = object()
+# Numbers of zero or more; every other number of a configuration is positive.
+Count = Annotated[int, _MAY_BE_ZERO]
+Amount = Annotated[float, _MAY_BE_ZERO]
 
 
-class _Checked:
-    """Checks the signs of every number of a configuration, before any work."""
+class Checked:
+    """Checks the sign of every number of a configuration, before any work."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            zero = name.endswith(_MAY_BE_ZERO) and name not in ("ode_steps", "guidance_updates")
-            if not math.isfinite(value):
+            parts = (hint, *typing.get_args(hint))  # one that may be None is a union
+            zero = any(_MAY_BE_ZERO in getattr(part, "__metadata__", ()) for part in parts)
+            if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name}: expected a finite number, got {value}")
             if value < 0 or (value == 0 and not zero):
                 wanted = "zero or more" if zero else "a positive number"
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+def one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError unless ``value`` is one of ``known``."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
-class TokenizerConfig(_Checked):
+class TokenizerConfig(Checked):
     """Auto-encoder first, then k-means and an EMA codebook with straight-through gradients."""
 
     vocabulary: int = 64
     dimension: int = 8
     width: int = 48
-    continuous_steps: int = 300
-    steps: int = 1200
+    continuous_steps: Count = 300
+    steps: Count = 1200
     batch: int = 128
-    rate: float = 2e-3
-    commitment: float = 0.25
-    codebook_decay: float = 0.98
+    rate: Amount = 2e-3
+    commitment: Amount = 0.25
+    codebook_decay: Amount = 0.98
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,23 +70,23 @@ class TokenizerConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TeacherConfig(_Checked):
+class TeacherConfig(Checked):
     """The transformer and its training: AdamW, noise on what it reads, dropped labels."""
 
     width: int = 64
     layers: int = 3
     heads: int = 4
-    steps: int = 1000
+    steps: Count = 1000
     batch: int = 128
-    rate: float = 2e-3
-    weight_decay: float = 0.05
-    label_dropout: float = 0.1
-    token_noise: float = 0.1
-    embedding_noise: float = 0.2
+    rate: Amount = 2e-3
+    weight_decay: Amount = 0.05
+    label_dropout: Amount = 0.1
+    token_noise: Amount = 0.1
+    embedding_noise: Amount = 0.2
 
 
 @dataclass(frozen=True)
-class NetworkConfig(_Checked):
+class NetworkConfig(Checked):
     """Size of the generator and the guidance network: arguments of ``from_teacher``.
 
     ``exact`` starts them from the very function of a LlamaGen teacher; without it they are of the
@@ -104,7 +99,7 @@ class NetworkConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class PairsConfig(_Checked):
+class PairsConfig(Checked):
     """How many (noise, teacher sample) pairs the flow ODE makes, and in how many Heun steps."""
 
     count: int = 40000
@@ -113,94 +108,94 @@ class PairsConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class Stage1Config(_Checked):
+class Stage1Config(Checked):
     """GTS: the head alone, then everything; the rate falls from ``hold`` of the steps on.
 
     ``target="ground_truth"`` is the teacher's analytic velocity, ``"sample"`` the plain
     AR-diffusion loss's ``eps - q_i`` (an ablation).
     """
 
-    head_steps: int = 100
-    steps: int = 300
+    head_steps: Count = 100
+    steps: Count = 300
     batch: int = 64
     draws: int = 2
-    rate: float = 2e-3
+    rate: Amount = 2e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 20
+    warmup: Count = 20
     hold: float = 0.5
     time_low: float = 0.02
     target: str = "ground_truth"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("target", self.target, ("ground_truth", "sample"))
+        one_of("target", self.target, ("ground_truth", "sample"))
 
 
 @dataclass(frozen=True)
-class RegressionConfig(_Checked):
+class RegressionConfig(Checked):
     """DD1's regression of the pairs, the generator's start; 0 steps leaves it out."""
 
-    steps: int = 1000
+    steps: Count = 1000
     batch: int = 64
-    rate: float = 1e-3
+    rate: Amount = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 20
+    warmup: Count = 20
     hold: float = 0.5
 
 
 @dataclass(frozen=True)
-class AdaptationConfig(_Checked):
+class AdaptationConfig(Checked):
     """Stage 0 of LlamaGen: the AR loss after the token table has become an MLP of code vectors."""
 
-    steps: int = 2000
+    steps: Count = 2000
     batch: int = 256
-    rate: float = 1e-4
-    weight_decay: float = 0.05
+    rate: Amount = 1e-4
+    weight_decay: Amount = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 50
-    label_dropout: float = 0.1
-    embedding_noise: float = 0.0
+    warmup: Count = 50
+    label_dropout: Amount = 0.1
+    embedding_noise: Amount = 0.0
 
 
 @dataclass(frozen=True)
-class DistillConfig(_Checked):
+class DistillConfig(Checked):
     """Stage 2: K guidance updates (FCS) with each generator update (CSD).
 
     ``aligned_updates`` is K after the alignment, 0 for the same.
     """
 
-    steps: int = 1800
-    guidance_start: int = 100
+    steps: Count = 1800
+    guidance_start: Count = 100
     guidance_updates: int = 1
-    align_steps: int = 0
-    aligned_steps: int = 300
-    aligned_updates: int = 0
+    align_steps: Count = 0
+    aligned_steps: Count = 300
+    aligned_updates: Count = 0
     batch: int = 64
     draws: int = 2
-    generator_rate: float = 7e-4
-    guidance_rate: float = 1.5e-3
+    generator_rate: Amount = 7e-4
+    guidance_rate: Amount = 1.5e-3
     guidance_floor: float = 0.4
-    warmup: int = 50
+    warmup: Count = 50
     hold: float = 0.5
     betas: tuple[float, float] = (0.0, 0.99)
     objective: str = "dmd"
-    alpha: float = 1.0
-    weight_power: float = 0.75
+    alpha: Amount = 1.0
+    weight_power: Amount = 0.75
     generator_time_low: float = 0.1
     generator_time_density: str = "uniform"
     guidance_time_low: float = 0.02
-    ema_decay: float = 0.997
-    auxiliary: float = 0.0
+    ema_decay: Amount = 0.997
+    auxiliary: Amount = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("objective", self.objective, OBJECTIVES)
+        one_of("objective", self.objective, OBJECTIVES)
         TimeDistribution(self.generator_time_low, 1.0, self.generator_time_density)
         TimeDistribution(self.guidance_time_low)
 
 
 @dataclass(frozen=True)
-class ExecutionConfig(_Checked):
+class ExecutionConfig(Checked):
     """How the arithmetic of a step is done; it changes what is computed by rounding alone.
 
     Args:
@@ -216,7 +211,7 @@ class ExecutionConfig(_Checked):
         report_every: steps between looks at the losses, each of which waits for the device.
     """
 
-    micro_batch: int = 0
+    micro_batch: Count = 0
     precision: str = "float32"
     compile: bool = False
     checkpoint_activations: bool = False
@@ -227,8 +222,8 @@ class ExecutionConfig(_Checked):
         if self.report_every < 1:
             raise ValueError(f"report_every: expected at least 1, got {self.report_every}")
         super().__post_init__()
-        _one_of("precision", self.precision, ("float32", "bfloat16"))
-        _one_of("sharding", self.sharding, ("replicate", "shard"))
+        one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("sharding", self.sharding, ("replicate", "shard"))
 
 
 @dataclass(frozen=True)
@@ -274,11 +269,11 @@ def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
                 raise TypeError(f"{prefix}{name}: expected a table, got {value!r}")
             changes[name] = configure(current, value, f"{prefix}{name}.")
         else:
-            changes[name] = _typed(f"{prefix}{name}", value, hints[name])
-    return replaced(config, prefix, changes)
+            changes[name] = as_field(f"{prefix}{name}", value, hints[name])
+    return _replaced(config, prefix, changes)
 
 
-def replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
+def _replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
     """``dataclasses.replace``; the ValueError of a refused value begins with the section it is in,
     a dotted name with its last dot."""
     try:
@@ -287,23 +282,56 @@ def replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
         raise ValueError(f"{section}{error}") from error
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as a field of type ``kind`` keeps it."""
-    if isinstance(value, list) and typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        if kinds[-1] is ...:
-            kinds = kinds[:1] * len(value)
-        if len(value) != len(kinds):
-            raise TypeError(f"{name}: expected {len(kinds)} values, got {value!r}")
-        return tuple(_typed(name, v, k) for v, k in zip(value, kinds, strict=True))
-    parts = typing.get_args(kind) if typing.get_origin(kind) is not tuple else ()
-    allowed = [typing.get_origin(part) or part for part in (parts or (kind,))]
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) not in allowed:
-        wanted = " or ".join(getattr(part, "__name__", str(part)) for part in allowed)
-        raise TypeError(f"{name}: expected a value of type {wanted}, got {value!r}")
+def as_field(name: str, value: Any, kind: Any, *, text: bool = False) -> Any:
+    """``value`` as a field of type ``kind`` keeps it.
+
+    Args:
+        name: what an error begins with.
+        value: as TOML has it; with ``text`` as a command line does, where a field that may be None
+            takes "none", and a tuple values with commas.
+
+    Raises:
+        TypeError: a value of another type; of a ``text`` it is a ValueError.
+        ValueError: a number that is not finite, a value that is not one of a Literal.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (text and value.lower() == "none"):
+            return None
+        (kind,) = (one for one in inner if one is not types.NoneType)
+        return as_field(name, value, kind, text=text)
+    if origin is tuple:
+        values = value.strip("()").split(",") if text else value
+        several = isinstance(values, list | tuple)
+        kinds = inner[:1] * len(values) if several and inner[-1] is ... else inner
+        if not several or len(values) != len(kinds):
+            raise _wrong(name, f"{len(kinds)} values" + " separated by commas" * text, value, text)
+        pairs = zip(values, kinds, strict=True)
+        return tuple(as_field(name, v.strip() if text else v, k, text=text) for v, k in pairs)
+    if origin is typing.Literal:
+        if value not in inner:
+            raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, got {value!r}")
+        return value
+    found = _scalar(value, kind, text)
+    if type(found) is not kind:
+        raise _wrong(name, _KINDS[kind], value, text)
+    if kind is float and not math.isfinite(found):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return found
+
+
+def _scalar(value: Any, kind: type, text: bool) -> Any:
+    """``value`` as a ``kind``, or unchanged where it is none."""
+    if text and kind is bool:
+        return _BOOLEANS.get(value.lower(), value)
+    if text or (kind is float and type(value) is int):
+        with contextlib.suppress(ValueError, OverflowError):
+            return kind(value)
     return value
+
+
+def _wrong(name: str, expected: str, value: Any, text: bool) -> Exception:
+    return (ValueError if text else TypeError)(f"{name}: expected {expected}, got {value!r}")
 
 
 def parse_config(assignments: Sequence[str], argument: str = "--config") -> dict[str, Any]:

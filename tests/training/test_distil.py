@@ -283,7 +283,7 @@ BAD = {
     "section": ({"stage1": {"steps": -1}}, ValueError, "^stage1.steps: expected zero or more"),
     "name": ({"tempo": 1}, ValueError, "tempo: expected one of the fields"),
     "nested": ({"stage1": {"speed": 1}}, ValueError, "stage1.speed: expected one of"),
-    "type": ({"stage1": {"steps": 1.5}}, TypeError, "stage1.steps: expected a value of type int"),
+    "type": ({"stage1": {"steps": 1.5}}, TypeError, "stage1.steps: expected an integer, got 1.5"),
     "table": ({"stage1": 3}, TypeError, "stage1: expected a table, got 3"),
     "method": ({"method": "dd3"}, ValueError, "method: expected one of dd2, dd1"),
     "dd1": ({"method": "dd1"}, ValueError, "regression.steps: expected at least 1"),

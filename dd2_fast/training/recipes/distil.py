@@ -26,14 +26,15 @@ from ...sampling.arguments import check_device
 from ..adaptation import AdaptationStage
 from ..config import (
     AdaptationConfig,
+    Checked,
+    Count,
     DistillConfig,
     ExecutionConfig,
     NetworkConfig,
     RegressionConfig,
     ScoreConfig,
     Stage1Config,
-    _Checked,
-    _one_of,
+    one_of,
     parse_config,
 )
 from ..lockstep import Difference, compare, shorten
@@ -65,7 +66,7 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
-class DistilConfig(_Checked):
+class DistilConfig(Checked):
     """Every setting of the recipe.
 
     Args:
@@ -76,7 +77,7 @@ class DistilConfig(_Checked):
     """
 
     method: str = "dd2"
-    seed: int = 0
+    seed: Count = 0
     device: str = "auto"
     source: SourceConfig = field(default_factory=SourceConfig)
     network: NetworkConfig = NetworkConfig(head_width=1024, head_depth=4)
@@ -93,7 +94,7 @@ class DistilConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("method", self.method, METHODS)
+        one_of("method", self.method, METHODS)
         if self.method == "dd1" and not self.regression.steps:
             raise ValueError("regression.steps: expected at least 1 for method dd1, got 0")
 

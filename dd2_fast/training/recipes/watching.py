@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...sampling.noise import image_noise
-from ..config import _Checked
+from ..config import Checked, Count
 from ..loop import Stage, Watch
 from ..parallel import Parallel
 from ..state import RunState
@@ -21,7 +21,7 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class WatchConfig(_Checked):
+class WatchConfig(Checked):
     """What a run shows, and how often it saves.
 
     Args:
@@ -31,7 +31,7 @@ class WatchConfig(_Checked):
     """
 
     save_every: float = 600.0
-    images_every: int = 1000
+    images_every: Count = 1000
     images: int = 16
     tensorboard: bool | None = None
 
