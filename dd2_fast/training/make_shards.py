@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 
 from ..checkpoints.files import check_writable, write_atomic
 from ..checkpoints.locks import agreed, locked
+from ..differences import described, differences
 from ..losses import TeacherScore, flow_pairs
 from ..losses.target import check_teacher
 from ..models.sampling import check_seed
@@ -143,16 +144,12 @@ def _open(folder: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> li
             manifest = replace(manifest, noise_start=noise_start(settings))
         _write(folder / MANIFEST, manifest.to_json())
     manifest = read_manifest(folder)
-    found = manifest.settings
-    differing = [
-        f"{name} (there {found.get(name)!r}, now {settings.get(name)!r})"
-        for name in sorted({*found, *settings})
-        if found.get(name) != settings.get(name)
-    ]
-    if differing:
+    different = differences(manifest.settings, settings)
+    if different:
         raise ValueError(
             f"{folder}: expected samples made with the same settings; different: "
-            f"{', '.join(differing)}; give the same settings to go on, or another folder"
+            f"{described(different, 'there', 'now')}; give the same settings to go on, or "
+            "another folder"
         )
     count = len(shard_ranges(settings["num"], settings["shard_size"]))
     return [k for k in range(count) if not _is_whole(folder, k, manifest)]

@@ -19,6 +19,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from ..differences import described, differences
 from .draws import pair_noise
 
 MANIFEST = "manifest.json"
@@ -209,14 +210,11 @@ class ShardedSamples:
         got: dict[str, Any] = {**teacher_sizes(teacher)}
         if weights:
             got["teacher_sha256"] = sha256_of_weights(teacher)
-        wrong = [
-            f"{name} = {self.settings[name]} (the teacher has {value})"
-            for name, value in got.items()
-            if self.settings[name] != value
-        ]
-        if wrong:
+        different = differences({name: self.settings[name] for name in got}, got)
+        if different:
             raise ValueError(
-                f"{self.folder}: expected samples that fit the teacher, got {', '.join(wrong)}"
+                f"{self.folder}: expected samples that fit the teacher; different: "
+                f"{described(different, 'the samples', 'the teacher')}"
             )
 
     def _check_files(self, verify: bool) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
+from ..differences import described, differences
 from .config import flatten
 from .parallel import Parallel
 
@@ -209,15 +210,12 @@ def lasting_settings(config: Any) -> dict[str, Any]:
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise a ValueError that names every setting in which a state and this run differ."""
-    different = [
-        f"{name} (saved {saved.get(name)!r}, now {wanted.get(name)!r})"
-        for name in sorted({*saved, *wanted})
-        if saved.get(name) != wanted.get(name)
-    ]
+    different = differences(saved, wanted)
     if different:
         raise ValueError(
             f"{path}: expected the settings of the run it continues; different: "
-            f"{', '.join(different)}; give the same settings, or --set overwrite=true to start anew"
+            f"{described(different, 'saved', 'now')}; give the same settings, or "
+            "--set overwrite=true to start anew"
         )
 
 
