@@ -29,7 +29,7 @@ from dd2_fast.training.loop import Losses, Stage
 from dd2_fast.training.parallel import Parallel
 from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.recipes.teachers import load_teacher
-from dd2_fast.training.stages import DistillStage, GroundTruthScoreStage, GuidanceStage
+from dd2_fast.training.stages import CsdStage, GroundTruthScoreStage, GuidanceStage
 from measure import free_memory
 
 try:
@@ -163,7 +163,7 @@ class Trainer:
             return GroundTruthScoreStage(guidance, score, pool, stage1, parallel=parallel)
         if step == "fcs":
             return GuidanceStage(step, 100, generator, guidance, config.distill, None, parallel)
-        return DistillStage(
+        return CsdStage(
             step, 100, generator, guidance, ema, score, None, config.distill, None, parallel
         )
 

@@ -158,7 +158,7 @@ class AdaptationConfig(Checked):
 
 
 @dataclass(frozen=True)
-class DistillConfig(Checked):
+class CsdConfig(Checked):
     """Stage 2: K guidance updates (FCS) with each generator update (CSD).
 
     ``aligned_updates`` is K after the alignment, 0 for the same.
@@ -192,6 +192,9 @@ class DistillConfig(Checked):
         one_of("objective", self.objective, OBJECTIVES)
         TimeDistribution(self.generator_time_low, 1.0, self.generator_time_density)
         TimeDistribution(self.guidance_time_low)
+
+
+DistillConfig = CsdConfig  # its name while it differed from DistilConfig by one letter
 
 
 @dataclass(frozen=True)

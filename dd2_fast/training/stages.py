@@ -19,7 +19,7 @@ from ..losses import (
     gts_loss,
 )
 from ..models import DD2Generator, DD2Guidance
-from .config import DistillConfig, RegressionConfig, Stage1Config
+from .config import CsdConfig, RegressionConfig, Stage1Config
 from .loop import Losses, Stage
 from .parallel import Parallel
 from .schedule import ramp, update_ema
@@ -141,7 +141,7 @@ class _GuidanceUpdates:
         stage: Stage,
         generator: DD2Generator,
         guidance: DD2Guidance,
-        config: DistillConfig,
+        config: CsdConfig,
         parallel: Parallel,
     ) -> None:
         self.stage, self.generator, self.config, self.parallel = stage, generator, config, parallel
@@ -196,7 +196,7 @@ class GuidanceStage(Stage):
         steps: int,
         generator: DD2Generator,
         guidance: DD2Guidance,
-        config: DistillConfig,
+        config: CsdConfig,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
     ) -> None:
@@ -212,7 +212,7 @@ class GuidanceStage(Stage):
         return self.update.on_fresh(rate, rng)
 
 
-class DistillStage(Stage):
+class CsdStage(Stage):
     """Stage 2: K guidance updates, then one generator update by CSD (paper Eq. 4), then the EMA.
 
     With an auxiliary weight the noise comes from the pool, and the DD1 regression of its pairs is
@@ -228,7 +228,7 @@ class DistillStage(Stage):
         ema: DD2Generator,
         score: TeacherScore,
         pool: Any,
-        config: DistillConfig,
+        config: CsdConfig,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
     ) -> None:

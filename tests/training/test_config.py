@@ -132,3 +132,7 @@ def test_assignments_are_applied_together() -> None:
     assert wanted.method == "dd1" and wanted.regression.steps == 3
     with pytest.raises(ValueError, match="^distill.batch: expected a positive number"):
         apply_settings(digits.DigitsConfig(), ["distill.batch=0"])
+
+
+def test_a_class_that_got_another_name_keeps_the_old_one() -> None:
+    assert config.DistillConfig is type(distil.DistilConfig().distill) is config.CsdConfig

@@ -19,7 +19,7 @@ from ...losses import TeacherScore
 from ...models import ARTeacher, DD2Generator, DD2Guidance, VQTokenizer
 from ...processes import together
 from ..config import (
-    DistillConfig,
+    CsdConfig,
     NetworkConfig,
     PairsConfig,
     RegressionConfig,
@@ -37,7 +37,7 @@ from ..stages import GroundTruthScoreStage, RegressionStage
 from ..state import RunState, clear_finished, lasting_settings
 from ..teacher_stage import TeacherStage
 from ..tokenizer_stage import TokenizerStage
-from .distillation import copy_weights, distillation_stages
+from .stage2 import copy_weights, distillation_stages
 from .watching import RunWatch, WatchConfig
 
 _CLASSES = 10
@@ -56,7 +56,7 @@ class DigitsConfig:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: CsdConfig = field(default_factory=CsdConfig)
     classifier_epochs: int = 30
     evaluation_samples: int = 5000
     watch: WatchConfig = WatchConfig(save_every=30.0, images_every=300)

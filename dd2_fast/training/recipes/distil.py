@@ -28,7 +28,7 @@ from ..config import (
     AdaptationConfig,
     Checked,
     Count,
-    DistillConfig,
+    CsdConfig,
     ExecutionConfig,
     NetworkConfig,
     RegressionConfig,
@@ -43,7 +43,7 @@ from ..parallel import Parallel
 from ..provenance import provenance
 from ..stages import GroundTruthScoreStage, RegressionStage
 from ..state import RunState, clear_finished, lasting_settings
-from .distillation import copy_weights, distillation_stages
+from .stage2 import copy_weights, distillation_stages
 from .teachers import load_teacher, open_samples
 from .watching import RunWatch, WatchConfig
 
@@ -86,7 +86,7 @@ class DistilConfig(Checked):
     adaptation: AdaptationConfig = AdaptationConfig(steps=0)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = RegressionConfig(steps=0)
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: CsdConfig = field(default_factory=CsdConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     ode_steps: int = 20

@@ -20,14 +20,14 @@ from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, TableTeacher
 from ...ops import nearest_code
 from ...processes import together
-from ..config import DistillConfig, PairsConfig, RegressionConfig, Stage1Config
+from ..config import CsdConfig, PairsConfig, RegressionConfig, Stage1Config
 from ..loop import Stage, run_stages
 from ..pairs import PairPool, PairsStage
 from ..parallel import Parallel
 from ..provenance import provenance
 from ..stages import GroundTruthScoreStage, RegressionStage
 from ..state import RunState, clear_finished, lasting_settings
-from .distillation import copy_weights, distillation_stages
+from .stage2 import copy_weights, distillation_stages
 from .watching import RunWatch, WatchConfig
 
 KINDS = ("pair", "random")
@@ -60,7 +60,7 @@ class ToyConfig:
     pairs: PairsConfig = PairsConfig(count=20000, batch=5000)
     stage1: Stage1Config = Stage1Config(head_steps=50, steps=200, batch=256, rate=2e-3)
     regression: RegressionConfig = RegressionConfig(steps=500, batch=256, rate=2e-3)
-    distill: DistillConfig = DistillConfig(
+    distill: CsdConfig = CsdConfig(
         steps=600,
         guidance_start=50,
         guidance_updates=3,
