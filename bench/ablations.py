@@ -28,9 +28,9 @@ from dd2_fast.metrics import evaluate, frechet_distance
 from dd2_fast.models import DD2Generator, DD2Guidance
 from dd2_fast.ops import nearest_code
 from dd2_fast.training.config import CsdConfig, RegressionConfig, Stage1Config
-from dd2_fast.training.data import load_digits
 from dd2_fast.training.loop import Stage
 from dd2_fast.training.recipes import digits
+from dd2_fast.training.samples.digits import load_digits
 from dd2_fast.training.stages import (
     CsdStage,
     GroundTruthScoreStage,

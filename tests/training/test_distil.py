@@ -18,9 +18,9 @@ from dd2_fast.losses import TeacherScore
 from dd2_fast.ops import available_backends
 from dd2_fast.sampling import Sampler
 from dd2_fast.training.config import configure, flatten
-from dd2_fast.training.make_shards import make_shards
 from dd2_fast.training.recipes import distil
 from dd2_fast.training.recipes.distil import DistilConfig
+from dd2_fast.training.samples.make_shards import make_shards
 from dd2_fast.training.state import lasting_settings
 
 FAMILIES = ("var", "llamagen")
@@ -196,12 +196,12 @@ def test_fused_and_reference_stay_together(family: str, backend: str) -> None:
 
 
 def test_parity_sees_a_wrong_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dd2_fast.training import stages
+    from dd2_fast.training.stages import gts
 
-    real = stages.gts_loss
+    real = gts.gts_loss
     calls = iter(range(10**6))
     monkeypatch.setattr(
-        stages, "gts_loss", lambda *a: real(*a) * (1.01 if next(calls) % 2 == 0 else 1)
+        gts, "gts_loss", lambda *a: real(*a) * (1.01 if next(calls) % 2 == 0 else 1)
     )
     part = next(iter(distil.check_parity(config("var"), 2)))
     assert part.stage == "stage1" and part.loss > 5e-3 and part.gradient > 5e-3

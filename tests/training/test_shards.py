@@ -19,17 +19,16 @@ from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.models import DD2Generator, DD2Guidance, TableTeacher
 from dd2_fast.models.llamagen import adapt
 from dd2_fast.sampling.noise import image_noise
-from dd2_fast.training.adaptation import AdaptationStage
 from dd2_fast.training.config import AdaptationConfig, RegressionConfig, Stage1Config
-from dd2_fast.training.draws import (
+from dd2_fast.training.samples.draws import (
     LivePairs,
     LiveSamples,
     cfg_of,
     draw_labels,
     draw_tokens,
 )
-from dd2_fast.training.make_shards import make_shards
-from dd2_fast.training.shards import (
+from dd2_fast.training.samples.make_shards import make_shards
+from dd2_fast.training.samples.shards import (
     Manifest,
     ShardedPairs,
     ShardedSamples,
@@ -37,6 +36,7 @@ from dd2_fast.training.shards import (
     sha256_of_weights,
 )
 from dd2_fast.training.stages import GroundTruthScoreStage, RegressionStage
+from dd2_fast.training.stages.adaptation import AdaptationStage
 
 TEACHERS = {
     "var": (var_models.teacher, dict(cfg=1.5, top_k=20, top_p=0.95)),

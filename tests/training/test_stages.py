@@ -17,15 +17,16 @@ from dd2_fast.training.config import (
     TeacherConfig,
     TokenizerConfig,
 )
-from dd2_fast.training.pairs import PairPool, PairsStage
+from dd2_fast.training.samples.pool import PairPool
 from dd2_fast.training.stages import (
     CsdStage,
     GroundTruthScoreStage,
     GuidanceStage,
     RegressionStage,
 )
-from dd2_fast.training.teacher_stage import TeacherStage
-from dd2_fast.training.tokenizer_stage import TokenizerStage
+from dd2_fast.training.stages.pairs import PairsStage
+from dd2_fast.training.stages.teacher import TeacherStage
+from dd2_fast.training.stages.tokenizer import TokenizerStage
 
 SIZES = dict(num_tokens=2, dimension=1, num_classes=1, width=16, layers=1, heads=2)
 CONFIG = CsdConfig(steps=10, batch=16, warmup=1, guidance_start=3)

@@ -372,7 +372,7 @@ def test_set_prediction_is_the_product_of_marginals():
 
 
 def test_digits_split_is_fixed_and_stratified():
-    from dd2_fast.training.data import load_digits
+    from dd2_fast.training.samples.digits import load_digits
 
     data, again = load_digits(), load_digits()
     assert data.train_images.shape == (1297, 3, 8, 8) and data.test_images.shape == (500, 3, 8, 8)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...checkpoints import save
 from ...checkpoints.bundle import PARTS, SETTINGS, Bundle, is_bundle
@@ -28,15 +27,20 @@ from ..config import (
     TeacherConfig,
     TokenizerConfig,
 )
-from ..data import DigitsData, load_digits
-from ..loop import Losses, Stage, run_stages
-from ..pairs import PairPool, PairsStage
+from ..loop import Stage, run_stages
 from ..parallel import Parallel
 from ..provenance import provenance
-from ..stages import GroundTruthScoreStage, RegressionStage
+from ..samples.digits import DigitsData, load_digits
+from ..samples.pool import PairPool
+from ..stages import (
+    GroundTruthScoreStage,
+    PairsStage,
+    RegressionStage,
+    TeacherStage,
+    TokenizerStage,
+)
+from ..stages.classifier import ClassifierStage
 from ..state import RunState, clear_finished, lasting_settings
-from ..teacher_stage import TeacherStage
-from ..tokenizer_stage import TokenizerStage
 from .stage2 import copy_weights, distillation_stages
 from .watching import RunWatch, WatchConfig
 
@@ -68,23 +72,6 @@ class DigitsConfig:
                 f"evaluation_samples: expected at least {_FEWEST_SAMPLES}, "
                 f"got {self.evaluation_samples}"
             )
-
-
-class _ClassifierStage(Stage):
-    """The classifier that judges images, in one step."""
-
-    def __init__(self, classifier: nn.Module, data: DigitsData, seed: int, epochs: int) -> None:
-        super().__init__("classifier", 1)
-        self.classifier, self.data = classifier, data
-        self.settings = {"seed": seed, "epochs": epochs}
-
-    def step(self, index: int, rng: torch.Generator) -> Losses:
-        from ...metrics.classifier import train_classifier
-
-        data = self.data
-        trained = train_classifier(data.train_images, data.train_labels, **self.settings)
-        self.classifier.load_state_dict(trained.state_dict())
-        return {}
 
 
 def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
@@ -172,7 +159,7 @@ def build_stages(config: DigitsConfig, models: dict[str, Any], data: DigitsData)
 
     stages: list[Stage] = [
         TokenizerStage(models["tokenizer"], data.train_images, config.tokenizer),
-        _ClassifierStage(models["classifier"], data, config.seed, config.classifier_epochs),
+        ClassifierStage(models["classifier"], data, config.seed, config.classifier_epochs),
         TeacherStage(
             teacher, models["tokenizer"], data.train_images, data.train_labels, config.teacher
         ),

@@ -23,7 +23,6 @@ from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
 from ...models.llamagen import adapt
 from ...processes import process_group
 from ...sampling.arguments import check_device
-from ..adaptation import AdaptationStage
 from ..config import (
     AdaptationConfig,
     Checked,
@@ -41,7 +40,7 @@ from ..lockstep import Difference, compare, shorten
 from ..loop import Stage, run_stages
 from ..parallel import Parallel
 from ..provenance import provenance
-from ..stages import GroundTruthScoreStage, RegressionStage
+from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
 from ..state import RunState, clear_finished, lasting_settings
 from .stage2 import copy_weights, distillation_stages
 from .teachers import load_teacher, open_samples

@@ -14,8 +14,8 @@ from ...differences import described, differences
 from ...losses import TeacherScore
 from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
 from ...sampling.sources import bundled_names, bundled_path
-from ..draws import LivePairs, LiveSamples, cfg_of
-from ..shards import ShardedPairs, ShardedSamples
+from ..samples.draws import LivePairs, LiveSamples, cfg_of
+from ..samples.shards import ShardedPairs, ShardedSamples
 
 # Small networks with random weights: every kind of arithmetic that the released ones have, to try
 # a recipe or measure it where there is no file.

@@ -22,10 +22,10 @@ from ...ops import nearest_code
 from ...processes import together
 from ..config import CsdConfig, PairsConfig, RegressionConfig, Stage1Config
 from ..loop import Stage, run_stages
-from ..pairs import PairPool, PairsStage
 from ..parallel import Parallel
 from ..provenance import provenance
-from ..stages import GroundTruthScoreStage, RegressionStage
+from ..samples.pool import PairPool
+from ..stages import GroundTruthScoreStage, PairsStage, RegressionStage
 from ..state import RunState, clear_finished, lasting_settings
 from .stage2 import copy_weights, distillation_stages
 from .watching import RunWatch, WatchConfig
