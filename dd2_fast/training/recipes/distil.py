@@ -4,9 +4,9 @@ DD1's regression, the baseline."""
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from ...checkpoints import save
-from ...checkpoints.bundle import SETTINGS
-from ...checkpoints.files import check_writable, write_atomic
+from ...checkpoints.files import check_writable
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
@@ -37,14 +36,13 @@ from ..config import (
     parse_config,
 )
 from ..lockstep import Difference, compare, shorten
-from ..loop import Stage, run_stages
+from ..loop import Stage
 from ..parallel import Parallel
-from ..provenance import provenance
 from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished, lasting_settings
+from .running import Made, carry_out
 from .stage2 import copy_weights, distillation_stages
 from .teachers import load_teacher, open_samples
-from .watching import RunWatch, WatchConfig
+from .watching import WatchConfig
 
 METHODS = ("dd2", "dd1")
 
@@ -114,11 +112,7 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     """
     out = Path(out)
     check_writable(out)
-    with process_group(None) as (rank, own_device), locked(out):
-        if rank == 0:
-            names = [f"{name}.safetensors" for name in ("generator", "guidance", "teacher")]
-            inputs = (config.source.teacher, config.source.tokenizer)
-            clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite, inputs)
+    with process_group(None) as (_, own_device), locked(out):
         # A function of its own, so that no network is left when the group ends.
         _run(config, out, own_device or choose_device(config.device), progress)
     return out
@@ -126,18 +120,27 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
 
 def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) -> None:
     parallel = Parallel(config.execution, device)
-    networks = Networks(config, parallel)
-    settings = lasting_settings(config)
-    every = config.watch.save_every
-    saved = networks.trained_modules()
-    state = RunState(out, saved, settings, seed=config.seed, every=every, parallel=parallel)
-    state.resume(replace=config.overwrite)
-    networks.freeze(state.done)
-    stages = build_stages(config, networks, parallel)
-    with RunWatch(out, config.watch, networks.ema, parallel, state) as watch:
-        run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
-    _write(out, config, networks, state)
-    state.remove()
+
+    def make() -> Made:
+        networks = Networks(config, parallel)
+
+        def stages(done: Collection[str]) -> list[Stage]:
+            networks.freeze(done)
+            return build_stages(config, networks, parallel)
+
+        write = functools.partial(_write, out, config, networks)
+        return Made(networks.trained_modules(), stages, write, networks.ema)
+
+    carry_out(
+        "distil",
+        config,
+        out,
+        make,
+        parts=("generator", "guidance", "teacher"),
+        inputs=(config.source.teacher, config.source.tokenizer),
+        parallel=parallel,
+        progress=progress,
+    )
 
 
 def check_parity(
@@ -210,7 +213,7 @@ class Networks:
         names = ("guidance", "generator", "ema", *(["teacher"] if self.adapting else []))
         return {name: getattr(self, name) for name in names}
 
-    def freeze(self, done: list[str] | None = None) -> None:
+    def freeze(self, done: Collection[str] | None = None) -> None:
         """Put the teacher into the run's precision, once nothing trains it any more.
 
         Args:
@@ -290,8 +293,8 @@ def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -
     return stages
 
 
-def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState) -> None:
-    """The networks, whole, then ``run.json``, whose presence says that the run is finished."""
+def _write(out: Path, config: DistilConfig, networks: Networks) -> dict[str, Any]:
+    """Write the networks, whole; every process must call it."""
     parallel = networks.parallel
     metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
     # What has no file of its own goes into the generator's.
@@ -307,20 +310,6 @@ def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState)
             whole.load_state_dict(weights, assign=True)
             inside = tokenizer if name == "generator" else None
             save(out / f"{name}.safetensors", whole, metadata, tokenizer=inside)
-    if parallel.rank > 0:
-        return
-    if networks.adapting:
+    if networks.adapting and parallel.rank == 0:
         save(out / "teacher.safetensors", networks.teacher, metadata)
-    settings = dataclasses.asdict(config)
-    del settings["overwrite"]
-    report = {
-        "recipe": "distil",
-        "settings": settings,
-        "provenance": provenance(),
-        "processes": parallel.count,
-        "losses": state.losses,
-        "seconds": state.seconds,
-        "metrics": {},
-    }
-    text = json.dumps(report, indent=2, sort_keys=True) + "\n"
-    write_atomic(out / SETTINGS, text.encode())
+    return {"processes": parallel.count, "metrics": {}}
