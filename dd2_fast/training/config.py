@@ -212,6 +212,8 @@ class ExecutionConfig(Checked):
         sharding: of trained networks on several processes, ``"replicate"`` (DDP) or ``"shard"``
             (FSDP2).
         report_every: steps between looks at the losses, each of which waits for the device.
+        keep_state: keep the last saved state of a finished run as ``final.pt``, which more steps of
+            its last stage go on from.
     """
 
     micro_batch: Count = 0
@@ -220,6 +222,7 @@ class ExecutionConfig(Checked):
     checkpoint_activations: bool = False
     sharding: str = "replicate"
     report_every: int = 1
+    keep_state: bool = True
 
     def __post_init__(self) -> None:
         if self.report_every < 1:

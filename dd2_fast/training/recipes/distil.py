@@ -102,7 +102,8 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     ``run.json``.
 
     Under torchrun every process calls this. An interrupted run continues when it is called again,
-    on any number of processes.
+    on any number of processes. A finished one goes on when it is called with more steps of its last
+    stage, from the weights, optimisers and random state in ``final.pt``.
 
     Raises:
         ValueError: settings that do not fit the interrupted run's, the teacher or the processes.
@@ -140,7 +141,16 @@ def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) 
         inputs=(config.source.teacher, config.source.tokenizer),
         parallel=parallel,
         progress=progress,
+        keep=config.execution.keep_state,
+        last_steps=last_steps(config),
     )
+
+
+def last_steps(config: DistilConfig) -> str:
+    """The setting that says how many steps the last stage takes."""
+    if config.method == "dd1":
+        return "regression.steps"
+    return "distill.aligned_steps" if config.distill.align_steps else "distill.steps"
 
 
 def check_parity(

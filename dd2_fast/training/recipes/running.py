@@ -18,7 +18,7 @@ from ...processes import together
 from ..loop import Stage, run_stages
 from ..parallel import Parallel
 from ..provenance import provenance
-from ..state import RunState, clear_finished, lasting_settings
+from ..state import RunState, clear_finished, extended, lasting_settings
 from .watching import RunWatch
 
 
@@ -51,6 +51,8 @@ def carry_out(
     inputs: Collection[str] = (),
     parallel: Parallel,
     progress: bool,
+    keep: bool = False,
+    last_steps: str | None = None,
 ) -> dict[str, Any]:
     """Make a recipe's networks, run its stages and write its files; the report in ``run.json``.
 
@@ -61,18 +63,34 @@ def carry_out(
         config: with ``seed``, ``watch`` and ``overwrite``. parts: names of the files that are
             written, without ``.safetensors``. inputs: paths that are read.
         parallel: the processes, each of which calls this with the folder locked.
+        keep: whether the last state stays in the folder. last_steps: the setting, steps of the last
+            stage, that may be raised for a finished run whose last state was kept.
     """
+    extends = None
     if parallel.rank == 0:
         names = [f"{part}.safetensors" for part in parts]
-        clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite, inputs)
+        extends = last_steps and extended(out, config, last_steps)
+        finished = (out / SETTINGS).is_file() and extends is None
+        clear_finished(out, finished, names, config.overwrite, inputs)
+    extends = parallel.first(extends)
     made = make()
     settings, every = lasting_settings(config), config.watch.save_every
-    state = RunState(out, made.modules, settings, seed=config.seed, every=every, parallel=parallel)
+    state = RunState(
+        out,
+        made.modules,
+        settings,
+        seed=config.seed,
+        every=every,
+        parallel=parallel,
+        extends=extends,
+    )
     state.resume(replace=config.overwrite)
     stages = made.stages(state.done)
     with RunWatch(out, config.watch, made.ema, parallel, state, made.tokenizer) as watch:
         run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
     told = made.write()
+    if keep:
+        state.keep()
     kept = dataclasses.asdict(config)
     del kept["overwrite"]
     report = {
@@ -86,7 +104,8 @@ def carry_out(
     if parallel.rank == 0:
         text = json.dumps(report, indent=2, sort_keys=True) + "\n"
         write_atomic(out / SETTINGS, text.encode())
-    state.remove()
+    if not keep:
+        state.remove()
     return report
 
 
