@@ -212,8 +212,9 @@ class ExecutionConfig(Checked):
         sharding: of trained networks on several processes, ``"replicate"`` (DDP) or ``"shard"``
             (FSDP2).
         report_every: steps between looks at the losses, each of which waits for the device.
-        keep_state: keep the last saved state of a finished run as ``final.pt``, which more steps of
-            its last stage go on from.
+        keep_state: keep what other runs go on from: the last saved state of a finished run as
+            ``final.pt``, for more steps of its last stage, and stage 1's network.
+        keep_every: steps between average generators kept in ``weights``; 0 keeps none.
     """
 
     micro_batch: Count = 0
@@ -223,6 +224,7 @@ class ExecutionConfig(Checked):
     sharding: str = "replicate"
     report_every: int = 1
     keep_state: bool = True
+    keep_every: Count = 0
 
     def __post_init__(self) -> None:
         if self.report_every < 1:

@@ -29,6 +29,7 @@ PREVIOUS = "state.previous.pt"
 FINAL = "final.pt"
 _FORMAT = 2
 # Settings that change rounding, speed or what is shown; a run may go on with others.
+_LATER = {"start": ""}
 _FREE = ("overwrite", "device", "execution.", "watch.")
 
 
@@ -185,7 +186,7 @@ class RunState:
         if found != _FORMAT:
             raise ValueError(f"{path}: expected state format {_FORMAT}, got {found}")
         saved = state["settings"]
-        if path == self.final and self.extends in saved:
+        if path == self.final and self.extends is not None:
             saved = {**saved, self.extends: self.settings[self.extends]}
         check_settings(path, saved, self.settings)
         return state
@@ -220,8 +221,13 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 
 def lasting_settings(config: Any) -> dict[str, Any]:
-    """The settings of a recipe that a continued run must share, by dotted name."""
-    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    """The settings of a recipe that a continued run must share, by dotted name.
+
+    A setting that came later counts only where it has another value than the one that does what
+    earlier versions did, as their states do not have it.
+    """
+    flat = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    return {name: v for name, v in flat.items() if name not in _LATER or v != _LATER[name]}
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

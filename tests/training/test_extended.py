@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.test_distil import SHORT, config, weights
+from training.test_distil import FAMILIES, SHORT, config, weights
 from training.test_faults import interrupt
 
+from dd2_fast import checkpoints
+from dd2_fast.cli import main
+from dd2_fast.sampling import Sampler
 from dd2_fast.training.recipes import distil
+from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.stages import csd
-from dd2_fast.training.state import FINAL, STATE
+from dd2_fast.training.state import FINAL, STATE, lasting_settings
 
 ONE = {**SHORT["distill"], "align_steps": 0}
 # At a constant rate the steps of a longer run are those of a shorter one, and then some.
 ONE |= {"hold": 1.0, "guidance_floor": 1.0}
+ALONE = ("--set", "regression.steps=1", "--set", "method=dd1")
 
 
 def steps(count: int) -> dict:
@@ -112,3 +117,97 @@ def test_the_last_stage_is_the_one_that_goes_on(changes: dict, name: str) -> Non
     section, field = name.split(".")
     assert distil.last_steps(settings) == name
     assert stages[-1].steps == getattr(getattr(settings, section), field)
+
+
+def brief(family: str, **changes) -> DistilConfig:
+    """A run of few steps behind stage 1."""
+    return config(family, **{**steps(2), **changes})
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = brief(request.param, execution={"keep_every": 1})
+    return distil.run(settings, tmp_path_factory.mktemp("first") / request.param, progress=False)
+
+
+def test_stage_1_of_another_run(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends as a run that makes its own, also when it is interrupted and the other is gone."""
+    for stage in (distil.GroundTruthScoreStage, distil.AdaptationStage):
+        monkeypatch.setattr(stage, "step", lambda *_: pytest.fail("it was made again"))
+    other = Path(shutil.copytree(first, tmp_path / "other"))
+    settings = brief(first.name, start=f"{other}:stage1")
+    interrupt(monkeypatch, tmp_path / "run", 3, family=first.name, start=settings.start, **steps(2))
+    shutil.rmtree(other)
+    distil.run(settings, tmp_path / "run", progress=False)
+    left, right = weights(first), weights(tmp_path / "run")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert report["losses"].keys() == {"guidance", "distill"}
+    assert (tmp_path / "run" / "teacher.safetensors").exists() == (first.name == "llamagen")
+
+
+def test_stage_1_must_be_what_this_run_would_make(first: Path, tmp_path: Path) -> None:
+    start = f"{first}:stage1"
+    other = brief(first.name, start=start, stage1={"rate": 1e-4}, score={"cfg": 1.0}, seed=1)
+    message = r"score\.cfg \(there 2\.0, now 1\.0\), stage1\.rate \(.*\), teacher_sha256 \(there '"
+    with pytest.raises(ValueError, match=message):
+        distil.run(other, tmp_path / "a", progress=False)
+    if first.name == "var":
+        foreign = config("llamagen", start=start)
+        with pytest.raises(FileNotFoundError, match="no teacher.safetensors in"):
+            distil.run(foreign, tmp_path / "b", progress=False)
+    with pytest.raises(FileNotFoundError, match="expected a run that has kept its stage 1"):
+        distil.run(brief("var", start=f"{tmp_path}:stage1"), tmp_path / "c", progress=False)
+    again = brief(first.name, start=start, overwrite=True)
+    with pytest.raises(ValueError, match="expected an input that the run does not replace"):
+        distil.run(again, first, progress=False)
+
+
+def test_weights_along_the_way(first: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (first / "weights").iterdir())
+    assert names == ["distill-0000001.safetensors", "distill-0000002.safetensors"]
+    last = checkpoints.load(first / "weights" / names[-1]).state_dict()
+    end = checkpoints.load(first / "generator.safetensors").state_dict()
+    assert all(torch.equal(value, end[name]) for name, value in last.items())
+    images = Sampler(first / "weights" / names[0])([1])
+    assert images.isfinite().all()
+    settings = brief(first.name, overwrite=True, execution={"keep_every": 2})
+    copy = Path(shutil.copytree(first, tmp_path / "copy"))
+    distil.run(settings, copy, progress=False)
+    assert [path.name for path in (copy / "weights").iterdir()] == names[1:]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["tiny_var", "--from", "runs/a"], "start: expected RUN:stage1, got 'runs/a'"),
+        (["tiny_var", "--from", "runs/a:distill"], "start: expected RUN:stage1"),
+        (["tiny_var", "--from", ":stage1"], "start: expected RUN:stage1"),
+        (["digits", "--from", "runs/a:stage1"], "--from: the recipe digits has no run"),
+        (
+            [
+                "tiny_var",
+                "--from",
+                "a:stage1",
+                "--set",
+                "regression.steps=1",
+                "--set",
+                "method=dd1",
+            ],
+            "start: expected nothing for method dd1",
+        ),
+    ],
+)
+def test_where_to_start_is_checked_first(argv, message: str, tmp_path: Path, capsys) -> None:
+    assert main(["train", *argv, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_states_of_before_the_setting_fit() -> None:
+    assert "start" not in lasting_settings(config("var"))
+    assert lasting_settings(config("var", start="a:stage1"))["start"] == "a:stage1"

@@ -38,7 +38,17 @@ from ..config import (
 from ..lockstep import Difference, compare, shorten
 from ..loop import Stage
 from ..parallel import Parallel
+from ..samples.shards import sha256_of_weights
 from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
+from .keeping import (
+    STAGE1,
+    TEACHER,
+    WEIGHTS,
+    Keeper,
+    load_stage1,
+    stage1_settings,
+    write_network,
+)
 from .running import Made, carry_out
 from .stage2 import copy_weights, distillation_stages
 from .teachers import load_teacher, open_samples
@@ -71,6 +81,7 @@ class DistilConfig(Checked):
         device: ``"auto"`` is CUDA where there is one.
         samples: the distribution that stage 1 and DD1's pairs are drawn from.
         score: the one that is distilled. ode_steps: of pairs that are drawn when needed.
+        start: ``"RUN:stage1"``, the folder of a run whose stage 1 is taken, or empty.
     """
 
     method: str = "dd2"
@@ -87,6 +98,7 @@ class DistilConfig(Checked):
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     ode_steps: int = 20
+    start: str = ""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -94,6 +106,11 @@ class DistilConfig(Checked):
         one_of("method", self.method, METHODS)
         if self.method == "dd1" and not self.regression.steps:
             raise ValueError("regression.steps: expected at least 1 for method dd1, got 0")
+        folder, _, stage = self.start.rpartition(":")
+        if self.start and (not folder or stage != "stage1"):
+            raise ValueError(f"start: expected RUN:stage1, got {self.start!r}")
+        if self.start and self.method == "dd1":
+            raise ValueError(f"start: expected nothing for method dd1, got {self.start!r}")
 
 
 def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
@@ -121,24 +138,40 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
 
 def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) -> None:
     parallel = Parallel(config.execution, device)
+    metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
 
     def make() -> Made:
         networks = Networks(config, parallel)
+        execution = config.execution
+        settings = networks.stage1_settings() if execution.keep_state else None
+        tokenizer = networks.own_tokenizer()
+        keep = Keeper(out, networks, metadata, settings, execution.keep_every, tokenizer)
 
         def stages(done: Collection[str]) -> list[Stage]:
             networks.freeze(done)
             return build_stages(config, networks, parallel)
 
-        write = functools.partial(_write, out, config, networks)
-        return Made(networks.trained_modules(), stages, write, networks.ema)
+        return Made(
+            networks.trained_modules(),
+            stages,
+            functools.partial(_write, out, networks, metadata),
+            networks.ema,
+            keep=keep,
+            done=("adaptation", "stage1") if config.start else (),
+        )
 
+    inputs = [config.source.teacher, config.source.tokenizer]
+    if config.start:
+        folder = Path(config.start.rpartition(":")[0])
+        inputs += [str(folder / STAGE1), str(folder / TEACHER)]
+    along = [f"{WEIGHTS}/{path.stem}" for path in (out / WEIGHTS).glob("*.safetensors")]
     carry_out(
         "distil",
         config,
         out,
         make,
-        parts=("generator", "guidance", "teacher"),
-        inputs=(config.source.teacher, config.source.tokenizer),
+        parts=("generator", "guidance", "stage1", "teacher", *along),
+        inputs=inputs,
         parallel=parallel,
         progress=progress,
         keep=config.execution.keep_state,
@@ -203,6 +236,7 @@ class Networks:
         teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
         self.adapting = isinstance(teacher, LlamaGenTeacher) and not teacher.adapted
         self.source: Any = teacher.to(parallel.device)
+        self._source_sha256 = sha256_of_weights(teacher)  # before its precision changes
         if self.adapting:
             teacher = adapt(teacher, seed=config.seed)[0].requires_grad_(False)
         self.teacher: Any = teacher.to(parallel.device)
@@ -237,6 +271,14 @@ class Networks:
             self.teacher.to(torch.bfloat16)
             self.source.to(torch.bfloat16)
 
+    def stage1_settings(self) -> dict[str, Any]:
+        """What the end of stage 1 depends on."""
+        return stage1_settings(self.config, self._source_sha256, self.adapting)
+
+    def own_tokenizer(self) -> nn.Module | None:
+        """The tokenizer that has no file of its own and goes into the generator's."""
+        return None if self.config.source.tokenizer else self.teacher.tokenizer
+
     def start_stage1(self) -> None:
         """The guidance network's backbone is the teacher's, as stage 0 left it."""
         self.freeze()
@@ -247,7 +289,9 @@ class Networks:
             self.parallel.load_model(backbone, own)
 
     def start_generator(self) -> None:
-        """Generator and average start from stage 1's network."""
+        """Generator and average start from stage 1's network, of this run or another."""
+        if self.config.start:
+            load_stage1(self.config.start, self, self.stage1_settings())
         copy_weights(self.guidance, self.generator, self.ema)
 
 
@@ -303,23 +347,13 @@ def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -
     return stages
 
 
-def _write(out: Path, config: DistilConfig, networks: Networks) -> dict[str, Any]:
+def _write(out: Path, networks: Networks, metadata: dict[str, Any]) -> dict[str, Any]:
     """Write the networks, whole; every process must call it."""
-    parallel = networks.parallel
-    metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
-    # What has no file of its own goes into the generator's.
-    tokenizer = None if config.source.tokenizer else networks.teacher.tokenizer
-    parts = {"generator": networks.ema}
-    if config.method == "dd2":
-        parts["guidance"] = networks.guidance  # type: ignore[assignment]
-    for name, network in parts.items():
-        weights = parallel.model_state(network)
-        if parallel.rank == 0:
-            with torch.device("meta"):
-                whole = type(network)(**network.config)
-            whole.load_state_dict(weights, assign=True)
-            inside = tokenizer if name == "generator" else None
-            save(out / f"{name}.safetensors", whole, metadata, tokenizer=inside)
+    parallel, tokenizer = networks.parallel, networks.own_tokenizer()
+    path = out / "generator.safetensors"
+    write_network(path, networks.ema, parallel, metadata, tokenizer)
+    if networks.config.method == "dd2":
+        write_network(out / "guidance.safetensors", networks.guidance, parallel, metadata)
     if networks.adapting and parallel.rank == 0:
-        save(out / "teacher.safetensors", networks.teacher, metadata)
+        save(out / TEACHER, networks.teacher, metadata)
     return {"processes": parallel.count, "metrics": {}}

@@ -32,6 +32,8 @@ class Made:
         write: writes the models' files when all stages are done; what the report says of them.
         ema: the generator whose images are shown, None for none. tokenizer: that decodes them;
             None: the one attached to ``ema``.
+        keep: called on every process with a stage, the number of its steps at the call before and
+            now. done: stages that are behind the run from its start.
     """
 
     modules: Mapping[str, nn.Module]
@@ -39,6 +41,8 @@ class Made:
     write: Callable[[], Mapping[str, Any]]
     ema: Any = None
     tokenizer: Any = None
+    keep: Callable[[Stage, int, int], None] | None = None
+    done: Collection[str] = ()
 
 
 def carry_out(
@@ -84,9 +88,10 @@ def carry_out(
         parallel=parallel,
         extends=extends,
     )
-    state.resume(replace=config.overwrite)
+    if not state.resume(replace=config.overwrite):
+        state.done = list(made.done)
     stages = made.stages(state.done)
-    with RunWatch(out, config.watch, made.ema, parallel, state, made.tokenizer) as watch:
+    with RunWatch(out, config.watch, made.ema, parallel, state, made.tokenizer, made.keep) as watch:
         run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
     told = made.write()
     if keep:
