@@ -23,11 +23,12 @@ from dd2_fast.models import (
 )
 from dd2_fast.models.llamagen import adapt
 from dd2_fast.ops import default_backend
-from dd2_fast.training.config import ExecutionConfig, configure
+from dd2_fast.training.config import ExecutionConfig
 from dd2_fast.training.loop import Losses, Stage
 from dd2_fast.training.parallel import Parallel
 from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.recipes.teachers import load_teacher
+from dd2_fast.training.settings import configure
 from dd2_fast.training.stages import CsdStage, GroundTruthScoreStage, GuidanceStage
 from dd2_fast.training.stages.adaptation import AdaptationStage
 from measure import free_memory

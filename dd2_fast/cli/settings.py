@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..training.config import as_field, configure, parse_config
+from ..training.settings import as_field, configure, parse_config
 
 T = TypeVar("T")
 

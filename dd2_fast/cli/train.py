@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..reading import read_text
-from ..training.config import parse_config
+from ..training.settings import configure, parse_config
 from .settings import add_config_option, apply_settings, field_types
 from .table import quality_table
 
@@ -138,8 +138,6 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
             raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
         config = getattr(module, _RECIPES[name][0])()
     else:
-        from ..training.config import configure
-
         table = _read_toml(name)
         try:
             config = configure(module.DistilConfig(), table)

@@ -21,8 +21,8 @@ from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
 from ..differences import described, differences
-from .config import flatten
 from .parallel import Parallel
+from .settings import flatten
 
 STATE = "state.pt"
 PREVIOUS = "state.previous.pt"

@@ -253,6 +253,8 @@ def test_rooms_of_training_import_one_way() -> None:
     folder = PACKAGE / "training"
 
     def room(parts: Sequence[str]) -> int:
+        if parts[0] == "settings":
+            return ROOMS.index("config")
         return ROOMS.index(parts[0]) if parts[0] in ROOMS else ROOMS.index("run")
 
     found = set()

@@ -10,8 +10,9 @@ import pytest
 
 from dd2_fast.cli.settings import apply_settings, field_types
 from dd2_fast.training import config
-from dd2_fast.training.config import Amount, Checked, Count, as_field, configure
+from dd2_fast.training.config import Amount, Checked, Count
 from dd2_fast.training.recipes import digits, distil, watching
+from dd2_fast.training.settings import as_field, configure
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from dd2_fast.cli.train import config_names
 from dd2_fast.losses import TeacherScore
 from dd2_fast.ops import available_backends
 from dd2_fast.sampling import Sampler
-from dd2_fast.training.config import configure, flatten
 from dd2_fast.training.recipes import distil
 from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.samples.make_shards import make_shards
+from dd2_fast.training.settings import configure, flatten
 from dd2_fast.training.state import lasting_settings
 
 FAMILIES = ("var", "llamagen")

@@ -26,12 +26,12 @@ from dd2_fast.training.config import (
     Stage1Config,
     TeacherConfig,
     TokenizerConfig,
-    flatten,
 )
 from dd2_fast.training.loop import Interrupted, Stage, run_stages
 from dd2_fast.training.recipes import digits, distil, toy
 from dd2_fast.training.recipes.watching import WatchConfig
 from dd2_fast.training.schedule import ramp, update_ema
+from dd2_fast.training.settings import flatten
 from dd2_fast.training.state import RunState
 from dd2_fast.training.watch import read_log
 

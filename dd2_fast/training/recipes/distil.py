@@ -33,12 +33,12 @@ from ..config import (
     ScoreConfig,
     Stage1Config,
     one_of,
-    parse_config,
 )
 from ..lockstep import Difference, compare, shorten
 from ..loop import Stage
 from ..parallel import Parallel
 from ..samples.shards import sha256_of_weights
+from ..settings import parse_config
 from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
 from .keeping import (
     STAGE1,

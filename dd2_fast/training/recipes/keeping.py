@@ -12,9 +12,9 @@ from torch import nn
 from ... import checkpoints
 from ...checkpoints import save
 from ...differences import described, differences
-from ..config import flatten
 from ..loop import Stage
 from ..parallel import Parallel
+from ..settings import flatten
 
 STAGE1, TEACHER = "stage1.safetensors", "teacher.safetensors"
 WEIGHTS = "weights"
