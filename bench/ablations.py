@@ -27,12 +27,12 @@ from dd2_fast.losses import TeacherScore
 from dd2_fast.metrics import evaluate, frechet_distance
 from dd2_fast.models import DD2Generator, DD2Guidance
 from dd2_fast.ops import nearest_code
-from dd2_fast.training.config import DistillConfig, RegressionConfig, Stage1Config
-from dd2_fast.training.data import load_digits
+from dd2_fast.training.config import CsdConfig, RegressionConfig, Stage1Config
 from dd2_fast.training.loop import Stage
 from dd2_fast.training.recipes import digits
+from dd2_fast.training.samples.digits import load_digits
 from dd2_fast.training.stages import (
-    DistillStage,
+    CsdStage,
     GroundTruthScoreStage,
     GuidanceStage,
     RegressionStage,
@@ -116,19 +116,19 @@ def train(variant: Variant, models: dict[str, Any], seed: int) -> tuple[DD2Gener
     averaged = None if variant.csd else ema
     run_stage(
         RegressionStage(
-            generator, score, pool, regression, ema=averaged, ema_decay=DistillConfig.ema_decay
+            generator, score, pool, regression, ema=averaged, ema_decay=CsdConfig.ema_decay
         ),
         rng,
     )
     if variant.csd:
-        config = DistillConfig(steps=variant.csd, auxiliary=variant.auxiliary)
+        config = CsdConfig(steps=variant.csd, auxiliary=variant.auxiliary)
         run_stage(
             GuidanceStage("guidance", config.guidance_start, generator, guidance, config), rng
         )
         ema.load_state_dict(generator.state_dict())
         pairs = pool if variant.auxiliary else None
         run_stage(
-            DistillStage("distill", config.steps, generator, guidance, ema, score, pairs, config),
+            CsdStage("distill", config.steps, generator, guidance, ema, score, pairs, config),
             rng,
         )
     return ema.eval().requires_grad_(False), time.process_time() - began

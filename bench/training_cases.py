@@ -23,13 +23,14 @@ from dd2_fast.models import (
 )
 from dd2_fast.models.llamagen import adapt
 from dd2_fast.ops import default_backend
-from dd2_fast.training.adaptation import AdaptationStage
-from dd2_fast.training.config import ExecutionConfig, configure
+from dd2_fast.training.config import ExecutionConfig
 from dd2_fast.training.loop import Losses, Stage
 from dd2_fast.training.parallel import Parallel
 from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.recipes.teachers import load_teacher
-from dd2_fast.training.stages import DistillStage, GroundTruthScoreStage, GuidanceStage
+from dd2_fast.training.settings import configure
+from dd2_fast.training.stages import CsdStage, GroundTruthScoreStage, GuidanceStage
+from dd2_fast.training.stages.adaptation import AdaptationStage
 from measure import free_memory
 
 try:
@@ -163,7 +164,7 @@ class Trainer:
             return GroundTruthScoreStage(guidance, score, pool, stage1, parallel=parallel)
         if step == "fcs":
             return GuidanceStage(step, 100, generator, guidance, config.distill, None, parallel)
-        return DistillStage(
+        return CsdStage(
             step, 100, generator, guidance, ema, score, None, config.distill, None, parallel
         )
 

@@ -69,7 +69,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from ..checkpoints import load_bundle
     from ..metrics import evaluate
     from ..sampling import resolve_path
-    from ..training.data import load_digits
+    from ..training.samples.digits import load_digits
 
     data = load_digits()
     bundle = load_bundle(resolve_path(arguments.model))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import parse_config
+from ..training.settings import parse_config
 from .settings import add_config_option, load_tokenizer
 
 if TYPE_CHECKING:

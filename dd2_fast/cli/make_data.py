@@ -60,8 +60,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the shards."""
     from ..sampling import process_group
-    from ..training.make_shards import make_shards
-    from ..training.shards import shard_ranges
+    from ..training.samples.make_shards import make_shards
+    from ..training.samples.shards import shard_ranges
 
     if arguments.ode_steps is not None and not arguments.pairs:
         raise ValueError("--ode-steps: expected with --pairs only")

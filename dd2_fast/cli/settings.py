@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import math
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..training.config import parse_config, replaced
+from ..training.settings import as_field, configure, parse_config
 
 T = TypeVar("T")
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:
@@ -56,27 +52,31 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def apply_settings(config: T, assignments: Sequence[str]) -> T:
-    """Return a copy of a configuration dataclass with `name=value` assignments applied.
+    """Return a copy of a configuration dataclass with all `name=value` assignments applied.
 
     Fields of nested dataclasses are named with dots, as in `distill.steps=500`. Raises ValueError
     for text without "=", a name that is not a field (with the nearest and the list of fields) or a
     value that is not of the field's type or that the configuration refuses.
     """
+    known = field_types(config)
+    table: dict[str, Any] = {}
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"--set: expected name=value, got {assignment!r}")
         name = name.strip()
-        known = field_types(config)
         if name not in known:
             nearest = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise ValueError(
                 f"--set: {hint}expected one of the fields {', '.join(known)}; got {name!r}"
             )
-        value = _parse(name, text.strip(), known[name])
-        config = _replace(config, name.split("."), value)
-    return config
+        *sections, field = name.split(".")
+        section = table
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[field] = as_field(f"--set {name}", text.strip(), known[name], text=True)
+    return configure(config, table)
 
 
 def field_types(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -90,49 +90,3 @@ def field_types(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             known[prefix + field.name] = hints[field.name]
     return known
-
-
-def _replace(config: Any, path: Sequence[str], value: Any, section: str = "") -> Any:
-    if len(path) > 1:
-        inner = getattr(config, path[0])
-        value = _replace(inner, path[1:], value, f"{section}{path[0]}.")
-    return replaced(config, section, {path[0]: value})
-
-
-def _parse(name: str, text: str, kind: Any) -> Any:
-    """Return text as a value of a type: bool, int, float, str, an optional or a tuple of them."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in arguments and text.lower() == "none":
-            return None
-        inner = [argument for argument in arguments if argument is not type(None)]
-        return _parse(name, text, inner[0])
-    if origin is tuple:
-        parts = text.strip("()").split(",")
-        inner = [arguments[0]] * len(parts) if arguments[-1] is ... else list(arguments)
-        if len(parts) != len(inner):
-            raise _wrong(name, f"{len(inner)} values separated by commas", text)
-        return tuple(_parse(name, p.strip(), k) for p, k in zip(parts, inner, strict=True))
-    if origin is typing.Literal:
-        if text not in arguments:
-            raise _wrong(name, f"one of {', '.join(map(str, arguments))}", text)
-        return text
-    if kind is bool:
-        if text.lower() not in _BOOLEANS:
-            raise _wrong(name, "true or false", text)
-        return _BOOLEANS[text.lower()]
-    return _number(name, text, kind) if kind in (int, float) else text
-
-
-def _number(name: str, text: str, kind: type) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        raise _wrong(name, "an integer" if kind is int else "a number", text) from None
-    if not math.isfinite(value):
-        raise _wrong(name, "a finite number", text)
-    return value
-
-
-def _wrong(name: str, expected: str, text: str) -> ValueError:
-    return ValueError(f"--set {name}: expected {expected}, got {text!r}")

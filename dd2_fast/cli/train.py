@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..reading import read_text
-from ..training.config import parse_config
+from ..training.settings import configure, parse_config
 from .settings import add_config_option, apply_settings, field_types
 from .table import quality_table
 
@@ -51,6 +51,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
     add_config_option(parser)
     parser.add_argument("--data", help="samples of dd2-fast make-data (default: drawn when needed)")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="RUN:stage1",
+        help="take stage 1 of another run, made with the same settings of it",
+    )
     parser.add_argument("--out", type=Path, help="folder to write (default runs/RECIPE)")
     parser.add_argument("--seed", type=int, help="of the whole run (default: the recipe's)")
     parser.add_argument(
@@ -126,18 +132,20 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
         parse_config(arguments.config)  # a mistake in it before any work
         given["config"] = shlex.join(arguments.config)
     if name in _RECIPES:
+        if arguments.start:
+            raise ValueError(f"--from: the recipe {name} has no run to start from")
         if given:
             raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
         config = getattr(module, _RECIPES[name][0])()
     else:
-        from ..training.config import configure
-
         table = _read_toml(name)
         try:
             config = configure(module.DistilConfig(), table)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
         config = configure(config, {"source": given})
+        if arguments.start:
+            config = configure(config, {"start": arguments.start})
     config = apply_settings(config, arguments.set)
     if arguments.seed is not None:
         config = dataclasses.replace(config, seed=arguments.seed)

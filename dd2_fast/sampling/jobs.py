@@ -11,6 +11,7 @@ from torch import distributed
 
 from ..checkpoints.files import remove_leftovers, write_atomic
 from ..checkpoints.locks import agreed, locked
+from ..differences import differences
 from ..progress import progress_bar
 from .arguments import check_indices, image_seed, integer
 from .sampler import Sampler
@@ -115,18 +116,16 @@ def _check_same(sink: Sink, record: dict[str, Any], found: dict[str, Any]) -> No
     part = {**record, "labels": record["labels"][:count]}
     if found == part:
         return
-    differing = [key for key in {**record, **found} if record.get(key) != found.get(key)]
+    texts = [_difference(key, *values) for key, values in differences(found, record).items()]
     raise ValueError(
-        f"out: {sink.output} holds another job, with other "
-        f"{', '.join(_difference(key, found, record) for key in sorted(differing))}; "
+        f"out: {sink.output} holds another job, with other {', '.join(texts)}; "
         "give the same settings to go on with it, or another place"
     )
 
 
-def _difference(key: str, found: dict[str, Any], record: dict[str, Any]) -> str:
-    there, now = found.get(key), record.get(key)
+def _difference(key: str, there: Any, now: Any) -> str:
     if key == "labels":
-        there, now = (f"of {len(job[key])} images" for job in (found, record))
+        there, now = (f"of {len(labels)} images" for labels in (there, now))
         if there == now:
             return f"labels ({now})"
     return f"{key} (there {there}, now {now})"

@@ -2,68 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 from ..losses import TimeDistribution
 from ..ops.csd_loss.api import OBJECTIVES
+from .settings import configure, flatten, parse_config  # noqa: F401 (where they once were)
 
-_MAY_BE_ZERO = (
-    *(
-        "steps",
-        "start",
-        "warmup",
-        "rate",
-        "decay",
-        "seed",
-        "cfg",
-        "top_k",
-        "micro_batch",
-        "images_every",
-        "updates",
-    ),
-    *("noise", "dropout", "commitment", "auxiliary", "alpha", "power"),
-)
+_MAY_BE_ZERO = object()
+# Numbers of zero or more; every other number of a configuration is positive.
+Count = Annotated[int, _MAY_BE_ZERO]
+Amount = Annotated[float, _MAY_BE_ZERO]
 
 
-class _Checked:
-    """Checks the signs of every number of a configuration, before any work."""
+class Checked:
+    """Checks the sign of every number of a configuration, before any work."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            zero = name.endswith(_MAY_BE_ZERO) and name not in ("ode_steps", "guidance_updates")
-            if not math.isfinite(value):
+            parts = (hint, *typing.get_args(hint))  # one that may be None is a union
+            zero = any(_MAY_BE_ZERO in getattr(part, "__metadata__", ()) for part in parts)
+            if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name}: expected a finite number, got {value}")
             if value < 0 or (value == 0 and not zero):
                 wanted = "zero or more" if zero else "a positive number"
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+def one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError unless ``value`` is one of ``known``."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
-class TokenizerConfig(_Checked):
+class TokenizerConfig(Checked):
     """Auto-encoder first, then k-means and an EMA codebook with straight-through gradients."""
 
     vocabulary: int = 64
     dimension: int = 8
     width: int = 48
-    continuous_steps: int = 300
-    steps: int = 1200
+    continuous_steps: Count = 300
+    steps: Count = 1200
     batch: int = 128
-    rate: float = 2e-3
-    commitment: float = 0.25
-    codebook_decay: float = 0.98
+    rate: Amount = 2e-3
+    commitment: Amount = 0.25
+    codebook_decay: Amount = 0.98
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,23 +65,23 @@ class TokenizerConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TeacherConfig(_Checked):
+class TeacherConfig(Checked):
     """The transformer and its training: AdamW, noise on what it reads, dropped labels."""
 
     width: int = 64
     layers: int = 3
     heads: int = 4
-    steps: int = 1000
+    steps: Count = 1000
     batch: int = 128
-    rate: float = 2e-3
-    weight_decay: float = 0.05
-    label_dropout: float = 0.1
-    token_noise: float = 0.1
-    embedding_noise: float = 0.2
+    rate: Amount = 2e-3
+    weight_decay: Amount = 0.05
+    label_dropout: Amount = 0.1
+    token_noise: Amount = 0.1
+    embedding_noise: Amount = 0.2
 
 
 @dataclass(frozen=True)
-class NetworkConfig(_Checked):
+class NetworkConfig(Checked):
     """Size of the generator and the guidance network: arguments of ``from_teacher``.
 
     ``exact`` starts them from the very function of a LlamaGen teacher; without it they are of the
@@ -104,7 +94,7 @@ class NetworkConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class PairsConfig(_Checked):
+class PairsConfig(Checked):
     """How many (noise, teacher sample) pairs the flow ODE makes, and in how many Heun steps."""
 
     count: int = 40000
@@ -113,94 +103,97 @@ class PairsConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class Stage1Config(_Checked):
+class Stage1Config(Checked):
     """GTS: the head alone, then everything; the rate falls from ``hold`` of the steps on.
 
     ``target="ground_truth"`` is the teacher's analytic velocity, ``"sample"`` the plain
     AR-diffusion loss's ``eps - q_i`` (an ablation).
     """
 
-    head_steps: int = 100
-    steps: int = 300
+    head_steps: Count = 100
+    steps: Count = 300
     batch: int = 64
     draws: int = 2
-    rate: float = 2e-3
+    rate: Amount = 2e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 20
+    warmup: Count = 20
     hold: float = 0.5
     time_low: float = 0.02
     target: str = "ground_truth"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("target", self.target, ("ground_truth", "sample"))
+        one_of("target", self.target, ("ground_truth", "sample"))
 
 
 @dataclass(frozen=True)
-class RegressionConfig(_Checked):
+class RegressionConfig(Checked):
     """DD1's regression of the pairs, the generator's start; 0 steps leaves it out."""
 
-    steps: int = 1000
+    steps: Count = 1000
     batch: int = 64
-    rate: float = 1e-3
+    rate: Amount = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 20
+    warmup: Count = 20
     hold: float = 0.5
 
 
 @dataclass(frozen=True)
-class AdaptationConfig(_Checked):
+class AdaptationConfig(Checked):
     """Stage 0 of LlamaGen: the AR loss after the token table has become an MLP of code vectors."""
 
-    steps: int = 2000
+    steps: Count = 2000
     batch: int = 256
-    rate: float = 1e-4
-    weight_decay: float = 0.05
+    rate: Amount = 1e-4
+    weight_decay: Amount = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 50
-    label_dropout: float = 0.1
-    embedding_noise: float = 0.0
+    warmup: Count = 50
+    label_dropout: Amount = 0.1
+    embedding_noise: Amount = 0.0
 
 
 @dataclass(frozen=True)
-class DistillConfig(_Checked):
+class CsdConfig(Checked):
     """Stage 2: K guidance updates (FCS) with each generator update (CSD).
 
     ``aligned_updates`` is K after the alignment, 0 for the same.
     """
 
-    steps: int = 1800
-    guidance_start: int = 100
+    steps: Count = 1800
+    guidance_start: Count = 100
     guidance_updates: int = 1
-    align_steps: int = 0
-    aligned_steps: int = 300
-    aligned_updates: int = 0
+    align_steps: Count = 0
+    aligned_steps: Count = 300
+    aligned_updates: Count = 0
     batch: int = 64
     draws: int = 2
-    generator_rate: float = 7e-4
-    guidance_rate: float = 1.5e-3
+    generator_rate: Amount = 7e-4
+    guidance_rate: Amount = 1.5e-3
     guidance_floor: float = 0.4
-    warmup: int = 50
+    warmup: Count = 50
     hold: float = 0.5
     betas: tuple[float, float] = (0.0, 0.99)
     objective: str = "dmd"
-    alpha: float = 1.0
-    weight_power: float = 0.75
+    alpha: Amount = 1.0
+    weight_power: Amount = 0.75
     generator_time_low: float = 0.1
     generator_time_density: str = "uniform"
     guidance_time_low: float = 0.02
-    ema_decay: float = 0.997
-    auxiliary: float = 0.0
+    ema_decay: Amount = 0.997
+    auxiliary: Amount = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("objective", self.objective, OBJECTIVES)
+        one_of("objective", self.objective, OBJECTIVES)
         TimeDistribution(self.generator_time_low, 1.0, self.generator_time_density)
         TimeDistribution(self.guidance_time_low)
 
 
+DistillConfig = CsdConfig  # its name while it differed from DistilConfig by one letter
+
+
 @dataclass(frozen=True)
-class ExecutionConfig(_Checked):
+class ExecutionConfig(Checked):
     """How the arithmetic of a step is done; it changes what is computed by rounding alone.
 
     Args:
@@ -214,21 +207,26 @@ class ExecutionConfig(_Checked):
         sharding: of trained networks on several processes, ``"replicate"`` (DDP) or ``"shard"``
             (FSDP2).
         report_every: steps between looks at the losses, each of which waits for the device.
+        keep_state: keep what other runs go on from: the last saved state of a finished run as
+            ``final.pt``, for more steps of its last stage, and stage 1's network.
+        keep_every: steps between average generators kept in ``weights``; 0 keeps none.
     """
 
-    micro_batch: int = 0
+    micro_batch: Count = 0
     precision: str = "float32"
     compile: bool = False
     checkpoint_activations: bool = False
     sharding: str = "replicate"
     report_every: int = 1
+    keep_state: bool = True
+    keep_every: Count = 0
 
     def __post_init__(self) -> None:
         if self.report_every < 1:
             raise ValueError(f"report_every: expected at least 1, got {self.report_every}")
         super().__post_init__()
-        _one_of("precision", self.precision, ("float32", "bfloat16"))
-        _one_of("sharding", self.sharding, ("replicate", "shard"))
+        one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("sharding", self.sharding, ("replicate", "shard"))
 
 
 @dataclass(frozen=True)
@@ -238,99 +236,3 @@ class ScoreConfig:
     cfg: float | None = None
     top_k: int = 0
     top_p: float = 1.0
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and values of a configuration of nested dataclasses or of their dicts."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = dataclasses.asdict(config)
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
-    """A copy of a configuration with the values of a table, as TOML has them.
-
-    Raises:
-        ValueError: a name that is no field, or a value that a field refuses. TypeError: a value of
-            another type than the field's.
-    """
-    fields = {field.name for field in dataclasses.fields(config)}
-    hints = typing.get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    for name, value in table.items():
-        if name not in fields:
-            raise ValueError(
-                f"{prefix}{name}: expected one of the fields {', '.join(sorted(fields))}"
-            )
-        current = getattr(config, name)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise TypeError(f"{prefix}{name}: expected a table, got {value!r}")
-            changes[name] = configure(current, value, f"{prefix}{name}.")
-        else:
-            changes[name] = _typed(f"{prefix}{name}", value, hints[name])
-    return replaced(config, prefix, changes)
-
-
-def replaced(config: Any, section: str, changes: Mapping[str, Any]) -> Any:
-    """``dataclasses.replace``; the ValueError of a refused value begins with the section it is in,
-    a dotted name with its last dot."""
-    try:
-        return dataclasses.replace(config, **changes)
-    except ValueError as error:
-        raise ValueError(f"{section}{error}") from error
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as a field of type ``kind`` keeps it."""
-    if isinstance(value, list) and typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        if kinds[-1] is ...:
-            kinds = kinds[:1] * len(value)
-        if len(value) != len(kinds):
-            raise TypeError(f"{name}: expected {len(kinds)} values, got {value!r}")
-        return tuple(_typed(name, v, k) for v, k in zip(value, kinds, strict=True))
-    parts = typing.get_args(kind) if typing.get_origin(kind) is not tuple else ()
-    allowed = [typing.get_origin(part) or part for part in (parts or (kind,))]
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) not in allowed:
-        wanted = " or ".join(getattr(part, "__name__", str(part)) for part in allowed)
-        raise TypeError(f"{name}: expected a value of type {wanted}, got {value!r}")
-    return value
-
-
-def parse_config(assignments: Sequence[str], argument: str = "--config") -> dict[str, Any]:
-    """Settings of ``checkpoints.load`` from texts ``key=value``: JSON, several values with commas,
-    or plain text.
-
-    Raises:
-        ValueError: names ``argument`` and a text without "=", a key given twice, or one that is no
-            setting.
-    """
-    config: dict[str, Any] = {}
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator or not name.isidentifier():
-            raise ValueError(f"{argument}: expected key=value, got {assignment!r}")
-        if name in config:
-            raise ValueError(f"{argument}: expected each key once, got {name!r} twice")
-        if name in ("source", "tokenizer", "max_bytes"):
-            raise ValueError(f"{argument}: expected a setting of the model, got {name!r}")
-        config[name] = _setting(text)
-    return config
-
-
-def _setting(text: str) -> Any:
-    for candidate in (text, f"[{text}]"):
-        try:
-            return json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-    return text

@@ -118,6 +118,8 @@ def run_stages(
 ) -> None:
     """Run every stage that ``state`` does not have behind it.
 
+    The state saved last is that of the last stage after its last step, with its optimisers.
+
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving the state.
         FloatingPointError: a loss is not finite; the message has its stage, step and name and the
@@ -129,7 +131,10 @@ def run_stages(
         for index, stage in enumerate(stages):
             if stage.name not in state.done:
                 _run_stage(stage, index, state, stopped, progress, parallel, watch or Watch())
-    state.save({})
+                if stage is stages[-1]:
+                    state.save(stage.state_dict())
+                stage.finish()
+                state.finish()
 
 
 def _run_stage(
@@ -177,8 +182,6 @@ def _run_stage(
                 raise Interrupted(
                     f"stopped in {stage.name} at step {state.step}; the same command continues"
                 )
-    stage.finish()
-    state.finish()
 
 
 def _report(

@@ -6,6 +6,7 @@ uninterrupted run gives.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -19,13 +20,16 @@ from torch import nn
 from ..checkpoints.bundle import SETTINGS
 from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
-from .config import flatten
+from ..differences import described, differences
 from .parallel import Parallel
+from .settings import flatten
 
 STATE = "state.pt"
 PREVIOUS = "state.previous.pt"
+FINAL = "final.pt"
 _FORMAT = 2
 # Settings that change rounding, speed or what is shown; a run may go on with others.
+_LATER = {"start": ""}
 _FREE = ("overwrite", "device", "execution.", "watch.")
 
 
@@ -40,6 +44,8 @@ class RunState:
         modules: every model that any stage reads or trains, by name.
         settings: flat settings; a state with others is refused.
         seed: of the run; each stage draws from its own generator.
+        extends: the setting, steps of the last stage, that ``folder/final.pt`` of a finished run
+            may have another value of.
         every: seconds between saves. parallel: the processes.
     """
 
@@ -52,8 +58,10 @@ class RunState:
         seed: int,
         every: float = 30.0,
         parallel: Parallel | None = None,
+        extends: str | None = None,
     ) -> None:
-        self.path, self.previous = folder / STATE, folder / PREVIOUS
+        self.path, self.previous, self.final = folder / STATE, folder / PREVIOUS, folder / FINAL
+        self.extends = extends
         self.parallel = parallel or Parallel()
         self.modules, self.settings = dict(modules), dict(settings)
         self.every = every
@@ -146,7 +154,7 @@ class RunState:
     def _choose(self, replace: bool) -> tuple[Path | None, dict[str, Any] | None]:
         """The file to go on from and what is in it."""
         remove_leftovers(self.path)
-        files = [path for path in (self.path, self.previous) if path.exists()]
+        files = [path for path in (self.path, self.previous, self.final) if path.exists()]
         for path in files:
             try:
                 return path, self._read(path)
@@ -177,14 +185,24 @@ class RunState:
             ) from error
         if found != _FORMAT:
             raise ValueError(f"{path}: expected state format {_FORMAT}, got {found}")
-        check_settings(path, state["settings"], self.settings)
+        saved = state["settings"]
+        if path == self.final and self.extends is not None:
+            saved = {**saved, self.extends: self.settings[self.extends]}
+        check_settings(path, saved, self.settings)
         return state
+
+    def keep(self) -> None:
+        """The state at the end of the last stage stays as ``final.pt``, and no other does."""
+        if self.parallel.rank == 0:
+            os.replace(self.path, self.final)
+            self.previous.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the state files: the run is finished."""
         if self.parallel.rank == 0:
             self.path.unlink(missing_ok=True)
             self.previous.unlink(missing_ok=True)
+            self.final.unlink(missing_ok=True)
 
 
 class _DamagedState(ValueError):
@@ -203,22 +221,42 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 
 def lasting_settings(config: Any) -> dict[str, Any]:
-    """The settings of a recipe that a continued run must share, by dotted name."""
-    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    """The settings of a recipe that a continued run must share, by dotted name.
+
+    A setting that came later counts only where it has another value than the one that does what
+    earlier versions did, as their states do not have it.
+    """
+    flat = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    return {name: v for name, v in flat.items() if name not in _LATER or v != _LATER[name]}
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise a ValueError that names every setting in which a state and this run differ."""
-    different = [
-        f"{name} (saved {saved.get(name)!r}, now {wanted.get(name)!r})"
-        for name in sorted({*saved, *wanted})
-        if saved.get(name) != wanted.get(name)
-    ]
+    different = differences(saved, wanted)
     if different:
         raise ValueError(
             f"{path}: expected the settings of the run it continues; different: "
-            f"{', '.join(different)}; give the same settings, or --set overwrite=true to start anew"
+            f"{described(different, 'saved', 'now')}; give the same settings, or "
+            "--set overwrite=true to start anew"
         )
+
+
+def extended(folder: Path, config: Any, steps: str) -> str | None:
+    """``steps`` where ``config`` is a finished run's but for more of them, else None.
+
+    Args:
+        folder: of the run, with ``run.json`` and ``final.pt``.
+        steps: the setting, steps of the last stage.
+    """
+    if config.overwrite or not (folder / FINAL).is_file():
+        return None
+    try:
+        report = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        different = differences(lasting_settings(report["settings"]), lasting_settings(config))
+        ((name, (found, wanted)),) = different.items()
+        return steps if name == steps and wanted > found else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def clear_finished(
@@ -249,5 +287,5 @@ def clear_finished(
             f"{folder}: expected an empty folder or an interrupted run, found a finished one; "
             "choose another folder, or --set overwrite=true"
         )
-    for name in (SETTINGS, STATE, PREVIOUS, *names):
+    for name in (SETTINGS, STATE, PREVIOUS, FINAL, *names):
         (folder / name).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dd2_fast.cli import main
-from dd2_fast.training import make_shards as module
+from dd2_fast.training.samples import make_shards as module
 
 make_shards = module.make_shards
 

@@ -14,8 +14,9 @@ from training.forked import run
 
 from dd2_fast.cli import main
 from dd2_fast.sampling import PngFolder
-from dd2_fast.training import loop, make_shards
+from dd2_fast.training import loop
 from dd2_fast.training.recipes import distil
+from dd2_fast.training.samples import make_shards
 
 SHORT = ("stage1.head_steps=1", "stage1.steps=1", "distill.guidance_start=1", "distill.steps=2")
 LEAST = (*SHORT, "distill.align_steps=0", "watch.tensorboard=false", "watch.images_every=0")

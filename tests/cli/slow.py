@@ -9,8 +9,8 @@ from typing import Any
 
 from dd2_fast.cli import main
 from dd2_fast.sampling import NpzFile
-from dd2_fast.training import make_shards
 from dd2_fast.training.recipes import distil
+from dd2_fast.training.samples import make_shards
 
 _SECONDS = 3.0
 

@@ -10,7 +10,7 @@ from checkpoints.tiny import teacher_tensors, tokenizer_tensors
 
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
-from dd2_fast.training.config import parse_config
+from dd2_fast.training.settings import parse_config
 
 pytestmark = pytest.mark.usefixtures("family")
 

@@ -17,7 +17,7 @@ from dd2_fast.cli import main
 from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.sampling.sources import bundled_path
 from dd2_fast.training.recipes.teachers import load_teacher
-from dd2_fast.training.shards import ShardedPairs, ShardedSamples
+from dd2_fast.training.samples.shards import ShardedPairs, ShardedSamples
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd2_fast.metrics import DigitsClassifier, train_classifier
-from dd2_fast.training.data import load_digits
+from dd2_fast.training.samples.digits import load_digits
 
 
 def test_recognises_held_out_digits() -> None:

@@ -12,7 +12,7 @@ from scipy import linalg
 import dd2_fast
 from dd2_fast.checkpoints import load_bundle
 from dd2_fast.metrics import evaluate
-from dd2_fast.training.data import load_digits
+from dd2_fast.training.samples.digits import load_digits
 
 DIGITS = Path(dd2_fast.__file__).parent / "assets" / "digits"
 

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import threading
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,34 @@ def test_imports_point_one_way() -> None:
                     found += 1
                     assert LAYERS.index(target) >= depth, f"{path} imports {name}"
     assert found > 20
+
+
+# The rooms of training/, each of which imports those before it; what is in no folder and is not
+# the configuration is the run's. Two files are other paths of those in samples/.
+ROOMS = ("config", "run", "samples", "stages", "recipes")
+OTHER_PATHS = ("shards.py", "make_shards.py")
+
+
+def test_rooms_of_training_import_one_way() -> None:
+    folder = PACKAGE / "training"
+
+    def room(parts: Sequence[str]) -> int:
+        if parts[0] == "settings":
+            return ROOMS.index("config")
+        return ROOMS.index(parts[0]) if parts[0] in ROOMS else ROOMS.index("run")
+
+    found = set()
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        if str(path.relative_to(folder)) in OTHER_PATHS:
+            continue
+        for name in imported_modules(path):
+            if name.startswith("dd2_fast.training."):
+                target = name.split(".")[2:]
+                assert f"{target[0]}.py" not in OTHER_PATHS, f"{path} imports {name}"
+                found.add((room(parts), room(target)))
+                assert room(target) <= room(parts), f"{path} imports {name}"
+    assert {(4, 3), (3, 2), (3, 1), (2, 1), (1, 0)} <= found
 
 
 def test_backends_of_an_operator_do_not_import_each_other() -> None:

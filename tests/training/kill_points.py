@@ -15,7 +15,7 @@ import torch
 
 from dd2_fast.losses import TeacherScore
 from dd2_fast.models import TableTeacher
-from dd2_fast.training.make_shards import make_shards
+from dd2_fast.training.samples.make_shards import make_shards
 
 NUM, SHARD = 23, 9
 EVENTS = ("open", "os.rename", "os.remove")

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from dd2_fast.losses import TeacherScore
 from dd2_fast.models.llamagen import LlamaGenTeacher, adapt
 from dd2_fast.training import loop
-from dd2_fast.training.adaptation import AdaptationStage
 from dd2_fast.training.config import AdaptationConfig
-from dd2_fast.training.draws import LiveSamples
 from dd2_fast.training.loop import Interrupted, run_stages
+from dd2_fast.training.samples.draws import LiveSamples
+from dd2_fast.training.stages.adaptation import AdaptationStage
 from dd2_fast.training.state import RunState
 
 CONFIG = AdaptationConfig(steps=80, batch=16, rate=2e-3, warmup=5, label_dropout=0.1)

@@ -17,10 +17,10 @@ from dd2_fast.cli.train import config_names
 from dd2_fast.losses import TeacherScore
 from dd2_fast.ops import available_backends
 from dd2_fast.sampling import Sampler
-from dd2_fast.training.config import configure, flatten
-from dd2_fast.training.make_shards import make_shards
 from dd2_fast.training.recipes import distil
 from dd2_fast.training.recipes.distil import DistilConfig
+from dd2_fast.training.samples.make_shards import make_shards
+from dd2_fast.training.settings import configure, flatten
 from dd2_fast.training.state import lasting_settings
 
 FAMILIES = ("var", "llamagen")
@@ -203,12 +203,12 @@ def test_fused_and_reference_stay_together(family: str, backend: str) -> None:
 
 
 def test_parity_sees_a_wrong_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dd2_fast.training import stages
+    from dd2_fast.training.stages import gts
 
-    real = stages.gts_loss
+    real = gts.gts_loss
     calls = iter(range(10**6))
     monkeypatch.setattr(
-        stages, "gts_loss", lambda *a: real(*a) * (1.01 if next(calls) % 2 == 0 else 1)
+        gts, "gts_loss", lambda *a: real(*a) * (1.01 if next(calls) % 2 == 0 else 1)
     )
     part = next(iter(distil.check_parity(config("var"), 2)))
     assert part.stage == "stage1" and part.loss > 5e-3 and part.gradient > 5e-3
@@ -290,7 +290,7 @@ BAD = {
     "section": ({"stage1": {"steps": -1}}, ValueError, "^stage1.steps: expected zero or more"),
     "name": ({"tempo": 1}, ValueError, "tempo: expected one of the fields"),
     "nested": ({"stage1": {"speed": 1}}, ValueError, "stage1.speed: expected one of"),
-    "type": ({"stage1": {"steps": 1.5}}, TypeError, "stage1.steps: expected a value of type int"),
+    "type": ({"stage1": {"steps": 1.5}}, TypeError, "stage1.steps: expected an integer, got 1.5"),
     "table": ({"stage1": 3}, TypeError, "stage1: expected a table, got 3"),
     "method": ({"method": "dd3"}, ValueError, "method: expected one of dd2, dd1"),
     "dd1": ({"method": "dd1"}, ValueError, "regression.steps: expected at least 1"),

@@ -14,9 +14,9 @@ from dd2_fast.checkpoints.files import replacing
 from dd2_fast.checkpoints.locks import locked
 from dd2_fast.losses import TeacherScore
 from dd2_fast.models import TableTeacher
-from dd2_fast.training import make_shards as module
-from dd2_fast.training.make_shards import make_shards
-from dd2_fast.training.shards import ShardedSamples
+from dd2_fast.training.samples import make_shards as module
+from dd2_fast.training.samples.make_shards import make_shards
+from dd2_fast.training.samples.shards import ShardedSamples
 from dd2_fast.training.state import RunState, clear_finished
 from dd2_fast.training.watch import RunLog
 

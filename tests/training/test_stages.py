@@ -11,24 +11,25 @@ from torch import nn
 from dd2_fast.losses import TeacherScore
 from dd2_fast.models import ARTeacher, DD2Generator, DD2Guidance, TableTeacher, VQTokenizer
 from dd2_fast.training.config import (
-    DistillConfig,
+    CsdConfig,
     RegressionConfig,
     Stage1Config,
     TeacherConfig,
     TokenizerConfig,
 )
-from dd2_fast.training.pairs import PairPool, PairsStage
+from dd2_fast.training.samples.pool import PairPool
 from dd2_fast.training.stages import (
-    DistillStage,
+    CsdStage,
     GroundTruthScoreStage,
     GuidanceStage,
     RegressionStage,
 )
-from dd2_fast.training.teacher_stage import TeacherStage
-from dd2_fast.training.tokenizer_stage import TokenizerStage
+from dd2_fast.training.stages.pairs import PairsStage
+from dd2_fast.training.stages.teacher import TeacherStage
+from dd2_fast.training.stages.tokenizer import TokenizerStage
 
 SIZES = dict(num_tokens=2, dimension=1, num_classes=1, width=16, layers=1, heads=2)
-CONFIG = DistillConfig(steps=10, batch=16, warmup=1, guidance_start=3)
+CONFIG = CsdConfig(steps=10, batch=16, warmup=1, guidance_start=3)
 
 
 class Setup:
@@ -101,9 +102,9 @@ def test_regression_learns_the_pairs(setup: Setup):
     assert last < 0.3 * first
 
 
-def distill(setup: Setup, pool: PairPool | None = None, **changes) -> DistillStage:
+def distill(setup: Setup, pool: PairPool | None = None, **changes) -> CsdStage:
     config = dataclasses.replace(CONFIG, **changes)
-    return DistillStage(
+    return CsdStage(
         "distill",
         config.steps,
         setup.generator,

@@ -20,18 +20,18 @@ from training.test_distil import config as small_run
 from dd2_fast import checkpoints
 from dd2_fast.training import loop
 from dd2_fast.training.config import (
-    DistillConfig,
+    CsdConfig,
     PairsConfig,
     RegressionConfig,
     Stage1Config,
     TeacherConfig,
     TokenizerConfig,
-    flatten,
 )
 from dd2_fast.training.loop import Interrupted, Stage, run_stages
 from dd2_fast.training.recipes import digits, distil, toy
 from dd2_fast.training.recipes.watching import WatchConfig
 from dd2_fast.training.schedule import ramp, update_ema
+from dd2_fast.training.settings import flatten
 from dd2_fast.training.state import RunState
 from dd2_fast.training.watch import read_log
 
@@ -41,7 +41,7 @@ TINY = digits.DigitsConfig(
     pairs=PairsConfig(count=40, batch=16, ode_steps=2),
     stage1=Stage1Config(head_steps=2, steps=3, batch=8),
     regression=RegressionConfig(steps=3, batch=8),
-    distill=DistillConfig(
+    distill=CsdConfig(
         steps=5,
         guidance_start=2,
         guidance_updates=2,
@@ -59,7 +59,7 @@ TINY_TOY = toy.ToyConfig(
     pairs=PairsConfig(count=64, batch=32, ode_steps=2),
     stage1=Stage1Config(head_steps=2, steps=3, batch=8),
     regression=RegressionConfig(steps=2, batch=8),
-    distill=DistillConfig(steps=6, guidance_start=2, guidance_updates=2, batch=8, objective="sid"),
+    distill=CsdConfig(steps=6, guidance_start=2, guidance_updates=2, batch=8, objective="sid"),
     evaluation_samples=500,
     watch=WatchConfig(tensorboard=False),
 )
@@ -349,10 +349,10 @@ def test_flatten_names_every_setting():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DistillConfig(objective="kl"), "objective: expected one of sid, dmd, got 'kl'"),
-        (lambda: DistillConfig(batch=0), "batch: expected a positive number, got 0"),
-        (lambda: DistillConfig(generator_rate=-1.0), "generator_rate: expected zero or more"),
-        (lambda: DistillConfig(guidance_time_low=2.0), "low, high: expected 0 < low"),
+        (lambda: CsdConfig(objective="kl"), "objective: expected one of sid, dmd, got 'kl'"),
+        (lambda: CsdConfig(batch=0), "batch: expected a positive number, got 0"),
+        (lambda: CsdConfig(generator_rate=-1.0), "generator_rate: expected zero or more"),
+        (lambda: CsdConfig(guidance_time_low=2.0), "low, high: expected 0 < low"),
         (lambda: TokenizerConfig(steps=5, continuous_steps=5), "continuous_steps: expected fewer"),
         (lambda: PairsConfig(count=0), "count: expected a positive number"),
         (lambda: digits.DigitsConfig(evaluation_samples=10), "evaluation_samples: expected at"),
@@ -372,7 +372,7 @@ def test_set_prediction_is_the_product_of_marginals():
 
 
 def test_digits_split_is_fixed_and_stratified():
-    from dd2_fast.training.data import load_digits
+    from dd2_fast.training.samples.digits import load_digits
 
     data, again = load_digits(), load_digits()
     assert data.train_images.shape == (1297, 3, 8, 8) and data.test_images.shape == (500, 3, 8, 8)

@@ -155,7 +155,7 @@ def adapt(
     """A copy of ``teacher`` that reads any code vector, and how well its embedding was fitted.
 
     The copy has the teacher's codebook or tokenizer, and gradients on. Arguments are those of
-    :func:`fit_embedding_mlp`; :class:`dd2_fast.training.adaptation.AdaptationStage` fine-tunes it.
+    :func:`fit_embedding_mlp`; :class:`dd2_fast.training.stages.AdaptationStage` fine-tunes it.
     ``exact`` makes its logits the teacher's at once; without it, as in the paper, only fine-tuning
     brings them back.
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...checkpoints import save
-from ...checkpoints.bundle import PARTS, SETTINGS, Bundle, is_bundle
-from ...checkpoints.files import check_writable, write_atomic
-from ...checkpoints.locks import locked
+from ...checkpoints.bundle import PARTS, Bundle
 from ...losses import TeacherScore
 from ...models import ARTeacher, DD2Generator, DD2Guidance, VQTokenizer
-from ...processes import together
 from ..config import (
-    DistillConfig,
+    CsdConfig,
     NetworkConfig,
     PairsConfig,
     RegressionConfig,
@@ -28,17 +23,20 @@ from ..config import (
     TeacherConfig,
     TokenizerConfig,
 )
-from ..data import DigitsData, load_digits
-from ..loop import Losses, Stage, run_stages
-from ..pairs import PairPool, PairsStage
-from ..parallel import Parallel
-from ..provenance import provenance
-from ..stages import GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished, lasting_settings
-from ..teacher_stage import TeacherStage
-from ..tokenizer_stage import TokenizerStage
-from .distillation import copy_weights, distillation_stages
-from .watching import RunWatch, WatchConfig
+from ..loop import Stage
+from ..samples.digits import DigitsData, load_digits
+from ..samples.pool import PairPool
+from ..stages import (
+    GroundTruthScoreStage,
+    PairsStage,
+    RegressionStage,
+    TeacherStage,
+    TokenizerStage,
+)
+from ..stages.classifier import ClassifierStage
+from .running import Made, carry_out_alone
+from .stage2 import copy_weights, distillation_stages
+from .watching import WatchConfig
 
 _CLASSES = 10
 _FEWEST_SAMPLES = 500
@@ -56,7 +54,7 @@ class DigitsConfig:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: CsdConfig = field(default_factory=CsdConfig)
     classifier_epochs: int = 30
     evaluation_samples: int = 5000
     watch: WatchConfig = WatchConfig(save_every=30.0, images_every=300)
@@ -68,23 +66,6 @@ class DigitsConfig:
                 f"evaluation_samples: expected at least {_FEWEST_SAMPLES}, "
                 f"got {self.evaluation_samples}"
             )
-
-
-class _ClassifierStage(Stage):
-    """The classifier that judges images, in one step."""
-
-    def __init__(self, classifier: nn.Module, data: DigitsData, seed: int, epochs: int) -> None:
-        super().__init__("classifier", 1)
-        self.classifier, self.data = classifier, data
-        self.settings = {"seed": seed, "epochs": epochs}
-
-    def step(self, index: int, rng: torch.Generator) -> Losses:
-        from ...metrics.classifier import train_classifier
-
-        data = self.data
-        trained = train_classifier(data.train_images, data.train_labels, **self.settings)
-        self.classifier.load_state_dict(trained.state_dict())
-        return {}
 
 
 def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
@@ -100,28 +81,19 @@ def run(config: DigitsConfig, out: Path, *, progress: bool = True) -> Path:
         FloatingPointError: a loss is not finite.
     """
     out = Path(out)
-    with together() as job:
-        if job.rank == 0:
-            check_writable(out)
-            with locked(out):
-                _run(config, out, progress)
+
+    def make() -> Made:
+        data, models = load_digits(), build_models(config)
+        return Made(
+            models,
+            lambda done: build_stages(config, models, data),
+            lambda: _write_parts(out, config, models, data),
+            models["ema"],
+            models["tokenizer"],
+        )
+
+    carry_out_alone("digits", config, out, make, parts=PARTS, progress=progress)
     return out
-
-
-def _run(config: DigitsConfig, out: Path, progress: bool) -> None:
-    parallel = Parallel.alone("digits")
-    clear_finished(out, is_bundle(out), (f"{part}.safetensors" for part in PARTS), config.overwrite)
-    data = load_digits()
-    models = build_models(config)
-    settings = lasting_settings(config)
-    state = RunState(out, models, settings, seed=config.seed, every=config.watch.save_every)
-    state.resume(replace=config.overwrite)
-    stages = build_stages(config, models, data)
-    ema, tokenizer = models["ema"], models["tokenizer"]
-    with RunWatch(out, config.watch, ema, parallel, state, tokenizer) as watch:
-        run_stages(stages, state, progress=progress, watch=watch)
-    _write_bundle(out, config, models, state, data)
-    state.remove()
 
 
 def build_models(config: DigitsConfig) -> dict[str, Any]:
@@ -172,7 +144,7 @@ def build_stages(config: DigitsConfig, models: dict[str, Any], data: DigitsData)
 
     stages: list[Stage] = [
         TokenizerStage(models["tokenizer"], data.train_images, config.tokenizer),
-        _ClassifierStage(models["classifier"], data, config.seed, config.classifier_epochs),
+        ClassifierStage(models["classifier"], data, config.seed, config.classifier_epochs),
         TeacherStage(
             teacher, models["tokenizer"], data.train_images, data.train_labels, config.teacher
         ),
@@ -184,10 +156,10 @@ def build_stages(config: DigitsConfig, models: dict[str, Any], data: DigitsData)
     return stages
 
 
-def _write_bundle(
-    out: Path, config: DigitsConfig, models: dict[str, Any], state: RunState, data: DigitsData
-) -> None:
-    """Every part, then ``run.json``, whose presence says that the bundle is whole."""
+def _write_parts(
+    out: Path, config: DigitsConfig, models: dict[str, Any], data: DigitsData
+) -> dict[str, Any]:
+    """Write every part of the bundle; how good they are."""
     from ...metrics import evaluate
 
     parts = {name: models["ema" if name == "generator" else name] for name in PARTS}
@@ -202,15 +174,4 @@ def _write_bundle(
     )
     for name, model in parts.items():
         save(out / f"{name}.safetensors", model, {"recipe": "digits", "seed": config.seed})
-    settings = dataclasses.asdict(config)
-    del settings["overwrite"]
-    report = {
-        "recipe": "digits",
-        "settings": settings,
-        "provenance": provenance(),
-        "losses": state.losses,
-        "seconds": state.seconds,
-        "metrics": metrics,
-    }
-    text = json.dumps(report, indent=2, sort_keys=True) + "\n"
-    write_atomic(out / SETTINGS, text.encode())
+    return {"metrics": metrics}

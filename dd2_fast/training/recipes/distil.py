@@ -4,9 +4,9 @@ DD1's regression, the baseline."""
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,44 @@ import torch
 from torch import nn
 
 from ...checkpoints import save
-from ...checkpoints.bundle import SETTINGS
-from ...checkpoints.files import check_writable, write_atomic
+from ...checkpoints.files import check_writable
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
 from ...models.llamagen import adapt
 from ...processes import process_group
 from ...sampling.arguments import check_device
-from ..adaptation import AdaptationStage
 from ..config import (
     AdaptationConfig,
-    DistillConfig,
+    Checked,
+    Count,
+    CsdConfig,
     ExecutionConfig,
     NetworkConfig,
     RegressionConfig,
     ScoreConfig,
     Stage1Config,
-    _Checked,
-    _one_of,
-    parse_config,
+    one_of,
 )
 from ..lockstep import Difference, compare, shorten
-from ..loop import Stage, run_stages
+from ..loop import Stage
 from ..parallel import Parallel
-from ..provenance import provenance
-from ..stages import GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished, lasting_settings
-from .distillation import copy_weights, distillation_stages
+from ..samples.shards import sha256_of_weights
+from ..settings import parse_config
+from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
+from .keeping import (
+    STAGE1,
+    TEACHER,
+    WEIGHTS,
+    Keeper,
+    load_stage1,
+    stage1_settings,
+    write_network,
+)
+from .running import Made, carry_out
+from .stage2 import copy_weights, distillation_stages
 from .teachers import load_teacher, open_samples
-from .watching import RunWatch, WatchConfig
+from .watching import WatchConfig
 
 METHODS = ("dd2", "dd1")
 
@@ -65,7 +73,7 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
-class DistilConfig(_Checked):
+class DistilConfig(Checked):
     """Every setting of the recipe.
 
     Args:
@@ -73,10 +81,11 @@ class DistilConfig(_Checked):
         device: ``"auto"`` is CUDA where there is one.
         samples: the distribution that stage 1 and DD1's pairs are drawn from.
         score: the one that is distilled. ode_steps: of pairs that are drawn when needed.
+        start: ``"RUN:stage1"``, the folder of a run whose stage 1 is taken, or empty.
     """
 
     method: str = "dd2"
-    seed: int = 0
+    seed: Count = 0
     device: str = "auto"
     source: SourceConfig = field(default_factory=SourceConfig)
     network: NetworkConfig = NetworkConfig(head_width=1024, head_depth=4)
@@ -85,17 +94,23 @@ class DistilConfig(_Checked):
     adaptation: AdaptationConfig = AdaptationConfig(steps=0)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = RegressionConfig(steps=0)
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: CsdConfig = field(default_factory=CsdConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     ode_steps: int = 20
+    start: str = ""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("method", self.method, METHODS)
+        one_of("method", self.method, METHODS)
         if self.method == "dd1" and not self.regression.steps:
             raise ValueError("regression.steps: expected at least 1 for method dd1, got 0")
+        folder, _, stage = self.start.rpartition(":")
+        if self.start and (not folder or stage != "stage1"):
+            raise ValueError(f"start: expected RUN:stage1, got {self.start!r}")
+        if self.start and self.method == "dd1":
+            raise ValueError(f"start: expected nothing for method dd1, got {self.start!r}")
 
 
 def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
@@ -104,7 +119,8 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     ``run.json``.
 
     Under torchrun every process calls this. An interrupted run continues when it is called again,
-    on any number of processes.
+    on any number of processes. A finished one goes on when it is called with more steps of its last
+    stage, from the weights, optimisers and random state in ``final.pt``.
 
     Raises:
         ValueError: settings that do not fit the interrupted run's, the teacher or the processes.
@@ -114,11 +130,7 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
     """
     out = Path(out)
     check_writable(out)
-    with process_group(None) as (rank, own_device), locked(out):
-        if rank == 0:
-            names = [f"{name}.safetensors" for name in ("generator", "guidance", "teacher")]
-            inputs = (config.source.teacher, config.source.tokenizer)
-            clear_finished(out, (out / SETTINGS).is_file(), names, config.overwrite, inputs)
+    with process_group(None) as (_, own_device), locked(out):
         # A function of its own, so that no network is left when the group ends.
         _run(config, out, own_device or choose_device(config.device), progress)
     return out
@@ -126,18 +138,52 @@ def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
 
 def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) -> None:
     parallel = Parallel(config.execution, device)
-    networks = Networks(config, parallel)
-    settings = lasting_settings(config)
-    every = config.watch.save_every
-    saved = networks.trained_modules()
-    state = RunState(out, saved, settings, seed=config.seed, every=every, parallel=parallel)
-    state.resume(replace=config.overwrite)
-    networks.freeze(state.done)
-    stages = build_stages(config, networks, parallel)
-    with RunWatch(out, config.watch, networks.ema, parallel, state) as watch:
-        run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
-    _write(out, config, networks, state)
-    state.remove()
+    metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
+
+    def make() -> Made:
+        networks = Networks(config, parallel)
+        execution = config.execution
+        settings = networks.stage1_settings() if execution.keep_state else None
+        tokenizer = networks.own_tokenizer()
+        keep = Keeper(out, networks, metadata, settings, execution.keep_every, tokenizer)
+
+        def stages(done: Collection[str]) -> list[Stage]:
+            networks.freeze(done)
+            return build_stages(config, networks, parallel)
+
+        return Made(
+            networks.trained_modules(),
+            stages,
+            functools.partial(_write, out, networks, metadata),
+            networks.ema,
+            keep=keep,
+            done=("adaptation", "stage1") if config.start else (),
+        )
+
+    inputs = [config.source.teacher, config.source.tokenizer]
+    if config.start:
+        folder = Path(config.start.rpartition(":")[0])
+        inputs += [str(folder / STAGE1), str(folder / TEACHER)]
+    along = [f"{WEIGHTS}/{path.stem}" for path in (out / WEIGHTS).glob("*.safetensors")]
+    carry_out(
+        "distil",
+        config,
+        out,
+        make,
+        parts=("generator", "guidance", "stage1", "teacher", *along),
+        inputs=inputs,
+        parallel=parallel,
+        progress=progress,
+        keep=config.execution.keep_state,
+        last_steps=last_steps(config),
+    )
+
+
+def last_steps(config: DistilConfig) -> str:
+    """The setting that says how many steps the last stage takes."""
+    if config.method == "dd1":
+        return "regression.steps"
+    return "distill.aligned_steps" if config.distill.align_steps else "distill.steps"
 
 
 def check_parity(
@@ -190,6 +236,7 @@ class Networks:
         teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
         self.adapting = isinstance(teacher, LlamaGenTeacher) and not teacher.adapted
         self.source: Any = teacher.to(parallel.device)
+        self._source_sha256 = sha256_of_weights(teacher)  # before its precision changes
         if self.adapting:
             teacher = adapt(teacher, seed=config.seed)[0].requires_grad_(False)
         self.teacher: Any = teacher.to(parallel.device)
@@ -210,7 +257,7 @@ class Networks:
         names = ("guidance", "generator", "ema", *(["teacher"] if self.adapting else []))
         return {name: getattr(self, name) for name in names}
 
-    def freeze(self, done: list[str] | None = None) -> None:
+    def freeze(self, done: Collection[str] | None = None) -> None:
         """Put the teacher into the run's precision, once nothing trains it any more.
 
         Args:
@@ -224,6 +271,14 @@ class Networks:
             self.teacher.to(torch.bfloat16)
             self.source.to(torch.bfloat16)
 
+    def stage1_settings(self) -> dict[str, Any]:
+        """What the end of stage 1 depends on."""
+        return stage1_settings(self.config, self._source_sha256, self.adapting)
+
+    def own_tokenizer(self) -> nn.Module | None:
+        """The tokenizer that has no file of its own and goes into the generator's."""
+        return None if self.config.source.tokenizer else self.teacher.tokenizer
+
     def start_stage1(self) -> None:
         """The guidance network's backbone is the teacher's, as stage 0 left it."""
         self.freeze()
@@ -234,7 +289,9 @@ class Networks:
             self.parallel.load_model(backbone, own)
 
     def start_generator(self) -> None:
-        """Generator and average start from stage 1's network."""
+        """Generator and average start from stage 1's network, of this run or another."""
+        if self.config.start:
+            load_stage1(self.config.start, self, self.stage1_settings())
         copy_weights(self.guidance, self.generator, self.ema)
 
 
@@ -290,37 +347,13 @@ def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -
     return stages
 
 
-def _write(out: Path, config: DistilConfig, networks: Networks, state: RunState) -> None:
-    """The networks, whole, then ``run.json``, whose presence says that the run is finished."""
-    parallel = networks.parallel
-    metadata = {"recipe": "distil", "method": config.method, "seed": config.seed}
-    # What has no file of its own goes into the generator's.
-    tokenizer = None if config.source.tokenizer else networks.teacher.tokenizer
-    parts = {"generator": networks.ema}
-    if config.method == "dd2":
-        parts["guidance"] = networks.guidance  # type: ignore[assignment]
-    for name, network in parts.items():
-        weights = parallel.model_state(network)
-        if parallel.rank == 0:
-            with torch.device("meta"):
-                whole = type(network)(**network.config)
-            whole.load_state_dict(weights, assign=True)
-            inside = tokenizer if name == "generator" else None
-            save(out / f"{name}.safetensors", whole, metadata, tokenizer=inside)
-    if parallel.rank > 0:
-        return
-    if networks.adapting:
-        save(out / "teacher.safetensors", networks.teacher, metadata)
-    settings = dataclasses.asdict(config)
-    del settings["overwrite"]
-    report = {
-        "recipe": "distil",
-        "settings": settings,
-        "provenance": provenance(),
-        "processes": parallel.count,
-        "losses": state.losses,
-        "seconds": state.seconds,
-        "metrics": {},
-    }
-    text = json.dumps(report, indent=2, sort_keys=True) + "\n"
-    write_atomic(out / SETTINGS, text.encode())
+def _write(out: Path, networks: Networks, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Write the networks, whole; every process must call it."""
+    parallel, tokenizer = networks.parallel, networks.own_tokenizer()
+    path = out / "generator.safetensors"
+    write_network(path, networks.ema, parallel, metadata, tokenizer)
+    if networks.config.method == "dd2":
+        write_network(out / "guidance.safetensors", networks.guidance, parallel, metadata)
+    if networks.adapting and parallel.rank == 0:
+        save(out / TEACHER, networks.teacher, metadata)
+    return {"processes": parallel.count, "metrics": {}}

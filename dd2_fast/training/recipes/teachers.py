@@ -10,11 +10,12 @@ import torch
 
 from ... import checkpoints
 from ...checkpoints.folder import is_folder_of_weights
+from ...differences import described, differences
 from ...losses import TeacherScore
 from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
 from ...sampling.sources import bundled_names, bundled_path
-from ..draws import LivePairs, LiveSamples, cfg_of
-from ..shards import ShardedPairs, ShardedSamples
+from ..samples.draws import LivePairs, LiveSamples, cfg_of
+from ..samples.shards import ShardedPairs, ShardedSamples
 
 # Small networks with random weights: every kind of arithmetic that the released ones have, to try
 # a recipe or measure it where there is no file.
@@ -105,13 +106,13 @@ def _check_drawn_so(
     if shards["ode_steps"] is not None:  # pairs
         wanted["ode_steps"] = ode_steps
     found = {name: shards[name.removeprefix("samples.")] for name in wanted}
-    differing = [name for name in wanted if found[name] != wanted[name]]
-    if differing:
-        each = [f"{n} (the shards {found[n]}, the configuration {wanted[n]})" for n in differing]
-        accepting = " ".join(f"--set {name}={found[name]}" for name in differing)
+    different = differences(found, wanted)
+    if different:
+        accepting = " ".join(f"--set {name}={value}" for name, (value, _) in different.items())
         raise ValueError(
             f"{folder}: expected samples drawn with the configuration's settings; different: "
-            f"{', '.join(each)}; {accepting} trains on these, or make others"
+            f"{described(different, 'the shards', 'the configuration')}; {accepting} trains on "
+            "these, or make others"
         )
 
 

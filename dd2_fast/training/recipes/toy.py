@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +12,16 @@ import torch
 from torch import Tensor
 
 from ...checkpoints import save
-from ...checkpoints.bundle import SETTINGS
-from ...checkpoints.files import check_writable, write_atomic
-from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, TableTeacher
 from ...ops import nearest_code
-from ...processes import together
-from ..config import DistillConfig, PairsConfig, RegressionConfig, Stage1Config
-from ..loop import Stage, run_stages
-from ..pairs import PairPool, PairsStage
-from ..parallel import Parallel
-from ..provenance import provenance
-from ..stages import GroundTruthScoreStage, RegressionStage
-from ..state import RunState, clear_finished, lasting_settings
-from .distillation import copy_weights, distillation_stages
-from .watching import RunWatch, WatchConfig
+from ..config import CsdConfig, PairsConfig, RegressionConfig, Stage1Config
+from ..loop import Stage
+from ..samples.pool import PairPool
+from ..stages import GroundTruthScoreStage, PairsStage, RegressionStage
+from .running import Made, carry_out_alone
+from .stage2 import copy_weights, distillation_stages
+from .watching import WatchConfig
 
 KINDS = ("pair", "random")
 
@@ -60,7 +53,7 @@ class ToyConfig:
     pairs: PairsConfig = PairsConfig(count=20000, batch=5000)
     stage1: Stage1Config = Stage1Config(head_steps=50, steps=200, batch=256, rate=2e-3)
     regression: RegressionConfig = RegressionConfig(steps=500, batch=256, rate=2e-3)
-    distill: DistillConfig = DistillConfig(
+    distill: CsdConfig = CsdConfig(
         steps=600,
         guidance_start=50,
         guidance_updates=3,
@@ -141,45 +134,25 @@ def run(config: ToyConfig, out: Path, *, progress: bool = True) -> Path:
         OSError: ``out`` cannot be written, or another run has it.
         FloatingPointError: a loss is not finite.
     """
-    out = Path(out)
-    with together() as job:
-        if job.rank == 0:
-            check_writable(out)
-            with locked(out):
-                _run(config, out, progress)
-    return out
+    out, began = Path(out), time.monotonic()
 
+    def make() -> Made:
+        teacher, models = build_models(config)
 
-def _run(config: ToyConfig, out: Path, progress: bool) -> None:
-    parallel = Parallel.alone("toy")
-    files = (f"{name}.safetensors" for name in ("generator", "teacher"))
-    clear_finished(out, (out / SETTINGS).exists(), files, config.overwrite)
-    began = time.monotonic()
-    teacher, models = build_models(config)
-    settings = lasting_settings(config)
-    state = RunState(out, models, settings, seed=config.seed, every=config.watch.save_every)
-    state.resume(replace=config.overwrite)
-    stages = build_stages(config, teacher, models)
-    with RunWatch(out, config.watch, None, parallel, state) as watch:
-        run_stages(stages, state, progress=progress, watch=watch)
-    distances = evaluate_toy(config, teacher, models)
-    save(out / "generator.safetensors", models["ema"], {"recipe": "toy", "seed": config.seed})
-    save(out / "teacher.safetensors", teacher, {"recipe": "toy", "seed": config.seed})
-    saved = dataclasses.asdict(config)
-    del saved["overwrite"]
-    report = {
-        "recipe": "toy",
-        "settings": saved,
-        "provenance": provenance(),
-        "losses": state.losses,
-        "seconds": state.seconds,
-        "metrics": distances,
-    }
-    write_atomic(out / SETTINGS, (json.dumps(report, indent=2, sort_keys=True) + "\n").encode())
-    state.remove()
-    if progress:
-        print(", ".join(f"{name} {value:.4f}" for name, value in distances.items()))
+        def write() -> dict[str, Any]:
+            metrics = evaluate_toy(config, teacher, models)
+            for name, model in (("generator", models["ema"]), ("teacher", teacher)):
+                save(out / f"{name}.safetensors", model, {"recipe": "toy", "seed": config.seed})
+            return {"metrics": metrics}
+
+        return Made(models, lambda done: build_stages(config, teacher, models), write)
+
+    parts = ("generator", "teacher")
+    report = carry_out_alone("toy", config, out, make, parts=parts, progress=progress)
+    if report is not None and progress:
+        print(", ".join(f"{name} {value:.4f}" for name, value in report["metrics"].items()))
         print(f"{time.monotonic() - began:.1f} s")
+    return out
 
 
 def evaluate_toy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...sampling.noise import image_noise
-from ..config import _Checked
+from ..config import Checked, Count
 from ..loop import Stage, Watch
 from ..parallel import Parallel
 from ..state import RunState
@@ -21,7 +21,7 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class WatchConfig(_Checked):
+class WatchConfig(Checked):
     """What a run shows, and how often it saves.
 
     Args:
@@ -31,7 +31,7 @@ class WatchConfig(_Checked):
     """
 
     save_every: float = 600.0
-    images_every: int = 1000
+    images_every: Count = 1000
     images: int = 16
     tensorboard: bool | None = None
 
@@ -42,6 +42,7 @@ class RunWatch(Watch):
     Args:
         ema: the generator whose images are shown; None shows none.
         tokenizer: that decodes them; None: the one attached to ``ema``.
+        keep: called whenever losses are reported, with the stage and its steps before and now.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class RunWatch(Watch):
         parallel: Parallel,
         state: RunState,
         tokenizer: Any = None,
+        keep: Callable[[Stage, int, int], None] | None = None,
     ) -> None:
-        self.config, self.ema, self.parallel = config, ema, parallel
+        self.config, self.ema, self.parallel, self.keep = config, ema, parallel, keep
         self.tokenizer: Any = tokenizer or getattr(ema, "tokenizer", None)
         self.log = RunLog(folder, config.tensorboard, enabled=parallel.rank == 0)
         self.log.rewind(state.done, state.stage, state.step)
         self._since: tuple[str, int, float] | None = None
-        self._shown = (state.stage, state.step)
+        self._reported = (state.stage, state.step)
 
     def __enter__(self) -> RunWatch:
         return self
@@ -82,12 +84,14 @@ class RunWatch(Watch):
             rate = stage.batch * (step - self._since[1]) / max(now - self._since[2], 1e-9)
             self.log.scalars(stage.name, step, {"images_per_second": rate})
         every = self.config.images_every if self.ema is not None else 0
-        if every and stage.name in ("distill", "aligned", "regression"):
-            before = self._shown[1] if self._shown[0] == stage.name else 0
-            if step // every > before // every or step == stage.steps:
-                self.show(stage.name, step)
-            self._shown = (stage.name, step)
-            now = time.perf_counter()
+        before = self._reported[1] if self._reported[0] == stage.name else 0
+        due = every and (step // every > before // every or step == stage.steps)
+        if due and stage.name in ("distill", "aligned", "regression"):
+            self.show(stage.name, step)
+        if self.keep is not None:
+            self.keep(stage, before, step)
+        self._reported = (stage.name, step)
+        now = time.perf_counter()
         self._since = (stage.name, step, now)
 
     @torch.no_grad()

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models import VQTokenizer
-from ..ops import nearest_code
-from .config import TokenizerConfig
-from .loop import Losses, Stage
-from .parallel import Parallel
-from .schedule import ramp
-from .trained import Terms, Trained
+from ...models import VQTokenizer
+from ...ops import nearest_code
+from ..config import TokenizerConfig
+from ..loop import Losses, Stage
+from ..parallel import Parallel
+from ..schedule import ramp
+from ..trained import Terms, Trained
 
 _LLOYD_STEPS = 20
 _SMALLEST_COUNT = 1e-2

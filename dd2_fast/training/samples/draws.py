@@ -7,15 +7,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..losses import TeacherScore, flow_pairs
-from ..models import sampling
-from ..ops.philox import row_uniform
-from ..sampling.noise import image_noise
+from ...losses import TeacherScore, flow_pairs
+from ...models import sampling
+from ...ops.philox import row_uniform
+from ...sampling.noise import image_noise
 
 LABEL_RULES = ("balanced", "uniform")
 _LABEL_STREAM = 2  # the streams of sampling.noise are 0 and 1
 _NUMBERS = 1 << 40  # so many that none comes twice; times a scale's tokens still 64 bits
 _NOISE_POSITION = 1 << 32  # beyond any token's, whose positions seed the draws of tokens
+
+
+def draw_seed(rng: torch.Generator) -> int:
+    """A seed for the random numbers of one batch."""
+    return int(torch.randint(2**62, (), generator=rng))
 
 
 def draw_labels(rule: str, num_classes: int, seed: int, indices: Tensor) -> Tensor:

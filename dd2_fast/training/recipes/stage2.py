@@ -10,10 +10,10 @@ from torch import nn
 
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance
-from ..config import DistillConfig
+from ..config import CsdConfig
 from ..loop import Stage
 from ..parallel import Parallel
-from ..stages import DistillStage, GuidanceStage
+from ..stages import CsdStage, GuidanceStage
 
 
 def copy_weights(source: nn.Module, *targets: nn.Module) -> None:
@@ -28,7 +28,7 @@ def distillation_stages(
     ema: DD2Generator,
     score: TeacherScore,
     pool: Any,
-    config: DistillConfig,
+    config: CsdConfig,
     parallel: Parallel | None = None,
     prepare: Callable[[], object] | None = None,
 ) -> list[Stage]:
@@ -43,8 +43,8 @@ def distillation_stages(
         prepare: called before the first of these stages.
     """
 
-    def distil(name: str, steps: int, pairs: Any, config: DistillConfig) -> Stage:
-        return DistillStage(
+    def csd(name: str, steps: int, pairs: Any, config: CsdConfig) -> Stage:
+        return CsdStage(
             name,
             steps,
             generator,
@@ -61,7 +61,7 @@ def distillation_stages(
         GuidanceStage(
             "guidance", config.guidance_start, generator, guidance, config, prepare, parallel
         ),
-        distil("distill", config.steps, pool, config),
+        csd("distill", config.steps, pool, config),
     ]
     if config.align_steps:
         updates = config.aligned_updates or config.guidance_updates
@@ -76,6 +76,6 @@ def distillation_stages(
                 lambda: copy_weights(ema, generator),
                 parallel,
             ),
-            distil("aligned", config.aligned_steps, None, aligned),
+            csd("aligned", config.aligned_steps, None, aligned),
         ]
     return stages

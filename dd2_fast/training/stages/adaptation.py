@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ImageRandom
-from ..models import LlamaGenTeacher
-from .config import AdaptationConfig
-from .draws import Source
-from .loop import Losses, Stage
-from .parallel import Parallel
-from .schedule import ramp
-from .stages import draw_seed
-from .trained import Terms, Trained
+from ...losses import ImageRandom
+from ...models import LlamaGenTeacher
+from ..config import AdaptationConfig
+from ..loop import Losses, Stage
+from ..parallel import Parallel
+from ..samples.draws import Source, draw_seed
+from ..schedule import ramp
+from ..trained import Terms, Trained
 
 
 class _Logits(nn.Module):

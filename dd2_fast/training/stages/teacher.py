@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models import ARTeacher, VQTokenizer
-from .config import TeacherConfig
-from .loop import Losses, Stage
-from .parallel import Parallel
-from .schedule import ramp
-from .trained import Terms, Trained
+from ...models import ARTeacher, VQTokenizer
+from ..config import TeacherConfig
+from ..loop import Losses, Stage
+from ..parallel import Parallel
+from ..schedule import ramp
+from ..trained import Terms, Trained
 
 
 class TeacherStage(Stage):

@@ -1,0 +1,123 @@
+"""Weights that a run keeps on its way: of stage 1, which others may start from, and of averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import checkpoints
+from ...checkpoints import save
+from ...differences import described, differences
+from ..loop import Stage
+from ..parallel import Parallel
+from ..settings import flatten
+
+STAGE1, TEACHER = "stage1.safetensors", "teacher.safetensors"
+WEIGHTS = "weights"
+_SECTIONS = ("network.", "samples.", "score.", "stage1.")
+
+
+def write_network(
+    path: Path,
+    network: Any,
+    parallel: Parallel,
+    metadata: Mapping[str, Any],
+    tokenizer: nn.Module | None = None,
+) -> None:
+    """Write a network of a run, whole; every process must call it."""
+    weights = parallel.model_state(network)
+    if parallel.rank == 0:
+        with torch.device("meta"):
+            whole = type(network)(**network.config)
+        whole.load_state_dict(weights, assign=True)
+        save(path, whole, metadata, tokenizer=tokenizer)
+
+
+def stage1_settings(config: Any, teacher: str, adapting: bool) -> dict[str, Any]:
+    """What the end of stage 1 depends on, but for the seed and the samples that were drawn.
+
+    Args:
+        config: of the recipe. teacher: the SHA-256 of its weights.
+        adapting: whether stage 0 comes first.
+    """
+    sections = (*_SECTIONS, "adaptation.") if adapting else _SECTIONS
+    flat = {k: v for k, v in flatten(config).items() if k.startswith(sections)}
+    return {"teacher_sha256": teacher, **flat}
+
+
+class Keeper:
+    """Is told of every step that a run has reported, on every process, and writes what is due.
+
+    Stage 1's guidance network is kept at its end, with the teacher of stage 0; the average
+    generator every ``every`` steps of the stages that change it.
+
+    Args:
+        out: the run's folder. networks: of the run. metadata: of every file.
+        settings: :func:`stage1_settings`, or None to keep nothing of stage 1.
+        every: steps, 0 keeps no averages. tokenizer: that goes with them.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        networks: Any,
+        metadata: Mapping[str, Any],
+        settings: Mapping[str, Any] | None,
+        every: int,
+        tokenizer: nn.Module | None,
+    ) -> None:
+        self.out, self.networks, self.metadata = out, networks, metadata
+        self.settings, self.every, self.tokenizer = settings, every, tokenizer
+
+    def __call__(self, stage: Stage, before: int, step: int) -> None:
+        """``step`` steps of a stage are made; ``before`` were when this was called last."""
+        networks = self.networks
+        parallel: Parallel = networks.parallel
+        if stage.name == "stage1" and step == stage.steps and self.settings is not None:
+            metadata = {**self.metadata, "settings": self.settings}
+            if networks.adapting and parallel.rank == 0:
+                save(self.out / TEACHER, networks.teacher, self.metadata)
+            write_network(self.out / STAGE1, networks.guidance, parallel, metadata)
+        changes = stage.name in ("distill", "aligned") or networks.config.method == "dd1"
+        if self.every and changes and step // self.every > before // self.every:
+            if parallel.rank == 0:
+                (self.out / WEIGHTS).mkdir(exist_ok=True)
+            path = self.out / WEIGHTS / f"{stage.name}-{step:07d}.safetensors"
+            write_network(path, networks.ema, parallel, self.metadata, self.tokenizer)
+
+
+def load_stage1(start: str, networks: Any, settings: Mapping[str, Any]) -> None:
+    """Give networks what stage 1 of another run left.
+
+    Args:
+        start: ``"RUN:stage1"``, the folder of a run. settings: :func:`stage1_settings` of this one.
+
+    Raises:
+        FileNotFoundError: the run has not kept its stage 1.
+        ValueError: it was made with other settings (each is named), or a file is damaged.
+    """
+    folder = Path(start.rpartition(":")[0])
+    for name in (STAGE1, *((TEACHER,) if networks.adapting else ())):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"start: expected a run that has kept its stage 1, found no {name} in {folder}"
+            )
+    found = checkpoints.read_header(folder / STAGE1)["metadata"].get("settings")
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"start: expected the stage 1 of a loaded teacher's run, got {folder / STAGE1} without "
+            "settings"
+        )
+    if different := differences(found, settings):
+        raise ValueError(
+            f"start: expected a stage 1 with this run's settings in {folder}; different: "
+            f"{described(different, 'there', 'now')}"
+        )
+    parallel: Parallel = networks.parallel
+    parallel.load_model(networks.guidance, checkpoints.load(folder / STAGE1).state_dict())
+    if networks.adapting:
+        networks.teacher.load_state_dict(checkpoints.load(folder / TEACHER).state_dict())

@@ -1,0 +1,1 @@
+"""What stages learn from: a teacher's samples, drawn, pooled or in shards, and the digits."""

@@ -1,0 +1,21 @@
+"""One file a stage; each works over any teacher, generator and guidance network."""
+
+from .adaptation import AdaptationStage
+from .csd import CsdStage
+from .gts import GroundTruthScoreStage
+from .guidance import GuidanceStage
+from .pairs import PairsStage
+from .regression import RegressionStage
+from .teacher import TeacherStage
+from .tokenizer import TokenizerStage
+
+__all__ = [
+    "AdaptationStage",
+    "CsdStage",
+    "GroundTruthScoreStage",
+    "GuidanceStage",
+    "PairsStage",
+    "RegressionStage",
+    "TeacherStage",
+    "TokenizerStage",
+]
