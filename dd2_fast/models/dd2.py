@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .attached import Attached
 from .checks import check_embeddings, check_labels
 from .head import FlowHead
 
@@ -20,7 +21,6 @@ FAMILIES = {
     "var": "dd2_fast.models.var:VARBackbone",
     "llamagen": "dd2_fast.models.llamagen:LlamaGenBackbone",
 }
-_ATTACHED = ("tokenizer", "teacher")
 Network = TypeVar("Network", bound="DD2Network")
 
 
@@ -29,11 +29,10 @@ def _backbone_class(family: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class DD2Network(nn.Module):
+class DD2Network(Attached):
     """A causal backbone and a flow head: what the generator and the guidance network both are.
 
-    ``tokenizer`` and ``teacher`` are attached, not submodules: nothing moves, saves or trains them
-    with the network. A backbone that reads through its tokenizer gets it too.
+    A backbone that reads through its tokenizer gets it too.
 
     Args:
         family: of the backbone, one of :data:`FAMILIES`.
@@ -42,9 +41,6 @@ class DD2Network(nn.Module):
             (``num_tokens``, ``dimension``, ``num_classes``, ``width``, ``layers``, ``heads``), of
             :class:`.var.VARBackbone` or of :class:`.llamagen.LlamaGenBackbone`.
     """
-
-    tokenizer: Any = None
-    teacher: Any = None
 
     def __init__(
         self, *, family: str = "causal", head_width: int = 96, head_depth: int = 2, **backbone: Any
@@ -115,19 +111,10 @@ class DD2Network(nn.Module):
         with torch.inference_mode(False), next(source.parameters()).device:
             return cls(**config)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _ATTACHED:
-            super().__setattr__(name, value)
-            return
-        if name == "tokenizer" and value is not None:
-            if hasattr(self.backbone, "tokenizer"):
-                self.backbone.tokenizer = value
-                value = self.backbone.tokenizer  # at the backbone's scales
-            else:
-                self._check_tokenizer(value)
-        object.__setattr__(self, name, value)
-
-    def _check_tokenizer(self, tokenizer: Any) -> None:
+    def _fitting(self, tokenizer: Any) -> Any:
+        if isinstance(self.backbone, Attached):
+            self.backbone.tokenizer = tokenizer
+            return self.backbone.tokenizer  # at the backbone's scales
         codebook, count = tokenizer.codebook, getattr(tokenizer, "num_tokens", self.num_tokens)
         if codebook.shape[1] != self.dimension:
             raise ValueError(
@@ -135,6 +122,7 @@ class DD2Network(nn.Module):
             )
         if count != self.num_tokens:
             raise ValueError(f"tokenizer: expected {self.num_tokens} tokens, got {count}")
+        return tokenizer
 
     def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
         device = self.head.input.weight.device

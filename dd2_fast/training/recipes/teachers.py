@@ -52,8 +52,7 @@ def load_teacher(
     elif whole:
         bundle = checkpoints.load_bundle(folder)
         teacher = bundle.teacher
-        # Not as a submodule: it is not the teacher's to save or to convert.
-        object.__setattr__(teacher, "tokenizer", bundle.tokenizer)
+        teacher.tokenizer = bundle.tokenizer
     else:
         try:
             teacher = checkpoints.load(source, tokenizer=tokenizer or None, **(config or {}))
