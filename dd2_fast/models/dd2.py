@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, TypeVar
 
 import torch
@@ -10,23 +9,11 @@ from torch import Tensor, nn
 
 from .attached import Attached
 from .checks import check_embeddings, check_labels
+from .families import FAMILIES, backbone_of
+from .family import Backbone
 from .head import FlowHead
 
-# What a backbone is: ``forward(embeddings [B, n, C], labels [B]) -> features [B, n, width]``, those
-# of a token reading only what comes before it; ``num_tokens``, ``dimension``, ``num_classes``,
-# ``width``, ``blocks``, and ``backbone_config``, the arguments that make another one. Some need a
-# tokenizer.
-FAMILIES = {
-    "causal": "dd2_fast.models.transformer:CausalTransformer",
-    "var": "dd2_fast.models.var:VARBackbone",
-    "llamagen": "dd2_fast.models.llamagen:LlamaGenBackbone",
-}
 Network = TypeVar("Network", bound="DD2Network")
-
-
-def _backbone_class(family: str) -> Any:
-    module, name = FAMILIES[family].split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 class DD2Network(Attached):
@@ -35,7 +22,7 @@ class DD2Network(Attached):
     A backbone that reads through its tokenizer gets it too.
 
     Args:
-        family: of the backbone, one of :data:`FAMILIES`.
+        family: of the backbone, one of :data:`.families.FAMILIES`.
         head_width, head_depth: width and residual blocks of the flow head.
         backbone: arguments of the family's backbone: of :class:`.transformer.CausalTransformer`
             (``num_tokens``, ``dimension``, ``num_classes``, ``width``, ``layers``, ``heads``), of
@@ -48,7 +35,7 @@ class DD2Network(Attached):
         super().__init__()
         if family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
-        self.backbone: Any = _backbone_class(family)(**backbone)
+        self.backbone: Any = FAMILIES[family].backbone(**backbone)
         self.num_tokens: int = self.backbone.num_tokens
         self.num_classes: int = self.backbone.num_classes
         self.dimension: int = self.backbone.dimension
@@ -83,22 +70,9 @@ class DD2Network(Attached):
                 it features of codes are the teacher's from the start; without, what reads tokens is
                 an MLP of the paper's size, 5% of LlamaGen-L smaller, and stage 1 trains it.
         """
-        source = getattr(teacher, "backbone", teacher)
-        family = next((f for f in FAMILIES if isinstance(source, _backbone_class(f))), None)
-        if family is None:
-            raise TypeError(
-                f"teacher: expected one with a backbone of {', '.join(FAMILIES)}, "
-                f"got {type(teacher).__name__}"
-            )
-        if not getattr(source, "adapted", True):
-            raise ValueError(
-                "teacher: expected one that reads any vector, got one with a token table; "
-                "dd2_fast.models.llamagen.adapt(teacher) makes it"
-            )
-        config = dict(source.backbone_config)
-        if not exact and "adapter_codes" in config:
-            config["adapter_codes"] = False
-        config.update(family=family, head_width=head_width, head_depth=head_depth)
+        family, source = backbone_of(teacher)
+        config = source.network_config(exact)
+        config.update(family=family.name, head_width=head_width, head_depth=head_depth)
         network = cls._beside(source, config)
         own = network.backbone.state_dict()
         network.backbone.load_state_dict({k: v for k, v in source.state_dict().items() if k in own})
@@ -106,7 +80,9 @@ class DD2Network(Attached):
         return network
 
     @classmethod
-    def _beside(cls: type[Network], source: nn.Module, config: dict[str, Any]) -> Network:
+    def _beside(
+        cls: type[Network], source: Backbone | nn.Module, config: dict[str, Any]
+    ) -> Network:
         """A network on the device of another, to be trained wherever it is made."""
         with torch.inference_mode(False), next(source.parameters()).device:
             return cls(**config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ class CausalTransformer(nn.Module):
     class ``num_classes`` is the null class.
     """
 
+    adapted = True  # reads any vector
+    apart: Sequence[tuple[nn.Module, str]] = ()
+
     def __init__(
         self,
         *,
@@ -74,6 +78,10 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.class_embedding.weight, std=0.3)
         nn.init.normal_(self.positions, std=0.1)
+
+    def network_config(self, exact: bool) -> dict[str, Any]:
+        """The arguments of a DD2 network's backbone that starts from this one."""
+        return dict(self.backbone_config)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]`` of ``embeddings [B, n, C]`` (the last token is not read)."""

@@ -122,6 +122,8 @@ class VARBackbone(VARTransformer):
     Source: Tian et al., Visual autoregressive modeling (arXiv 2404.02905).
     """
 
+    adapted = True  # reads any vector
+
     def __init__(
         self,
         *,
@@ -147,6 +149,18 @@ class VARBackbone(VARTransformer):
         super().__init__(scales, [side**2 for side in scales.sides], **network)
         self.backbone_config: dict[str, Any] = {"patch_nums": list(patch_nums), **network}
         self.config: dict[str, Any] = self.backbone_config
+
+    @property
+    def apart(self) -> list[tuple[nn.Module, str]]:
+        """Each block's layer of modulations, or its method where one layer serves all blocks:
+        :meth:`modulations` asks for them before the blocks run."""
+        if self.shared_ada_lin is not None:
+            return [(block, "modulation") for block in self.blocks]
+        return [(cast(Block, block).ada_lin, "forward") for block in self.blocks]
+
+    def network_config(self, exact: bool) -> dict[str, Any]:
+        """The arguments of a DD2 network's backbone that starts from this one."""
+        return dict(self.backbone_config)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]``; those of a token depend on the class and lower scales only.
