@@ -111,6 +111,7 @@ class TokenByToken:
     """What teachers share that draw one token after the other with a constant guidance scale."""
 
     num_tokens: int
+    unguided = 1.0
 
     def guidance_scale(self, cfg: float) -> float:
         """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""

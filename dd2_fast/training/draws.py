@@ -64,11 +64,10 @@ def pair_noise(seed: int, indices: Tensor, num_tokens: int, dimension: int) -> T
 
 
 def cfg_of(score: TeacherScore) -> float:
-    """The ``cfg`` of a score; of one without guidance the number that means none: 0 for VAR, whose
-    scale grows from 1, and 1 for the others."""
+    """The ``cfg`` of a score; of one without guidance the number that means none to its teacher."""
     if score.cfg is not None:
         return float(score.cfg)
-    return 0.0 if isinstance(score.teacher.guidance_scale(1.0), Tensor) else 1.0
+    return float(getattr(score.teacher, "unguided", 1.0))  # a caller's own may say nothing
 
 
 class Source(Protocol):

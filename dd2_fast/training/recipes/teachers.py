@@ -11,15 +11,14 @@ import torch
 from ... import checkpoints
 from ...checkpoints.folder import is_folder_of_weights
 from ...losses import TeacherScore
-from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
+from ...models.families import FAMILIES
 from ...sampling.sources import bundled_names, bundled_path
 from ..draws import LivePairs, LiveSamples, cfg_of
 from ..shards import ShardedPairs, ShardedSamples
 
 # Small networks with random weights: every kind of arithmetic that the released ones have, to try
 # a recipe or measure it where there is no file.
-RANDOM = ("random-var", "random-llamagen")
-_CLASSES, _VOCABULARY, _DIMENSION = 10, 64, 8
+RANDOM = {f"random-{name}": family.random for name, family in FAMILIES.items()}
 
 
 def load_teacher(
@@ -48,7 +47,9 @@ def load_teacher(
         if whole and value:
             raise ValueError(f"source.{name}: expected nothing, {source} has its own, got {value}")
     if source in RANDOM:
-        teacher = _random_teacher(source, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            teacher = RANDOM[source]()
     elif whole:
         bundle = checkpoints.load_bundle(folder)
         teacher = bundle.teacher
@@ -112,51 +113,3 @@ def _check_drawn_so(
             f"{folder}: expected samples drawn with the configuration's settings; different: "
             f"{', '.join(each)}; {accepting} trains on these, or make others"
         )
-
-
-def _random_teacher(name: str, seed: int) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name == "random-var":
-            teacher: Any = VARTeacher(
-                patch_nums=(1, 2, 3, 4),
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-                num_classes=_CLASSES,
-                width=32,
-                layers=2,
-                heads=2,
-            )
-            tokenizer: Any = VARTokenizer(
-                patch_nums=(1, 2, 3, 4),
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-                channels=32,
-                multipliers=(1, 2),
-                blocks=1,
-            )
-            codes = tokenizer.quantize.embedding.weight
-        else:
-            teacher = LlamaGenTeacher(
-                width=32,
-                layers=2,
-                heads=2,
-                hidden=64,
-                num_classes=_CLASSES,
-                grid=4,
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-            )
-            tokenizer = LlamaGenTokenizer(
-                channels=32,
-                multiples=(1, 2),
-                latents=32,
-                blocks=1,
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-                grid=4,
-            )
-            codes = tokenizer.quantize.embedding.weight
-        torch.nn.init.normal_(codes)
-    teacher.tokenizer = tokenizer.eval().requires_grad_(False)
-    return teacher
