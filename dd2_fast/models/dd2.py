@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attached import Attached
 from .checks import check_embeddings, check_labels
 from .families import FAMILIES, backbone_of
-from .family import Backbone
+from .family import Backbone, Teacher
 from .head import FlowHead
 
 Network = TypeVar("Network", bound="DD2Network")
@@ -55,7 +55,7 @@ class DD2Network(Attached):
     @classmethod
     def from_teacher(
         cls: type[Network],
-        teacher: Any,
+        teacher: Teacher | Backbone,
         *,
         head_width: int = 1024,
         head_depth: int = 4,

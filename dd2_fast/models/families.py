@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import causal
-from .family import Backbone, Family
+from .family import Backbone, Family, Teacher
 from .llamagen import family as llamagen
 from .var import family as var
 
@@ -14,13 +14,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def backbone_of(teacher: Any) -> tuple[Family, Backbone]:
+def backbone_of(teacher: Teacher | Backbone) -> tuple[Family, Backbone]:
     """The family of a teacher, or of a backbone, and its backbone.
 
     Raises:
         TypeError: it is of no family.
     """
-    backbone = getattr(teacher, "backbone", teacher)
+    backbone: Any = getattr(teacher, "backbone", teacher)
     for family in FAMILIES.values():
         if isinstance(backbone, family.backbone):
             return family, backbone

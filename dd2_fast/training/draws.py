@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..losses import TeacherScore, flow_pairs
 from ..models import sampling
+from ..models.family import Teacher
 from ..ops.philox import row_uniform
 from ..sampling.noise import image_noise
 
@@ -144,7 +145,7 @@ class LivePairs:
         return noise, torch.cat(tokens), labels
 
 
-def _noise_shape(teacher: Any) -> tuple[int, int]:
+def _noise_shape(teacher: Teacher) -> tuple[int, int]:
     return teacher.num_tokens, teacher.codebook.shape[1]
 
 

@@ -25,16 +25,6 @@ def guidance(family: str) -> DD2Guidance:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_block_is_compiled(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
-    network = guidance(family)
-    Parallel(ExecutionConfig(compile=True)).prepare(network)
-    assert len(network.backbone.blocks) == BLOCKS
-    assert compiled == [*network.backbone.blocks, network.head]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_every_block_is_sharded(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded: list[nn.Module] = []
     monkeypatch.setattr(module, "fully_shard", lambda part, **_: sharded.append(part))
