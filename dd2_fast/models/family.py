@@ -75,15 +75,14 @@ class Backbone(Protocol):
 
 
 class Teacher(Protocol):
-    """``p(tokens of a step | those of the steps before it, label)``.
-
-    Attributes:
-        tokenizer: attached, or None.
-    """
+    """``p(tokens of a step | those of the steps before it, label)``."""
 
     num_tokens: int
     num_classes: int
-    tokenizer: Any
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What is attached."""
 
     @property
     def codebook(self) -> Tensor:
@@ -119,8 +118,10 @@ class Student(Protocol):
 
     num_tokens: int
     num_classes: int
-    dimension: int
-    tokenizer: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """The :class:`Tokenizer` that is attached."""
 
     def __call__(self, noise: Tensor, labels: Tensor) -> Tensor: ...
 
