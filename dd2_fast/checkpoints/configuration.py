@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .formats import Format
+from ..models.released import Format
+from .harmless import plain
 from .nesting import StateDict
 from .registry import KINDS
 
@@ -88,7 +89,8 @@ def configure(found: Found, config: Mapping[str, Any], tokenizer: Any = None) ->
 def _told(found: Found, tokenizer: Any) -> list[tuple[str, Any, str]]:
     """What the file and the tokenizer tell: (name, value, place)."""
     told: list[tuple[str, Mapping[str, Any]]] = [
-        (where, found.format.told(record)) for where, record in found.records.items()
+        (where, found.format.told({name: plain(value) for name, value in record.items()}))
+        for where, record in found.records.items()
     ]
     told.append(("its buffers", found.format.held({**found.buffers, **found.tensors})))
     config = _config_of(tokenizer, found.format)

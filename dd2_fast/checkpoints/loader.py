@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.released import Format
 from . import formats
 from .build import build_model
 from .bundle import is_bundle, load_bundle, load_generator
 from .configuration import Configured, Found, configure
 from .container import Contents, open_file
 from .folder import is_folder_of_weights, open_folder
-from .formats import Format
 from .io import build_own, build_own_tokenizer, is_own, own_header
 from .limits import memory_limit
 from .nesting import StateDict, by_component, like, overlaps, state_dicts

@@ -6,18 +6,17 @@ import importlib
 
 from torch import nn
 
+from ..models.families import FAMILIES
+
+# By the names that files hold.
 KINDS = {
-    "vq_tokenizer": "dd2_fast.models.tokenizer:VQTokenizer",
-    "ar_teacher": "dd2_fast.models.teacher:ARTeacher",
-    "table_teacher": "dd2_fast.models.table:TableTeacher",
     "dd2_generator": "dd2_fast.models.dd2:DD2Generator",
     "dd2_guidance": "dd2_fast.models.dd2:DD2Guidance",
-    "var_teacher": "dd2_fast.models.var.teacher:VARTeacher",
-    "var_tokenizer": "dd2_fast.models.var.tokenizer:VARTokenizer",
-    "dd1_var_student": "dd2_fast.models.var.student:DD1VARStudent",
-    "llamagen_teacher": "dd2_fast.models.llamagen.teacher:LlamaGenTeacher",
-    "llamagen_tokenizer": "dd2_fast.models.llamagen.tokenizer:LlamaGenTokenizer",
-    "dd1_llamagen_student": "dd2_fast.models.llamagen.student:DD1LlamaGenStudent",
+    **{
+        kind: f"{model.__module__}:{model.__qualname__}"
+        for family in FAMILIES.values()
+        for kind, model in family.kinds.items()
+    },
     "digits_classifier": "dd2_fast.metrics.classifier:DigitsClassifier",
 }
 

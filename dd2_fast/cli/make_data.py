@@ -23,8 +23,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "teacher",
         metavar="TEACHER",
-        help="checkpoint, bundle, bundled name, or random-var and random-llamagen, small networks "
-        "whose weights follow from the seed",
+        help="checkpoint, bundle, bundled name, or random-causal, random-var and random-llamagen, "
+        "small networks whose weights follow from the seed",
     )
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint")
     add_config_option(parser)

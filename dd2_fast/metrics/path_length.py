@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..ambient import outside_autocast
+from ..models.family import Student
 from .evaluation_mode import evaluation_mode, submodules
 
 
 @torch.no_grad()
 def perceptual_path_length(
-    model: Any,
+    model: Student,
     labels: Tensor,
     distance: Callable[[Tensor, Tensor], Tensor],
     *,

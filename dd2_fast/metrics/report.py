@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ambient import outside_autocast
+from ..models.family import Student
 from ..ops import nearest_code
 from .evaluation_mode import evaluation_mode, submodules
 from .frechet import frechet_distance, frechet_distance_per_class
@@ -113,7 +114,7 @@ class _Reference:
         images = torch.cat([decode(embed(part)) for part in tokens.split(_BATCH)])
         return self._judge(images, tokens, labels)
 
-    def judge_generator(self, generator: Any, labels: Tensor, seed: int) -> dict[str, float]:
+    def judge_generator(self, generator: Student, labels: Tensor, seed: int) -> dict[str, float]:
         """Return the metrics of a one-step generator's images, from one pass each."""
         codebook = self.bundle.tokenizer.codebook
         noise = torch.randn(

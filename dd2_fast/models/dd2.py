@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .attached import Attached
 from .checks import check_embeddings, check_labels
+from .families import FAMILIES, backbone_of
+from .family import Backbone, Teacher
 from .head import FlowHead
 
-# What a backbone is: ``forward(embeddings [B, n, C], labels [B]) -> features [B, n, width]``, those
-# of a token reading only what comes before it; ``num_tokens``, ``dimension``, ``num_classes``,
-# ``width``, ``blocks``, and ``backbone_config``, the arguments that make another one. Some need a
-# tokenizer.
-FAMILIES = {
-    "causal": "dd2_fast.models.transformer:CausalTransformer",
-    "var": "dd2_fast.models.var:VARBackbone",
-    "llamagen": "dd2_fast.models.llamagen:LlamaGenBackbone",
-}
-_ATTACHED = ("tokenizer", "teacher")
 Network = TypeVar("Network", bound="DD2Network")
 
 
-def _backbone_class(family: str) -> Any:
-    module, name = FAMILIES[family].split(":")
-    return getattr(importlib.import_module(module), name)
-
-
-class DD2Network(nn.Module):
+class DD2Network(Attached):
     """A causal backbone and a flow head: what the generator and the guidance network both are.
 
-    ``tokenizer`` and ``teacher`` are attached, not submodules: nothing moves, saves or trains them
-    with the network. A backbone that reads through its tokenizer gets it too.
+    A backbone that reads through its tokenizer gets it too.
 
     Args:
-        family: of the backbone, one of :data:`FAMILIES`.
+        family: of the backbone, one of :data:`.families.FAMILIES`.
         head_width, head_depth: width and residual blocks of the flow head.
         backbone: arguments of the family's backbone: of :class:`.transformer.CausalTransformer`
             (``num_tokens``, ``dimension``, ``num_classes``, ``width``, ``layers``, ``heads``), of
             :class:`.var.VARBackbone` or of :class:`.llamagen.LlamaGenBackbone`.
     """
-
-    tokenizer: Any = None
-    teacher: Any = None
 
     def __init__(
         self, *, family: str = "causal", head_width: int = 96, head_depth: int = 2, **backbone: Any
@@ -52,7 +35,7 @@ class DD2Network(nn.Module):
         super().__init__()
         if family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
-        self.backbone: Any = _backbone_class(family)(**backbone)
+        self.backbone: Any = FAMILIES[family].backbone(**backbone)
         self.num_tokens: int = self.backbone.num_tokens
         self.num_classes: int = self.backbone.num_classes
         self.dimension: int = self.backbone.dimension
@@ -72,7 +55,7 @@ class DD2Network(nn.Module):
     @classmethod
     def from_teacher(
         cls: type[Network],
-        teacher: Any,
+        teacher: Teacher | Backbone,
         *,
         head_width: int = 1024,
         head_depth: int = 4,
@@ -87,22 +70,9 @@ class DD2Network(nn.Module):
                 it features of codes are the teacher's from the start; without, what reads tokens is
                 an MLP of the paper's size, 5% of LlamaGen-L smaller, and stage 1 trains it.
         """
-        source = getattr(teacher, "backbone", teacher)
-        family = next((f for f in FAMILIES if isinstance(source, _backbone_class(f))), None)
-        if family is None:
-            raise TypeError(
-                f"teacher: expected one with a backbone of {', '.join(FAMILIES)}, "
-                f"got {type(teacher).__name__}"
-            )
-        if not getattr(source, "adapted", True):
-            raise ValueError(
-                "teacher: expected one that reads any vector, got one with a token table; "
-                "dd2_fast.models.llamagen.adapt(teacher) makes it"
-            )
-        config = dict(source.backbone_config)
-        if not exact and "adapter_codes" in config:
-            config["adapter_codes"] = False
-        config.update(family=family, head_width=head_width, head_depth=head_depth)
+        family, source = backbone_of(teacher)
+        config = source.network_config(exact)
+        config.update(family=family.name, head_width=head_width, head_depth=head_depth)
         network = cls._beside(source, config)
         own = network.backbone.state_dict()
         network.backbone.load_state_dict({k: v for k, v in source.state_dict().items() if k in own})
@@ -110,24 +80,17 @@ class DD2Network(nn.Module):
         return network
 
     @classmethod
-    def _beside(cls: type[Network], source: nn.Module, config: dict[str, Any]) -> Network:
+    def _beside(
+        cls: type[Network], source: Backbone | nn.Module, config: dict[str, Any]
+    ) -> Network:
         """A network on the device of another, to be trained wherever it is made."""
         with torch.inference_mode(False), next(source.parameters()).device:
             return cls(**config)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _ATTACHED:
-            super().__setattr__(name, value)
-            return
-        if name == "tokenizer" and value is not None:
-            if hasattr(self.backbone, "tokenizer"):
-                self.backbone.tokenizer = value
-                value = self.backbone.tokenizer  # at the backbone's scales
-            else:
-                self._check_tokenizer(value)
-        object.__setattr__(self, name, value)
-
-    def _check_tokenizer(self, tokenizer: Any) -> None:
+    def _fitting(self, tokenizer: Any) -> Any:
+        if isinstance(self.backbone, Attached):
+            self.backbone.tokenizer = tokenizer
+            return self.backbone.tokenizer  # at the backbone's scales
         codebook, count = tokenizer.codebook, getattr(tokenizer, "num_tokens", self.num_tokens)
         if codebook.shape[1] != self.dimension:
             raise ValueError(
@@ -135,6 +98,7 @@ class DD2Network(nn.Module):
             )
         if count != self.num_tokens:
             raise ValueError(f"tokenizer: expected {self.num_tokens} tokens, got {count}")
+        return tokenizer
 
     def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
         device = self.head.input.weight.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from ..ops import sample_code
 from ..ops.checks import check_filters, check_number
 from .checks import check_drawn
 from .processor import warn_if_slow
+
+if TYPE_CHECKING:
+    from .family import Teacher
 
 # choose(positions, logits [B, m, V], uncond_logits or None) -> int64 tokens [B, m] of the step at
 # the m positions: one token of a sequence, or all of a scale of VAR.
@@ -71,7 +74,7 @@ def likeliest_codes(logits: Tensor, codebook: Tensor) -> Tensor:
 
 
 def draw_tokens(
-    teacher: Any,
+    teacher: Teacher,
     labels: Tensor,
     *,
     cfg: float | None,
@@ -99,7 +102,7 @@ def draw_tokens(
     return teacher.generate(labels, choose, guided=guided, prefix=prefix)
 
 
-def sample_tokens(teacher: Any, labels: Tensor, **settings: Any) -> Tensor:
+def sample_tokens(teacher: Teacher, labels: Tensor, **settings: Any) -> Tensor:
     """:func:`draw_tokens` of whole images, and a look at them at the end, wherever they are."""
     tokens = draw_tokens(teacher, labels, **settings)
     if tokens.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
@@ -111,6 +114,7 @@ class TokenByToken:
     """What teachers share that draw one token after the other with a constant guidance scale."""
 
     num_tokens: int
+    unguided = 1.0
 
     def guidance_scale(self, cfg: float) -> float:
         """The scale ``s`` of ``l_uncond + s (l_cond - l_uncond)``: constant, ``s = cfg``."""
@@ -123,7 +127,7 @@ class TokenByToken:
         return [slice(i, i + 1) for i in range(self.num_tokens)]
 
     def sample(
-        self,
+        self: Teacher,
         labels: Tensor,
         *,
         cfg: float | None = None,

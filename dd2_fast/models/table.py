@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ambient import constant
 from ..ops import nearest_code
+from .attached import Attached
 from .checks import check_labels, embed_tokens, start_tokens
 from .sampling import Choose, TokenByToken
 
 
-class TableTeacher(TokenByToken, nn.Module):
+class TableTeacher(TokenByToken, Attached):
     """The autoregressive factorisation of a joint probability table ``[V] * n``.
 
     It has one class (label 0); the null class has the same distribution. Continuous embeddings

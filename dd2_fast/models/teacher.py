@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ambient import constant
+from .attached import Attached
 from .checks import check_labels, embed_tokens, start_tokens
 from .sampling import Choose, TokenByToken
 from .transformer import CausalTransformer
 
 
-class ARTeacher(TokenByToken, nn.Module):
+class ARTeacher(TokenByToken, Attached):
     """``p(q_i | q_<i, y)`` by a causal transformer that reads code vectors.
 
     Args:

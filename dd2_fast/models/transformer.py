@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cache import KVCache
 from .kernels import Linear
-
-
-class KVCache:
-    """Keys and values ``[B, heads, n, width / heads]`` of one block, filled as tokens come."""
-
-    def __init__(self, batch: int, heads: int, length: int, size: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, length, size)
-        self.values = like.new_empty(batch, heads, length, size)
-        self.filled = 0
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the next ``m`` tokens' keys and values; all that there are now."""
-        start, self.filled = self.filled, self.filled + keys.shape[2]
-        self.keys[:, :, start : self.filled] = keys
-        self.values[:, :, start : self.filled] = values
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
 class Block(nn.Module):
@@ -59,6 +45,9 @@ class CausalTransformer(nn.Module):
     class ``num_classes`` is the null class.
     """
 
+    adapted = True  # reads any vector
+    apart: Sequence[tuple[nn.Module, str]] = ()
+
     def __init__(
         self,
         *,
@@ -89,6 +78,10 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.class_embedding.weight, std=0.3)
         nn.init.normal_(self.positions, std=0.1)
+
+    def network_config(self, exact: bool) -> dict[str, Any]:
+        """The arguments of a DD2 network's backbone that starts from this one."""
+        return dict(self.backbone_config)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]`` of ``embeddings [B, n, C]`` (the last token is not read)."""

@@ -80,7 +80,7 @@ class Parallel:
         Raises:
             ValueError: its backbone names no ``blocks``.
         """
-        backbone = getattr(network, "backbone", network)
+        backbone: Any = getattr(network, "backbone", network)
         blocks = list(getattr(backbone, "blocks", ()))
         if not blocks:
             raise ValueError(
@@ -96,16 +96,15 @@ class Parallel:
             head.compile()
         if self.count > 1 and self.config.sharding == "shard":
             mesh = init_device_mesh(self.device.type, (self.count,))
-            # VAR's network asks its blocks for their modulations itself.
-            apart = [getattr(block, "ada_lin", None) for block in blocks]
-            shared = [block for block in blocks if hasattr(block, "ada_gss")]
-            for part in (*apart, *blocks, head):
+            apart = backbone.apart  # called by themselves, before the blocks run
+            parts = [part for part, _ in apart if part not in blocks]
+            for part in (*parts, *blocks, head):
                 if isinstance(part, nn.Module):
                     fully_shard(part, mesh=mesh)
             # Not kept whole after a forward pass: the averages are taken shard by shard.
             fully_shard(network, mesh=mesh, reshard_after_forward=True)
-            for module, method in ((network, "features"), *((b, "modulation") for b in shared)):
-                if hasattr(module, method):
+            for module, method in ((network, "features"), *apart):
+                if method != "forward" and hasattr(module, method):
                     register_fsdp_forward_method(module, method)
 
     def replica(self, network: nn.Module) -> nn.Module:

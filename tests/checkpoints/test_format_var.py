@@ -13,8 +13,8 @@ from parity.var_models import PATCH_NUMS, match
 from torch import Tensor
 
 from dd2_fast import checkpoints
-from dd2_fast.checkpoints.formats.var import FORMATS
 from dd2_fast.checkpoints.registry import class_of
+from dd2_fast.models.var.released import FORMATS
 
 SIDES_256 = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
 SIDES_512 = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]

@@ -7,9 +7,9 @@ import torch
 from parity import llamagen_models as parity
 from torch import Tensor
 
-from dd2_fast.checkpoints.formats import Format
-from dd2_fast.checkpoints.formats.llamagen import FORMATS
 from dd2_fast.checkpoints.registry import class_of
+from dd2_fast.models.llamagen.released import FORMATS
+from dd2_fast.models.released import Format
 
 SIZES = {  # layers, heads, width, hidden
     "B": (12, 12, 768, 2048),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dd2_fast.checkpoints import formats, registry
-from dd2_fast.checkpoints.formats import Format
+from dd2_fast.models.released import Format
 
 
 class TinyTeacher(nn.Module):

@@ -41,20 +41,6 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_backbone_feature_i_depends_on_label_and_earlier_tokens_only():
-    network = make_network(DD2Guidance)
-    x = rand(1, 5, 3).requires_grad_()
-    labels = torch.tensor([1])
-    features = network.features(x, labels)
-    for i in range(5):
-        (gradient,) = torch.autograd.grad(
-            features[0, i].square().sum(), x, retain_graph=True, allow_unused=True
-        )
-        reached = gradient[0].abs().sum(-1) > 0
-        assert reached.tolist() == [j < i for j in range(5)]
-    assert not torch.equal(features[0, 0], network.features(x, torch.tensor([2]))[0, 0])
-
-
 def test_generator_is_noise_minus_velocity_at_t_one():
     network = make_network(DD2Generator)
     noise, labels = rand(2, 5, 3), torch.tensor([0, 4])

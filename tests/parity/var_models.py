@@ -12,10 +12,10 @@ import torch
 from parity.synth import synth_tensors
 from torch import Tensor
 
-from dd2_fast.checkpoints.formats import Format
-from dd2_fast.checkpoints.formats.var import FORMATS
 from dd2_fast.checkpoints.registry import class_of
+from dd2_fast.models.released import Format
 from dd2_fast.models.var import DD1VARStudent, VARTeacher, VARTokenizer
+from dd2_fast.models.var.released import FORMATS
 
 FOLDER = Path(__file__).parent
 PATCH_NUMS = [1, 2, 3, 4]

@@ -8,38 +8,20 @@ from torch import nn
 from training.test_distil import config
 
 from dd2_fast.models import DD2Generator, DD2Guidance
-from dd2_fast.models.dd2 import FAMILIES
+from dd2_fast.models.families import FAMILIES
 from dd2_fast.training import parallel as module
 from dd2_fast.training.config import ExecutionConfig
 from dd2_fast.training.parallel import Parallel
 from dd2_fast.training.recipes import distil
+from dd2_fast.training.recipes.teachers import RANDOM
 
 BLOCKS = 2  # of every network here
-RUNS = ("random-var", "random-llamagen", "digits")  # a run's teachers; digits' is causal
+RUNS = tuple(RANDOM)  # a run's teachers
 
 
 def guidance(family: str) -> DD2Guidance:
-    sizes = dict(width=16, layers=BLOCKS, heads=2, dimension=4, num_classes=3)
-    own = {
-        "causal": dict(num_tokens=4),
-        "var": dict(patch_nums=(1, 2)),
-        "llamagen": dict(hidden=24, grid=2, vocabulary=8, adapter_width=8),
-    }
-    return DD2Guidance(family=family, head_width=8, head_depth=1, **sizes, **own[family])
-
-
-def test_the_families_are_all_here() -> None:
-    assert FAMILIES.keys() == {"causal", "var", "llamagen"}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_block_is_compiled(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
-    network = guidance(family)
-    Parallel(ExecutionConfig(compile=True)).prepare(network)
-    assert len(network.backbone.blocks) == BLOCKS
-    assert compiled == [*network.backbone.blocks, network.head]
+    teacher = FAMILIES[family].adapt(FAMILIES[family].random(), 0)
+    return DD2Guidance.from_teacher(teacher, head_width=8, head_depth=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,6 +38,28 @@ def test_every_block_is_sharded(family: str, monkeypatch: pytest.MonkeyPatch) ->
         *network.backbone.blocks
     ]
     assert sharded[-2:] == [network.head, network]
+
+
+@pytest.mark.parametrize("shared_aln", [False, True], ids=["own modulation", "shared"])
+def test_what_var_asks_before_its_blocks_can_be_asked(
+    shared_aln: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of a block's modulations is a part of its own, an offset is gathered when asked."""
+    sharded: list[nn.Module] = []
+    methods: list[tuple[nn.Module, str]] = []
+    monkeypatch.setattr(module, "fully_shard", lambda part, **_: sharded.append(part))
+    monkeypatch.setattr(module, "init_device_mesh", lambda *_: None)
+    monkeypatch.setattr(module, "register_fsdp_forward_method", lambda *a: methods.append(a))
+    parallel = Parallel(ExecutionConfig(sharding="shard"))
+    parallel.count = 2
+    sizes = dict(width=16, layers=BLOCKS, heads=2, dimension=4, num_classes=3)
+    network = DD2Guidance(family="var", patch_nums=(1, 2), shared_aln=shared_aln, **sizes)
+    parallel.prepare(network)
+    blocks = list(network.backbone.blocks)
+    layers = [] if shared_aln else [block.ada_lin for block in blocks]
+    assert sharded == [*layers, *blocks, network.head, network]
+    asked = [(block, "modulation") for block in blocks] if shared_aln else []
+    assert methods == [(network, "features"), *asked]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

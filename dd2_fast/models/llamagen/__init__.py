@@ -1,6 +1,7 @@
 """The LlamaGen family (arXiv 2406.06525): teachers, tokenizers, DD1's students."""
 
-from .adapter import EmbeddingFit, EmbeddingMLP, adapt, fit_embedding_mlp
+from .adaptation import adapt
+from .adapter import EmbeddingFit, EmbeddingMLP, fit_embedding_mlp
 from .backbone import LlamaGenBackbone
 from .student import DD1LlamaGenStudent
 from .teacher import LlamaGenTeacher

@@ -1,10 +1,10 @@
-"""Stage 0: the token table replaced by an MLP of the code vector, so that any vector is read."""
+"""The MLP of the code vector that takes the place of a token table, and how it is fitted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from torch.nn import functional as F
 
 from ...ambient import outside_autocast
 from ...ops.checks import check_tensor
-
-if TYPE_CHECKING:
-    from .teacher import LlamaGenTeacher
 
 _SHORTEST = 0.5
 _RIDGE = 1e-6
@@ -147,35 +144,6 @@ def fit_embedding_mlp(
         trend=float(trend.square().mean().sqrt()) / scale,
         worst=float(error.max()) / scale,
     )
-
-
-def adapt(
-    teacher: LlamaGenTeacher, *, smooth: int = 1024, exact: bool = True, seed: int = 0
-) -> tuple[LlamaGenTeacher, EmbeddingFit]:
-    """A copy of ``teacher`` that reads any code vector, and how well its embedding was fitted.
-
-    The copy has the teacher's codebook or tokenizer, and gradients on. Arguments are those of
-    :func:`fit_embedding_mlp`; :class:`dd2_fast.training.stages.AdaptationStage` fine-tunes it.
-    ``exact`` makes its logits the teacher's at once; without it, as in the paper, only fine-tuning
-    brings them back.
-
-    Raises:
-        ValueError: the teacher is adapted already, or has no codebook.
-    """
-    if teacher.adapted:
-        raise ValueError("teacher: expected one with a token table, got an adapted one")
-    table = teacher.get_parameter("tok_embeddings.weight")
-    mlp, fit = fit_embedding_mlp(teacher.codebook, table, smooth=smooth, exact=exact, seed=seed)
-    with torch.device("meta"):
-        config = {**teacher.config, "adapter_width": smooth, "adapter_codes": exact}
-        copy = type(teacher)(**config, **teacher.data)
-    state = {k: v.clone() for k, v in teacher.state_dict().items() if k != "tok_embeddings.weight"}
-    state.update({f"tok_embeddings.{k}": v for k, v in mlp.state_dict().items()})
-    copy.load_state_dict(state, assign=True)
-    copy.to(table.device)
-    copy.tok_embeddings.to(table.dtype)
-    copy.tokenizer = teacher.tokenizer
-    return copy.train(teacher.training), fit
 
 
 def _set_units(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:

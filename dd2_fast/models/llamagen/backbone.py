@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class LlamaGenBackbone(LlamaGenTransformer):
         adapter_codes: whether that MLP has a unit a code as well.
         codebook: code vectors ``[V, C]``; None: those of the attached ``tokenizer``.
     """
+
+    apart: Sequence[tuple[nn.Module, str]] = ()
 
     def __init__(
         self,
@@ -72,6 +75,23 @@ class LlamaGenBackbone(LlamaGenTransformer):
     def adapted(self) -> bool:
         """Whether code vectors are embedded by an MLP, so that any vector can be read."""
         return isinstance(self.tok_embeddings, EmbeddingMLP)
+
+    def network_config(self, exact: bool) -> dict[str, Any]:
+        """The arguments of a DD2 network's backbone that starts from this one.
+
+        Args:
+            exact: whether to take over the unit a code, if there is one.
+
+        Raises:
+            ValueError: tokens are embedded by a table.
+        """
+        if not self.adapted:
+            raise ValueError(
+                "teacher: expected one that reads any vector, got one with a token table; "
+                "dd2_fast.models.llamagen.adapt(teacher) makes it"
+            )
+        config = dict(self.backbone_config)
+        return config if exact else {**config, "adapter_codes": False}
 
     def forward(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]``; the last token is not read.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..cache import KVCache
 from ..kernels import Linear
-from ..transformer import KVCache
 
 EPS = 1e-5
 

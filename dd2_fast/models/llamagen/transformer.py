@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attached import Attached
+from ..cache import KVCache
 from ..constants import Constants
-from ..transformer import KVCache
 from .layers import EPS, Block, rotary_table
 from .tokenizer import LlamaGenTokenizer
 
-_ATTACHED = ("tokenizer", "teacher")
 _LARGEST_GRID = 512  # its rotary table is memory before any weight is read
 
 
-class LlamaGenTransformer(nn.Module):
+class LlamaGenTransformer(Attached):
     """What teacher and student share: the class embedding, the blocks, the norm, the codebook.
 
     Args:
@@ -63,18 +63,7 @@ class LlamaGenTransformer(nn.Module):
         # The rotary table and, where a model has its own, the codebook.
         self.constants = Constants(**tensors)
 
-    tokenizer: Any = None
-    teacher: Any = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _ATTACHED:
-            super().__setattr__(name, value)
-            return
-        if name == "tokenizer" and value is not None:
-            self._check_tokenizer(value)
-        object.__setattr__(self, name, value)
-
-    def _check_tokenizer(self, tokenizer: Any) -> None:
+    def _fitting(self, tokenizer: Any) -> LlamaGenTokenizer:
         if not isinstance(tokenizer, LlamaGenTokenizer):
             raise TypeError(
                 f"tokenizer: expected a LlamaGenTokenizer, got {type(tokenizer).__name__}"
@@ -84,6 +73,7 @@ class LlamaGenTransformer(nn.Module):
             raise ValueError(f"tokenizer: expected codes {expected} ([V, C]), got {shape}")
         if tokenizer.grid not in (None, self.grid):
             raise ValueError(f"tokenizer: expected grid {self.grid}, got {tokenizer.grid}")
+        return tokenizer
 
     def _check_codebook(self, codebook: Tensor) -> None:
         expected = [self.vocabulary, self.dimension]

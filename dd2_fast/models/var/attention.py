@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..cache import KVCache
 from ..kernels import attention
 
 
@@ -36,20 +37,11 @@ class LowerScales:
         return torch.cat(mixed, dim=2)
 
 
-class ScaleCache:
-    """The same one scale at a time: keys and values of one block, filled as they come."""
-
-    def __init__(self, batch: int, heads: int, length: int, size: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, length, size)
-        self.values = like.new_empty(batch, heads, length, size)
-        self.filled = 0
+class ScaleCache(KVCache):
+    """The same one scale at a time."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        start, self.filled = self.filled, self.filled + k.shape[2]
-        self.keys[:, :, start : self.filled] = k
-        self.values[:, :, start : self.filled] = v
-        keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-        return attention(q, keys, values, scale=scale)
+        return attention(q, *self.append(k, v), scale=scale)
 
 
 class StrictlyLowerScales:

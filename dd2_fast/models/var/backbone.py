@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..attached import Attached
 from ..checks import check_embeddings, check_labels
 from .attention import Attend, LowerScales, ScaleCache
 from .blocks import Block, HeadNorm, modulation_layer
@@ -16,15 +17,13 @@ from .scales import Scales
 from .tokenizer import VARTokenizer
 
 
-class VARTransformer(nn.Module):
+class VARTransformer(Attached):
     """Embeddings, blocks and the last norm under the released names, of tokens at given levels.
 
-    ``tokenizer`` is attached, not a submodule: nothing moves, saves or trains it with the model.
-    One with other scales is attached at this model's, its weights shared.
+    A tokenizer with other scales is attached at this model's, its weights shared.
     """
 
     tokenizer: VARTokenizer | None = None
-    _ATTACHED: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def __init__(
         self,
@@ -60,14 +59,6 @@ class VARTransformer(nn.Module):
         embeddings = (self.class_emb.weight, self.lvl_embed.weight)
         for weight in (self.pos_start, self.pos_1LC, *embeddings):
             nn.init.trunc_normal_(weight, std=math.sqrt(1 / width / 3))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self._ATTACHED:
-            super().__setattr__(name, value)
-            return
-        if name == "tokenizer" and value is not None:
-            value = self._fitting(value)
-        object.__setattr__(self, name, value)
 
     @property
     def codebook(self) -> Tensor:
@@ -131,6 +122,8 @@ class VARBackbone(VARTransformer):
     Source: Tian et al., Visual autoregressive modeling (arXiv 2404.02905).
     """
 
+    adapted = True  # reads any vector
+
     def __init__(
         self,
         *,
@@ -156,6 +149,18 @@ class VARBackbone(VARTransformer):
         super().__init__(scales, [side**2 for side in scales.sides], **network)
         self.backbone_config: dict[str, Any] = {"patch_nums": list(patch_nums), **network}
         self.config: dict[str, Any] = self.backbone_config
+
+    @property
+    def apart(self) -> list[tuple[nn.Module, str]]:
+        """Each block's layer of modulations, or its method where one layer serves all blocks:
+        :meth:`modulations` asks for them before the blocks run."""
+        if self.shared_ada_lin is not None:
+            return [(block, "modulation") for block in self.blocks]
+        return [(cast(Block, block).ada_lin, "forward") for block in self.blocks]
+
+    def network_config(self, exact: bool) -> dict[str, Any]:
+        """The arguments of a DD2 network's backbone that starts from this one."""
+        return dict(self.backbone_config)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Features ``[B, n, D]``; those of a token depend on the class and lower scales only.

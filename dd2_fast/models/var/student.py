@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,6 @@ class DD1VARStudent(VARTransformer):
 
     Source: Liu et al., Distilled Decoding 1 (arXiv 2412.17153).
     """
-
-    teacher: Any = None
-    _ATTACHED: ClassVar[tuple[str, ...]] = ("tokenizer", "teacher")
 
     def __init__(
         self,

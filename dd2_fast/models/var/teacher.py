@@ -25,6 +25,8 @@ class VARTeacher(VARBackbone):
         vocabulary: V. The others are :class:`VARBackbone`'s.
     """
 
+    unguided = 0.0
+
     def __init__(
         self,
         *,

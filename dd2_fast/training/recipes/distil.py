@@ -1,5 +1,5 @@
-"""The paper's recipe for a loaded teacher: stage 0 for LlamaGen, stage 1, stage 2, alignment; or
-DD1's regression, the baseline."""
+"""The paper's recipe for a loaded teacher: stage 0 for one that reads codes only, stage 1, stage 2,
+alignment; or DD1's regression, the baseline."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ...checkpoints import save
 from ...checkpoints.files import check_writable
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
-from ...models import DD2Generator, DD2Guidance, LlamaGenTeacher
-from ...models.llamagen import adapt
+from ...models import DD2Generator, DD2Guidance
+from ...models.families import backbone_of
 from ...processes import process_group
 from ...sampling.arguments import check_device
 from ..config import (
@@ -225,8 +225,8 @@ class Networks:
     """The models of a run on its device, prepared for its processes; the trained ones start from
     the teacher and the seed.
 
-    ``teacher`` is frozen; of a LlamaGen one with a token table it is a copy that reads any vector,
-    in float32 until stage 0 is over. ``source``, which draws samples, is the teacher as loaded.
+    ``teacher`` is frozen; of one that reads codes only it is a copy that reads any vector, in
+    float32 until stage 0 is over. ``source``, which draws samples, is the teacher as loaded.
     """
 
     def __init__(self, config: DistilConfig, parallel: Parallel) -> None:
@@ -234,11 +234,12 @@ class Networks:
         source = config.source
         settings = parse_config(shlex.split(source.config), "source.config")
         teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
-        self.adapting = isinstance(teacher, LlamaGenTeacher) and not teacher.adapted
+        family, backbone = backbone_of(teacher)
+        self.adapting = not backbone.adapted
         self.source: Any = teacher.to(parallel.device)
         self._source_sha256 = sha256_of_weights(teacher)  # before its precision changes
         if self.adapting:
-            teacher = adapt(teacher, seed=config.seed)[0].requires_grad_(False)
+            teacher = family.adapt(teacher, config.seed).requires_grad_(False)
         self.teacher: Any = teacher.to(parallel.device)
         self.teacher.tokenizer.to(parallel.device)
         with torch.random.fork_rng(devices=[]):

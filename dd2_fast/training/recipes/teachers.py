@@ -12,15 +12,14 @@ from ... import checkpoints
 from ...checkpoints.folder import is_folder_of_weights
 from ...differences import described, differences
 from ...losses import TeacherScore
-from ...models import LlamaGenTeacher, LlamaGenTokenizer, VARTeacher, VARTokenizer
+from ...models.families import FAMILIES
 from ...sampling.sources import bundled_names, bundled_path
 from ..samples.draws import LivePairs, LiveSamples, cfg_of
 from ..samples.shards import ShardedPairs, ShardedSamples
 
 # Small networks with random weights: every kind of arithmetic that the released ones have, to try
 # a recipe or measure it where there is no file.
-RANDOM = ("random-var", "random-llamagen")
-_CLASSES, _VOCABULARY, _DIMENSION = 10, 64, 8
+RANDOM = {f"random-{name}": family.random for name, family in FAMILIES.items()}
 
 
 def load_teacher(
@@ -49,12 +48,13 @@ def load_teacher(
         if whole and value:
             raise ValueError(f"source.{name}: expected nothing, {source} has its own, got {value}")
     if source in RANDOM:
-        teacher = _random_teacher(source, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            teacher = RANDOM[source]()
     elif whole:
         bundle = checkpoints.load_bundle(folder)
         teacher = bundle.teacher
-        # Not as a submodule: it is not the teacher's to save or to convert.
-        object.__setattr__(teacher, "tokenizer", bundle.tokenizer)
+        teacher.tokenizer = bundle.tokenizer
     else:
         try:
             teacher = checkpoints.load(source, tokenizer=tokenizer or None, **(config or {}))
@@ -114,51 +114,3 @@ def _check_drawn_so(
             f"{described(different, 'the shards', 'the configuration')}; {accepting} trains on "
             "these, or make others"
         )
-
-
-def _random_teacher(name: str, seed: int) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name == "random-var":
-            teacher: Any = VARTeacher(
-                patch_nums=(1, 2, 3, 4),
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-                num_classes=_CLASSES,
-                width=32,
-                layers=2,
-                heads=2,
-            )
-            tokenizer: Any = VARTokenizer(
-                patch_nums=(1, 2, 3, 4),
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-                channels=32,
-                multipliers=(1, 2),
-                blocks=1,
-            )
-            codes = tokenizer.quantize.embedding.weight
-        else:
-            teacher = LlamaGenTeacher(
-                width=32,
-                layers=2,
-                heads=2,
-                hidden=64,
-                num_classes=_CLASSES,
-                grid=4,
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-            )
-            tokenizer = LlamaGenTokenizer(
-                channels=32,
-                multiples=(1, 2),
-                latents=32,
-                blocks=1,
-                vocabulary=_VOCABULARY,
-                dimension=_DIMENSION,
-                grid=4,
-            )
-            codes = tokenizer.quantize.embedding.weight
-        torch.nn.init.normal_(codes)
-    teacher.tokenizer = tokenizer.eval().requires_grad_(False)
-    return teacher

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...losses import TeacherScore, flow_pairs
 from ...models import sampling
+from ...models.family import Teacher
 from ...ops.philox import row_uniform
 from ...sampling.noise import image_noise
 
@@ -69,11 +70,10 @@ def pair_noise(seed: int, indices: Tensor, num_tokens: int, dimension: int) -> T
 
 
 def cfg_of(score: TeacherScore) -> float:
-    """The ``cfg`` of a score; of one without guidance the number that means none: 0 for VAR, whose
-    scale grows from 1, and 1 for the others."""
+    """The ``cfg`` of a score; of one without guidance the number that means none to its teacher."""
     if score.cfg is not None:
         return float(score.cfg)
-    return 0.0 if isinstance(score.teacher.guidance_scale(1.0), Tensor) else 1.0
+    return float(getattr(score.teacher, "unguided", 1.0))  # a caller's own may say nothing
 
 
 class Source(Protocol):
@@ -150,7 +150,7 @@ class LivePairs:
         return noise, torch.cat(tokens), labels
 
 
-def _noise_shape(teacher: Any) -> tuple[int, int]:
+def _noise_shape(teacher: Teacher) -> tuple[int, int]:
     return teacher.num_tokens, teacher.codebook.shape[1]
 
 

@@ -40,29 +40,6 @@ def test_compiled_rotation_is_the_same():
     torch.testing.assert_close(compiled(x, table), rotate(x, table))
 
 
-@pytest.mark.parametrize("cfg", [1.0, 1.7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cached_logits_are_those_of_teacher_forcing(teacher, cfg: float, dtype):
-    model = copy.deepcopy(teacher).to(dtype)
-    model.tokenizer = teacher.tokenizer
-    labels = torch.tensor([0, 9, 10, 4, 4])
-    tokens = torch.randint(64, (5, 16))
-    seen = []
-
-    def forced(positions, logits, uncond):
-        seen.append((logits, uncond))
-        return tokens[:, positions]
-
-    assert torch.equal(model.generate(labels, forced, guided=cfg != 1.0), tokens)
-    cond = torch.cat([logits for logits, _ in seen], dim=1)
-    limit = 1e-5 if dtype == torch.float32 else 1e-12
-    assert relative(cond, model.logits(tokens, labels)) < limit
-    if cfg != 1.0:
-        uncond = torch.cat([logits for _, logits in seen], dim=1)
-        null = torch.full_like(labels, 10)
-        assert relative(uncond, model.logits(tokens, null)) < limit
-
-
 def test_samples_follow_the_teachers_distribution():
     """One token of 8 codes: the frequencies of 4000 draws against the softmax of the logits."""
     sizes = {**SIZES, "grid": 1, "vocabulary": 8}

@@ -50,20 +50,6 @@ def test_logits_against_plain_code(shared_aln: bool, l2_norm: bool):
     torch.testing.assert_close(model.logits(x, labels), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_features_depend_on_the_class_and_lower_scales_only(teacher):
-    x = torch.randn(1, 30, 8).requires_grad_()
-    features = teacher(x, LABELS[:1])
-    for own in teacher.scales.slices:
-        for i in (own.start, own.stop - 1):
-            (gradient,) = torch.autograd.grad(
-                features[0, i].sum(), x, retain_graph=True, allow_unused=True
-            )
-            reached = gradient[0].abs().sum(-1) > 0
-            assert reached.tolist() == [j < own.start for j in range(30)]
-    other = teacher(x, LABELS[1:])
-    assert not torch.equal(features[:, 0], other[:, 0])
-
-
 def test_gradient_in_the_embeddings_is_the_finite_difference():
     model = make(torch.float64)
     backbone = VARBackbone(**SIZES).double()
@@ -89,9 +75,9 @@ def test_gradient_in_the_embeddings_is_the_finite_difference():
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("shared_aln", [False, True])
-def test_cache_agrees_with_teacher_forcing(guided: bool, shared_aln: bool):
-    model = make(torch.float64, shared_aln=shared_aln)
+def test_cache_agrees_with_teacher_forcing_of_shared_modulations(guided: bool):
+    """Those of a block's own: tests/models/test_family.py."""
+    model = make(torch.float64, shared_aln=True)
     labels, seen = torch.tensor([0, 3, 1]), []
     drawn = torch.randint(9, (3, 14))
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...models.var.scales import Scales
-from ..harmless import plain
-from .base import Format, check_names, count, has, integer, known, number, shape_of
+from ..released import Format, check_names, count, has, integer, known, number, shape_of
+from .scales import Scales
 
 _PATCH_NUMS = {
     680: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
@@ -25,8 +24,6 @@ _BUFFERS = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_b
 _TRANSFORMER = ("pos_1LC", "lvl_embed.weight", "head_nm.ada_lin.1.weight", "head.weight")
 _STUDENT = "n_d_embed.weight"
 _TOKENIZER = ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight")
-
-
 _TOKENIZER_SETTINGS = {"patch_nums": "patch_nums"}
 _TEACHER_SETTINGS = {**_TOKENIZER_SETTINGS, "n_head": "heads"}
 _STUDENT_SETTINGS = {
@@ -172,7 +169,7 @@ def _sides(record: Mapping[Any, Any]) -> list[int] | None:
     The public tokenizer calls them ``v_patch_nums``.
     """
     for name in ("patch_nums", "v_patch_nums", "pn"):
-        value = plain(record.get(name))
+        value = record.get(name)
         if isinstance(value, str) and re.fullmatch(r"\d{1,6}(?:[-_,]\d{1,6})+", value):
             value = [int(part) for part in re.split(r"[-_,]", value)]
         if isinstance(value, np.ndarray):

@@ -9,7 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Format, Unsupported, check_names, count, has, integer, known, number, shape_of
+from ..released import (
+    Format,
+    Unsupported,
+    check_names,
+    count,
+    has,
+    integer,
+    known,
+    number,
+    shape_of,
+)
 
 _HEAD = 64
 _HEADS = {3200: 32, 4096: 32}  # by width, where heads are not of 64 channels

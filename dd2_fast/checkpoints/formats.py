@@ -1,4 +1,4 @@
-"""The released kinds of file, one module a family, and kinds that are known and not supported."""
+"""The released kinds of file of every family, and kinds that are known and not supported."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from . import llamagen, var
-from .base import Format, Unsupported
+from ..models.families import FAMILIES
+from ..models.released import Format, Unsupported
 
 
 def _is_adapter(tensors: Mapping[str, Tensor]) -> bool:
     return any("lora_" in name.lower() or "lora." in name.lower() for name in tensors)
 
 
-FORMATS: tuple[Format, ...] = (*var.FORMATS, *llamagen.FORMATS)
+FORMATS: tuple[Format, ...] = tuple(one for f in FAMILIES.values() for one in f.formats)
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    *llamagen.UNSUPPORTED,
+    *(one for f in FAMILIES.values() for one in f.unsupported),
     Unsupported(_is_adapter, "low-rank adapters (LoRA); merge them into their model first"),
 )
-
-__all__ = ["FORMATS", "UNSUPPORTED", "Format", "Unsupported"]

@@ -1,0 +1,30 @@
+"""The families there are; kinds of file, formats, backbones and random networks follow from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import causal
+from .family import Backbone, Family, Teacher
+from .llamagen import family as llamagen
+from .var import family as var
+
+FAMILIES: dict[str, Family] = {
+    one.name: one for one in (causal.FAMILY, var.FAMILY, llamagen.FAMILY)
+}
+
+
+def backbone_of(teacher: Teacher | Backbone) -> tuple[Family, Backbone]:
+    """The family of a teacher, or of a backbone, and its backbone.
+
+    Raises:
+        TypeError: it is of no family.
+    """
+    backbone: Any = getattr(teacher, "backbone", teacher)
+    for family in FAMILIES.values():
+        if isinstance(backbone, family.backbone):
+            return family, backbone
+    raise TypeError(
+        f"teacher: expected one with a backbone of {', '.join(FAMILIES)}, "
+        f"got {type(teacher).__name__}"
+    )

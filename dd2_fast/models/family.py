@@ -1,0 +1,158 @@
+"""What a family of models has: its parts, and the record by which the package knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .released import Format, Unsupported
+from .sampling import Choose
+
+
+class Tokenizer(Protocol):
+    """Images ``[B, 3, H, W]`` in [0, 1] to int64 tokens ``[B, n]``, and embeddings to images."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """The code vectors ``[V, C]``."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens ``[B, n]`` of images."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Code vectors ``[B, n, C]`` of tokens."""
+
+    def decode(self, embeddings: Tensor) -> Tensor:
+        """Images of embeddings ``[B, n, C]``, codes or not."""
+
+
+class Backbone(Protocol):
+    """Features ``[B, n, width]`` of embeddings ``[B, n, C]`` and labels ``[B]``; those of a token
+    read only what comes before it. The label ``num_classes`` is the null class.
+
+    Attributes:
+        backbone_config: the arguments that make another one.
+    """
+
+    num_tokens: int
+    num_classes: int
+    dimension: int
+    width: int
+    backbone_config: dict[str, Any]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """What the trainer compiles, checkpoints and shards one by one."""
+
+    @property
+    def apart(self) -> Sequence[tuple[nn.Module, str]]:
+        """Blocks and parts of them that are called by themselves too, and by which method."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any vector can be read, not codes alone."""
+
+    def network_config(self, exact: bool) -> dict[str, Any]:
+        """``backbone_config`` for a DD2 network that starts from this one.
+
+        Args:
+            exact: whether to take over what reads the codes exactly but is not of the paper's size.
+
+        Raises:
+            ValueError: it reads codes only.
+        """
+
+    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor: ...
+
+    # As every torch module has them.
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
+class Teacher(Protocol):
+    """``p(tokens of a step | those of the steps before it, label)``."""
+
+    num_tokens: int
+    num_classes: int
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What is attached."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """The code vectors ``[V, C]``."""
+
+    @property
+    def steps(self) -> list[slice]:
+        """The positions of each step."""
+
+    @property
+    def unguided(self) -> float:
+        """The ``cfg`` that means no guidance."""
+
+    def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Teacher-forced logits ``[B, n, V]``; the label ``num_classes`` is the null class."""
+
+    def guidance_scale(self, cfg: float) -> Tensor | float:
+        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one a token ``[n]``."""
+
+    def generate(
+        self,
+        labels: Tensor,
+        choose: Choose,
+        *,
+        guided: bool = False,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens ``[B, n]`` that ``choose`` picks step by step after a ``prefix [B, m]``."""
+
+
+class Student(Protocol):
+    """Embeddings ``[B, n, C]`` of noise ``[B, n, C]`` and labels ``[B]``, all tokens at once."""
+
+    num_tokens: int
+    num_classes: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """The :class:`Tokenizer` that is attached."""
+
+    def __call__(self, noise: Tensor, labels: Tensor) -> Tensor: ...
+
+
+def _as_it_is(teacher: Any, seed: int) -> Any:
+    return teacher
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family, by which the package knows it; :data:`.families.FAMILIES` lists all.
+
+    Attributes:
+        name: in the configurations of DD2's networks, so files hold it.
+        backbone: the class of what a teacher's features come from, a :class:`Backbone`.
+        kinds: the classes of its models, by the names of their kind that files hold.
+        random: makes a small teacher with its tokenizer attached and weights by torch's generator:
+            every kind of arithmetic that a released one has.
+        formats, unsupported: its released files.
+        adapt: a copy that reads any vector of a ``teacher`` that does not, by a ``seed``.
+    """
+
+    name: str
+    backbone: type[Any]
+    kinds: Mapping[str, type[nn.Module]]
+    random: Callable[[], Any]
+    formats: tuple[Format, ...] = ()
+    unsupported: tuple[Unsupported, ...] = ()
+    adapt: Callable[[Any, int], Any] = _as_it_is
+
+
+# The sizes of random networks that no family has reason to choose for itself.
+RANDOM_SIZES: dict[str, Any] = {"vocabulary": 64, "dimension": 8}
+RANDOM_CLASSES = 10
