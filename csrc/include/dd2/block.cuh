@@ -38,12 +38,6 @@ DD2_DEVICE T block_reduce(T value, Combine combine) {
   return total;
 }
 
-// A choice that a function is compiled for.
-template <bool kChoice>
-struct Flag {
-  static constexpr bool kValue = kChoice;
-};
-
 struct Add {
   template <typename T>
   DD2_DEVICE T operator()(T a, T b) const {

@@ -116,23 +116,24 @@ struct TokenVectors {
         along(shared + 3 * padded) {}
 };
 
-// What squared distances are taken less of: nothing, or that to a code r,
-//   |x - (1-t) c|^2 - |x - (1-t) r|^2 = ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c),
-// of a token so far from its codes that the distances round away what tells the codes apart.
+// What squared distances are taken less of: nothing, or, of a token so far from its codes that the
+// distances round away what tells the codes apart, that to the first kept code r,
+//   |x - (1-t) c|^2 - |x - (1-t) r|^2 = ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c).
 struct DistanceOrigin {
-  const float* code = nullptr;  // r, or null
+  bool is_code = false;
 
-  // Whether the sums found with no code, their best score `best`, shall be taken anew with one: a
-  // code about as far as the best, where the distance is large to that between codes. A token that
-  // was noised from a code, or that codes surround, is not such. The same for every thread.
+  // Whether the sums found without a code, their best score `best`, shall be taken anew with one: it
+  // is about as far as the best, and distances are large to that between codes. A token that was
+  // noised from a code, or that codes surround, is not such. The same for every thread.
   DD2_DEVICE bool moves(float best, const float* codebook, long long dim, const KeptCodes& kept,
                         const NoiseLevel& level, const float* x_t) {
     const float noise = 2.0f * level.two_t2 * static_cast<float>(dim);  // four times its square
-    if (-best <= noise || code != nullptr || kept.count == 0) return false;
+    if (-best <= noise || is_code || kept.count == 0) return false;
     const float* first = codebook + kept.code(0) * dim;
     const float* last = codebook + kept.code(kept.count - 1) * dim;
     float square = 0.0f, spread = 0.0f;
-    for (long long c = lane_index(); c < dim; c += kWarp) {
+    DD2_NO_UNROLL
+    for (int c = lane_index(); c < dim; c += kWarp) {
       const float far = fused_multiply_add(-level.signal, first[c], x_t[c]);
       const float apart = level.signal * (first[c] - last[c]);
       square = fused_multiply_add(far, far, square);
@@ -140,32 +141,24 @@ struct DistanceOrigin {
     }
     square = warp_reduce(square, Add());
     spread = warp_reduce(spread, Add());
-    if (square > noise && square > 16.0f * spread && square <= -4.0f * best) code = first;
-    return code != nullptr;
+    is_code = square > noise && square > 16.0f * spread && square <= -4.0f * best;
+    return is_code;
   }
 };
 
-// The squared distance of a code from the token `x_t`, less that of the origin if kFar, and c·u
-// along `direction`. `values` are the code's dimensions from `first` on.
-template <int kDim, bool kJacobian, bool kFar>
-DD2_DEVICE void measure_code(const float* code, const float (&values)[kDim], long long first,
-                             long long dim, float signal, const float* x_t, const float* origin,
-                             const float* direction, float& distance, float& along) {
-  const long long last = first + kDim;
-  const auto include = [&](float value, long long c) {
-    float difference = fused_multiply_add(-signal, value, x_t[c]), other = difference;
-    if (kFar) {
-      const float r = c < dim ? signal * origin[c] : 0.0f;
-      difference = fused_multiply_add(-signal, value, r);
-      other = fused_multiply_add(-signal, value, 2.0f * x_t[c] - r);
-    }
-    distance = fused_multiply_add(difference, other, distance);
-    if (kJacobian) along = fused_multiply_add(value, direction[c], along);
-  };
-  for (int c = 0; c < kDim; ++c) include(values[c], first + c);
+// The squared distance of a code from the token `x_t`, less that of the code `origin`, and c·u. Such
+// tokens are few: the loop keeps nothing in registers that the others' would have to spare.
+template <bool kJacobian>
+DD2_DEVICE void measure_far_code(const float* code, int dim, float signal, const float* x_t,
+                                 const float* origin, const float* direction, float& distance,
+                                 float& along) {
   DD2_NO_UNROLL
-  for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
-    include(code[c], c);
+  for (int c = 0; c < dim; ++c) {
+    const float value = code[c], r = signal * origin[c];
+    const float nearer = fused_multiply_add(-signal, value, r);
+    const float mirror = fused_multiply_add(-signal, value, 2.0f * x_t[c] - r);
+    distance = fused_multiply_add(nearer, mirror, distance);
+    if (kJacobian) along = fused_multiply_add(value, direction[c], along);
   }
 }
 
@@ -177,22 +170,38 @@ DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long lon
                                                  const NoiseLevel& level, long long first,
                                                  const float* x_t, const DistanceOrigin& origin,
                                                  const float* direction) {
+  const long long last = first + kDim;
   const bool vectors = codes_are_vectors<kDim>(codebook, dim);
   Posterior<kDim, kJacobian> sums;
   sums.clear();
-  const auto fold = [&](auto far) {
+  if (origin.is_code) {
     kept.for_each(row, [&](long long j, float logit) {
-      float code[kDim];
+      float code[kDim], distance = 0.0f, along = 0.0f;
+      measure_far_code<kJacobian>(codebook + j * dim, static_cast<int>(dim), level.signal, x_t,
+                                  codebook + kept.code(0) * dim, direction, distance, along);
       load_code(codebook + j * dim, first, dim, vectors, code);
-      float distance = 0.0f, along = 0.0f;
-      measure_code<kDim, kJacobian, decltype(far)::kValue>(
-          codebook + j * dim, code, first, dim, level.signal, x_t, origin.code, direction, distance,
-          along);
       const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
       sums.add(score, code, along, level.exponent);
     });
-  };
-  origin.code == nullptr ? fold(Flag<false>()) : fold(Flag<true>());
+    return sums;
+  }
+  kept.for_each(row, [&](long long j, float logit) {
+    float code[kDim];
+    load_code(codebook + j * dim, first, dim, vectors, code);
+    float distance = 0.0f, along = 0.0f;
+    const auto include = [&](float value, long long c) {
+      const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
+      distance = fused_multiply_add(difference, difference, distance);
+      if (kJacobian) along = fused_multiply_add(value, direction[c], along);
+    };
+    for (int c = 0; c < kDim; ++c) include(code[c], first + c);
+    DD2_NO_UNROLL
+    for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
+      include(codebook[j * dim + c], c);
+    }
+    const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
+    sums.add(score, code, along, level.exponent);
+  });
   return sums;
 }
 
