@@ -1,0 +1,46 @@
+"""A pytest plugin under which a GPU backend runs on the CPU, as compiled, by :mod:`ptxrun`:
+
+    pytest -p compiled.plugin --executed cuda:90 tests/ops/test_conditional_score.py -k cuda
+
+Tests of the backend take CPU tensors; a test fails whose launches have faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from compiled.backends import install
+from compiled.executor import Executor
+from ops import cases
+
+EXECUTOR = pytest.StashKey[Executor]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--executed", metavar="BACKEND:ARCH", default="cuda:90")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    backend, arch = config.getoption("--executed").split(":")
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    executor = config.stash[EXECUTOR] = Executor(int(arch))
+    install(patch, backend, executor)
+    others = tuple(name for name in cases.GPU_BACKENDS if name != backend)
+    patch.setattr(cases, "GPU_BACKENDS", others)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    kernels = config.stash[EXECUTOR].kernels
+    terminalreporter.write_line(f"executed: {' '.join(sorted(kernels))}")
+
+
+@pytest.fixture(autouse=True)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    """Whose launches of the test must have no faults."""
+    executor = request.config.stash[EXECUTOR]
+    executor.clear()
+    yield executor
+    assert not executor.faults, "\n".join(map(str, executor.faults))
