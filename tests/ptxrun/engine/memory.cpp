@@ -33,6 +33,18 @@ void note_global(Warp& w, const Inst& i, int lane, Range& range, u64 address, u3
   }
 }
 
+// Which of the lanes of one store wins is not said.
+void check_lanes_agree(Warp& w, const Inst& i, u32 mask, const u64 (&address)[kLanes], u32 size,
+                       const u8* data) {
+  each(mask, [&](int l) {
+    each(mask & ((1u << l) - 1), [&](int other) {
+      if (address[other] == address[l] && std::memcmp(data + l * size, data + other * size, size))
+        w.launch->report("global race", w, i, l, address[l],
+                         "lanes of one store write different values to one place", false);
+    });
+  });
+}
+
 // How often a bank is asked for different words, over the 8, 16 or 32 addresses served together;
 // lanes with the same address count once.
 u32 wavefronts(u32 mask, const u64 (&address)[kLanes], u32 size) {
@@ -174,6 +186,7 @@ void resolve(Warp& w, const Inst& i, u32 mask, u64 (&address)[kLanes], u32 size,
           note_global(w, i, l, *range, address[l], size, access, data);
         place[l] = reinterpret_cast<u8*>(address[l]);
       });
+      if (launch.config.global_races && data) check_lanes_agree(w, i, mask, address, size, data);
       if (launch.config.transactions) count_global(count, mask, address, size);
     }
   }
