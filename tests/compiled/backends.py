@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,20 @@ MULTIPROCESSORS, SHARED_OPTIN = 16, 97  # cudaDeviceAttr
 OPERATORS = ("conditional_score", "flow_solve", "image_normal", "nearest_code", "sample_code")
 
 
-def install(patch: pytest.MonkeyPatch, backend: str, executor: Executor) -> None:
-    """Makes ``backend`` usable on CPU tensors; new tensors that nothing fills are NaN."""
+@contextmanager
+def installed(backend: str, executor: Executor) -> Iterator[None]:
+    """Inside, ``backend`` takes CPU tensors; new tensors that nothing fills are NaN."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        _install(patch, backend, executor)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            _forget_device()
+
+
+def _install(patch: pytest.MonkeyPatch, backend: str, executor: Executor) -> None:
     executor.memory.install(patch)
     reason = registry._reason
     patch.setattr(
@@ -41,9 +54,16 @@ def install(patch: pytest.MonkeyPatch, backend: str, executor: Executor) -> None
     patch.setattr(torch.cuda, "current_stream", lambda *device: stream)
     patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    _forget_device()
     {"cuda": _install_cuda, "cupy": _install_cupy, "triton": _install_triton}[backend](
         patch, executor
     )
+
+
+def _forget_device() -> None:
+    """What the ``cupy`` backend keeps of a device."""
+    for cached in (launch._load_kernel, launch._shared_limit, launch._processor_count):
+        cached.cache_clear()
 
 
 class Launchers:
@@ -181,25 +201,14 @@ def _install_cupy(patch: pytest.MonkeyPatch, executor: Executor) -> None:
     )
     compiler = SimpleNamespace(getSupportedArchs=lambda: (executor.arch,))
     cuda = SimpleNamespace(nvrtc=compiler, driver=Driver(executor), runtime=runtime)
-    patch.setattr(launch.nvrtc, "cupy", lambda: SimpleNamespace(cuda=cuda))
+    patch.setattr(launch, "nvrtc", SimpleNamespace(
+        cupy=lambda: SimpleNamespace(cuda=cuda), architecture=nvrtc.architecture,
+        cached_image=lambda header, kernel, arch: image(header, kernel),
+    ))  # fmt: skip
 
-    def image(header: str, kernel: str, arch: str) -> tuple[Function, str]:
+    def image(header: str, kernel: str) -> tuple[Function, str]:
         function = executor.kernel(header, kernel)
         return function, function.name
-
-    # The compiler itself is asked through the module as it was.
-    real = nvrtc.load()[0]
-    patch.setattr(launch.nvrtc, "cached_image", image)
-    compile_program = nvrtc.compile_program
-
-    def compiled(*arguments: Any) -> Any:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(nvrtc, "cupy", lambda: real)
-            return compile_program(*arguments)
-
-    patch.setattr(nvrtc, "compile_program", compiled)
-    for cached in ("_load_kernel", "_shared_limit", "_processor_count"):
-        getattr(launch, cached).cache_clear()
 
 
 def _install_triton(patch: pytest.MonkeyPatch, executor: Executor) -> None:

@@ -8,11 +8,13 @@ Tests of the backend take CPU tensors; a test fails whose launches have faults.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from compiled.backends import install
+from compiled.backends import installed
 from compiled.executor import Executor
+from hypothesis import settings
 from ops import cases
 
 EXECUTOR = pytest.StashKey[Executor]()
@@ -24,12 +26,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     backend, arch = config.getoption("--executed").split(":")
-    patch = pytest.MonkeyPatch()
-    config.add_cleanup(patch.undo)
     executor = config.stash[EXECUTOR] = Executor(int(arch))
-    install(patch, backend, executor)
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    stack.enter_context(installed(backend, executor))
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
     others = tuple(name for name in cases.GPU_BACKENDS if name != backend)
     patch.setattr(cases, "GPU_BACKENDS", others)
+    settings.register_profile("executed", max_examples=12, derandomize=True, deadline=None)
+    settings.load_profile("executed")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

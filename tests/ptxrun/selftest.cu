@@ -204,7 +204,7 @@ __global__ void bad_no_wait(int* out, const int* in) {
   out[threadIdx.x] = part[(threadIdx.x * 4 + 17) % 128];
 }
 __global__ void bad_same_value(float* out) {  // equal bytes by two warps
-  __shared__ float s[1];
+  __shared__ volatile float s[1];
   s[0] = 1;
   __syncthreads();
   out[threadIdx.x] = s[0];

@@ -1,24 +1,25 @@
-"""The executor against NumPy, and kernels with planted faults. Needs nvcc."""
+"""The executor against NumPy, and kernels with planted faults."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from native.compilers import require_nvrtc
 
 import ptxrun
+from dd2_fast.ops import nvrtc
 
-HERE = Path(__file__).parent
+SOURCE = Path(__file__).parent / "selftest.cu"
+ARCHS = {80: "compute_80", 90: "compute_90a"}
 
 
-@pytest.fixture(scope="module", params=[80, 90])
-def module(request, tmp_path_factory) -> ptxrun.Module:
-    target = tmp_path_factory.mktemp("ptx") / "kernels.ptx"
-    subprocess.run(["nvcc", "-std=c++17", "-lineinfo", f"-arch=sm_{request.param}", "-ptx",
-                    str(HERE / "kernels.cu"), "-o", str(target)], check=True)  # fmt: skip
-    return ptxrun.load(target.read_text())
+@pytest.fixture(scope="module", params=ARCHS.values(), ids=ARCHS.keys())
+def module(request: pytest.FixtureRequest) -> ptxrun.Module:
+    require_nvrtc()
+    options = ["-lineinfo"]
+    return ptxrun.load(nvrtc.compile_program(SOURCE.read_text(), [], request.param, options).image)
 
 
 def test_saxpy_and_counts(module) -> None:
@@ -40,7 +41,9 @@ def test_product(module) -> None:
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-8, 8, shape).astype(np.float16) for shape in ((16, 16), (8, 16)))
     c, transposed = np.zeros((16, 8), np.float32), np.zeros((32, 4), np.uint32)
-    module.launch("product", (1,), (32,), [c, transposed, a, b])
+    stored = np.zeros((16, 16), np.float16)
+    module.launch("product", (1,), (32,), [c, transposed, stored, a, b])
+    assert (stored == a).all()
     assert (c == a.astype(np.float32) @ b.astype(np.float32).T).all()
     pairs = transposed.view(np.float16).reshape(32, 4, 2)
     for lane in range(32):
@@ -48,6 +51,17 @@ def test_product(module) -> None:
             row, pair = lane // 4, lane % 4 * 2
             wanted = a[r + pair : r + pair + 2, k + row]
             assert (pairs[lane, n] == wanted).all()
+
+
+def test_sums_are_cut_off_as_tensor_cores_do(module) -> None:
+    """1 + 16 products of 2^-24: eight at once on 8.0, each cut off at 2^-24 of the largest, on
+    9.0 all, at 2^-25; what is left is cut off to a float, towards zero."""
+    small, out = np.full(16, 2.0**-24, np.float16), np.zeros(32, np.float32)
+    module.launch("sums", (1,), (32,), [out, small, 1.0])
+    assert (out == np.float32(1 + 2.0**-20)).all()
+    small[:] = 2.0**-24  # twice as large a start: 8.0 sees a half of 2^-23 each, and drops it
+    module.launch("sums", (1,), (32,), [out, small, 2.0])
+    assert (out == np.float32(2 + (0 if module.arch == 80 else 2.0**-20))).all()
 
 
 def test_copies(module) -> None:
@@ -73,7 +87,7 @@ def test_lanes(module) -> None:
         [32 - int(v).bit_length() for v in x], [int(v).bit_count() for v in x],
         [_bytes(int(a), int(b), 0x5147) for a, b in zip(x, other, strict=True)],
         [int(v) * 2654435761 >> 32 for v in x], x // (lane + 1).astype(np.uint32),
-        [((int(b) << 32 | int(a)) << int(n) >> 32) & 0xFFFFFFFF for a, b, n in zip(x, other, lane, strict=True)],
+        [_funnel(int(a), int(b), int(n)) for a, b, n in zip(x, other, lane, strict=True)],
         np.where(lane < 7, x[6], x[31]), np.ones(32), np.full(32, int((x & 1).sum())),
     ]  # fmt: skip
     for n, values in enumerate(wanted):
@@ -83,6 +97,10 @@ def test_lanes(module) -> None:
 def _bytes(a: int, b: int, selector: int) -> int:
     data = (b << 32 | a).to_bytes(8, "little")
     return int.from_bytes(bytes(data[selector >> 4 * n & 7] for n in range(4)), "little")
+
+
+def _funnel(low: int, high: int, by: int) -> int:
+    return (high << 32 | low) << by >> 32 & 0xFFFFFFFF
 
 
 def test_functions(module) -> None:
@@ -111,7 +129,7 @@ def test_functions(module) -> None:
     assert out[0, 10] == 0.5 and out[1, 10] == np.nextafter(x[1], np.float32(0))
 
 
-F, I, U = np.float32, np.int32, np.uint32
+F, S, U = np.float32, np.int32, np.uint32
 FAULTS = {
     "bad_race": (64, lambda: [np.zeros(64, F)], {}, "race"),
     "bad_race_in_warp": (32, lambda: [np.zeros(32, F)], {}, "race"),
@@ -122,10 +140,16 @@ FAULTS = {
     "bad_alignment": (4, lambda: [np.zeros(16, F), np.zeros(18, F), 1], {}, "misaligned"),
     "bad_mask": (32, lambda: [np.zeros(32, U)], {}, "deadlock"),
     "bad_barrier": (96, lambda: [np.zeros(96, F)], {}, "deadlock"),
-    "bad_no_wait": (32, lambda: [np.zeros(32, I), np.zeros(128, I)], {}, "race"),
-    "bad_loop": (32, lambda: [np.zeros(1, I)], {"checks": ptxrun.Checks(budget=100_000)}, "budget"),
-    "bad_blocks": (32, lambda: [np.full(1, 9, I)], {"grid": (2,)}, "global race"),
+    "bad_no_wait": (32, lambda: [np.zeros(32, S), np.zeros(128, S)], {}, "race"),
+    "bad_loop": (32, lambda: [np.zeros(1, S)], {"checks": ptxrun.Checks(budget=100_000)}, "budget"),
+    "bad_blocks": (32, lambda: [np.full(1, 9, S)], {"grid": (2,)}, "global race"),
     "saxpy": (2048, lambda: [np.zeros(1, F), np.zeros(1, F), 1.0, 0], {}, "limits"),
+    "bad_same_value": (
+        64,
+        lambda: [np.zeros(64, F)],
+        {"checks": ptxrun.Checks(same_value=True)},
+        "race",
+    ),
     "good_warp": (64, lambda: [np.zeros(64, F)], {}, None),
 }
 
