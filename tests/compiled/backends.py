@@ -144,12 +144,14 @@ def _callbacks(executor: Executor) -> Callbacks:
         allowed[kernel] = size
         return 0
 
-    attributes = {MULTIPROCESSORS: executor.processors, SHARED_OPTIN: executor.shared_limit}
+    def attribute(which: int) -> int:
+        return {MULTIPROCESSORS: executor.processors, SHARED_OPTIN: executor.shared_limit}[which]
+
     return Callbacks(
         Callbacks.LAUNCH(run),
         Callbacks.STATIC(lambda kernel: function_of(kernel).lowered.static_shared),
         Callbacks.ALLOW(allow),
-        Callbacks.DEVICE(lambda attribute: attributes[attribute]),
+        Callbacks.DEVICE(attribute),
     )
 
 

@@ -1,0 +1,50 @@
+"""Faults planted in the kernels are found where the compiled code runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from compiled.backends import installed
+from compiled.executor import Executor
+from compiled.faults import FAULTS, Planted, Results
+from native.compilers import require_nvrtc
+
+
+def run(planted: Planted, headers: Path | None) -> tuple[set[str], Results]:
+    """Kinds of faults, and results, which are not to be relied on where there are faults."""
+    executor = Executor(headers=headers)
+    with installed("cuda", executor):
+        try:
+            results = planted.call("cuda", torch.float32)
+        except RuntimeError:  # launchers raise what the device reports
+            results = []
+    assert executor.log
+    return {fault.kind for fault in executor.faults}, results
+
+
+def close(found: Results, planted: Planted) -> bool:
+    wanted = planted.call("torch", torch.float64)
+    return len(found) == len(wanted) and all(
+        torch.allclose(a.double(), b.double(), atol=1e-4, rtol=1e-3)
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_found(name: str, tmp_path: Path) -> None:
+    require_nvrtc()
+    planted = FAULTS[name]
+    kinds, results = run(planted, planted.headers(tmp_path))
+    if planted.found == "wrong result":
+        assert not kinds and not close(results, planted), kinds
+    else:
+        assert planted.found in kinds, kinds
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_not_found_where_it_is_not(name: str) -> None:
+    require_nvrtc()
+    kinds, results = run(FAULTS[name], None)
+    assert not kinds and close(results, FAULTS[name])
