@@ -15,18 +15,26 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from records import Row
 
 BENCH = Path(__file__).resolve().parent
 FILE = BENCH / "results" / "counted" / "cuda.json"
 # An H200: multiprocessors, their clock under load, bytes/s of a copy (measured).
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12
-# Rows of the full size, rows that are counted, multiprocessors that make the launchers choose the
-# same kernels for those.
-SIZES = {
-    "var": ((680, 8, 10_000), (43_520, 64, 1)),
-    "llamagen": ((256, 8, 10_000), (16_384, 64, 1)),
+ROWS = {"var": (680, 43_520), "llamagen": (256, 16_384)}  # of an image, and of 64
+# Rows that are counted for those, and multiprocessors that make launchers choose the same kernels.
+COUNTED = {
+    "conditional_score": ((8, 10_000), (64, 1)),
+    "csd_loss": ((8, 10_000), (64, 1)),
+    "sample_code": ((8, 1), (8, 1)),
+    "flow_solve": ((2, 1), (2, 1)),
+    "nearest_code": ((8, 10_000), (256, 1)),
+    "image_normal": ((8, 1), (8, 1)),
 }
 DATA = ("normal", "peaked", "ties")
 FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
@@ -46,12 +54,12 @@ class Size:
 
 def sizes(operator: str) -> Iterator[Size]:
     """Both models, an image and a batch of 64, without and with filters."""
-    for model, rows in SIZES.items():
-        filtered = operator in FILTERED
-        for shape in (model, f"{model}_filtered") if filtered else (model,):
-            for data in DATA if filtered else ("normal",):
-                for size in rows:
-                    yield Size(shape, data, *size)
+    filters = ("", "_filtered") if operator in FILTERED else ("",)
+    for model, suffix in product(ROWS, filters):
+        # What is not filtered takes the same steps for any logits.
+        for data in DATA if suffix else DATA[:1]:
+            for rows, (counted, processors) in zip(ROWS[model], COUNTED[operator], strict=True):
+                yield Size(model + suffix, data, rows, counted, processors)
 
 
 def inputs(size: Size) -> dict[str, Any]:
@@ -208,16 +216,39 @@ def section() -> str:
     return f"## Counted, not measured: GPU kernels\n\n{LEGEND}\n{markdown(entries)}"
 
 
+def against(rows: list[Row]) -> list[str]:
+    """A line for each measurement of the CUDA kernels that a count is of: their ratio, which says
+    how far the model is from that GPU."""
+    entries = [e for e in json.loads(FILE.read_text())["entries"] if e["data"] == "normal"]
+    lines = []
+    for row in rows:
+        operator, device, shape = row.words
+        own = [e for e in entries if (e["operator"], e["shape"]) == (operator, shape)]
+        if device != "cuda" or row.variant != "cuda" or not own:
+            continue
+        # An image, or of a batch its share of 64.
+        image, batch = sorted(own, key=lambda e: e["rows"])
+        images = row.extra.get("images", 1)
+        bound = image["bound_ms"] if images == 1 else batch["bound_ms"] * images / 64
+        measured = 1e3 * row.median
+        lines.append(
+            f"{operator} {shape}, {images} images: {measured:.3f} ms measured, {bound:.3f} ms "
+            f"counted, {measured / bound:.2f}x"
+        )
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operator", choices=(*FILTERED, *PLAIN), help="count and print one")
+    parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
     if options.operator:
         print(markdown(count_all((options.operator,))), end="")
         return 0
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps({"arch": "sm_90a", "entries": count_all()}, indent=1) + "\n")
-    print(f"wrote {FILE}")
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps({"arch": "sm_90a", "entries": count_all()}, indent=1) + "\n")
+    print(f"wrote {options.out}")
     return 0
 
 
