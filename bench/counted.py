@@ -11,10 +11,11 @@ and L2 are not in it. ``--operator NAME`` prints one operator's rows and writes 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,16 @@ def blocks_of(kernel: str, counted: int, size: Size) -> float:
     return counted if "split_codebook" in kernel else counted * size.rows / size.counted
 
 
+@functools.cache
+def launched(operator: str, size: Size, executor: Any) -> list[Any]:
+    """What the kernels of a call counted; ``rows`` of the size do not matter."""
+    executor.processors = size.processors
+    executor.clear()
+    call(operator, size)
+    assert executor.log and not executor.faults, executor.faults
+    return [counters for counters, _ in executor.log]
+
+
 def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
     """A row of the table; times of the kernels of a call are summed."""
     from ptxrun.cost import bound
@@ -126,15 +137,11 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
     from cases import SHAPES
 
     shape = SHAPES[size.shape]
-    executor.processors = size.processors
-    executor.clear()
-    call(operator, size)
-    assert executor.log and not executor.faults, executor.faults
-    seconds = instructions = requests = wavefronts = shared = read = 0.0
+    seconds = instructions = requests = conflicts = shared = read = 0.0
     units: dict[str, float] = {}
     kernels = []
-    for counters, _ in executor.log:
-        cost, table = bound(counters), counters.table()
+    for counters in launched(operator, replace(size, rows=0), executor):
+        cost = bound(counters)
         blocks = blocks_of(counters.kernel, counters.blocks, size)
         scale = blocks / counters.blocks / size.rows  # to one row of all
         cycles = max(cost.cycles.values()) / counters.blocks  # of a block
@@ -143,11 +150,13 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
             units[unit] = units.get(unit, 0.0) + spent * scale
         instructions += 32 * cost.instructions * scale
         read += cost.global_bytes * scale
-        in_shared = [c for op, c in table.items() if ".shared" in op or "matrix" in op]
-        shared += sum(c.bytes for c in in_shared) * scale
-        # 128 bytes a request at least need a wavefront.
-        requests += sum(max(c.warps, c.bytes / 128) for c in in_shared) * scale
-        wavefronts += sum(c.transactions for c in in_shared) * scale
+        for line in counters.by_line:
+            if ".shared" in line.op or "matrix" in line.op:
+                # 128 bytes of a request at least need a wavefront.
+                needed = max(line.done.warps, line.done.bytes / 128)
+                shared += line.done.bytes * scale
+                requests += needed * scale
+                conflicts += max(0, line.done.transactions - needed) * scale
         kernels.append(name_of(counters.kernel))
     logits = shape.vocabulary if operator != "image_normal" else shape.dim
     limit = 4 * shape.vocabulary * size.rows / BANDWIDTH if operator in FILTERED else 0.0
@@ -157,7 +166,7 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
         "instructions_a_logit": round(instructions / logits, 2),
         "cycles_a_row": {u: round(c) for u, c in units.items() if round(c)},
         "global_bytes_a_row": round(read), "shared_bytes_a_row": round(shared),
-        "wavefronts_a_request": round(wavefronts / requests, 2) if requests else 0.0,
+        "wavefronts_a_request": round(1 + conflicts / requests, 2) if requests else 0.0,
         "bound_ms": round(1e3 * seconds, 4), "reading_ms": round(1e3 * limit, 4),
     }  # fmt: skip
 
@@ -186,8 +195,8 @@ _RATES = f"{CLOCK / 1e9:.3f} GHz and {BANDWIDTH / 1e12:.1f} TB/s"
 LEGEND = f"""PTX for sm_90a as executed on a CPU for a few rows, and what the slowest unit of the
 busiest of {PROCESSORS} multiprocessors needs for it: a lower bound, without latencies and
 occupancy, and without what ptxas changes. "Reading" is the time of the conditional and the
-unconditional logits once ({_RATES}). Cycles are a multiprocessor's for one row, by unit,
-bytes a row's, conflicts wavefronts a request. bfloat16 logits with guidance; filtered: top-k 900,
+unconditional logits once ({_RATES}). Cycles are a multiprocessor's
+for one row, by unit, bytes a row's, conflicts wavefronts a request. bfloat16 logits with guidance; filtered: top-k 900,
 VAR with top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps. A count
 moves with the data: normal logits, peaked ones, heavy ties. Made by `python bench/counted.py`,
 held to 1% by a test.
@@ -205,7 +214,7 @@ def markdown(entries: list[dict[str, Any]]) -> str:
             f"`{e['operator']}` {e['shape']}", str(e["rows"]), e["data"], f"{e['bound_ms']:.3g}",
             f"{e['reading_ms']:.3g}" if e["reading_ms"] else "", f"{e['instructions_a_logit']:.3g}",
             *cycles, f"{e['global_bytes_a_row'] / 1e3:.3g}", f"{e['shared_bytes_a_row'] / 1e3:.3g}",
-            f"{e['wavefronts_a_request']:.2f}",
+            f"{e['wavefronts_a_request']:.2f}" if e["wavefronts_a_request"] else "",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from dd2_fast.ops.structs import LOGIT_TYPES
 Launch = tuple[ptxrun.Counters, list[ptxrun.Fault]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Executor:
     """A device of ``arch`` (80, 90) with ``processors`` multiprocessors."""
 
@@ -31,6 +33,7 @@ class Executor:
     processors: int = 132
     checks: ptxrun.Checks = field(default_factory=ptxrun.Checks)
     headers: Path | None = None  # instead of csrc/include
+    nvcc: str | None = None  # the compiler of what csrc/cuda launches, instead of NVRTC
     log: list[Launch] = field(default_factory=list)
     memory: Tracked = field(default_factory=Tracked)
     kernels: set[str] = field(default_factory=set)  # that were launched
@@ -73,7 +76,10 @@ class Executor:
 
     def kernel_named(self, symbol: str) -> ptxrun.Function:
         """The same by its mangled name."""
-        return self.kernel(*expression_of(symbol))
+        if self.nvcc is None:
+            return self.kernel(*expression_of(symbol))
+        modules = nvcc_modules(self.nvcc, f"sm_{self.arch}{'a' * (self.arch == 90)}")
+        return next(module for module in modules if symbol in module.kernels).function(symbol)
 
 
 @functools.cache
@@ -101,6 +107,22 @@ def ptx(header: str, expression: str, arch: str, headers: Path | None = None) ->
         os.replace(file.name, target)
     symbol, image = target.read_bytes().split(b"\n", 1)
     return image, symbol.decode()
+
+
+@functools.cache
+def nvcc_modules(nvcc: str, arch: str) -> list[ptxrun.Module]:
+    """All of csrc/cuda as nvcc compiles it, with the flags of ``setup.py``; takes a minute."""
+
+    def compiled(source: Path) -> ptxrun.Module:
+        with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
+            command = [nvcc, "-std=c++17", "-O3", "-lineinfo", f"-I{CSRC}", f"-I{CSRC / 'include'}"]
+            command += [f"-arch={arch}", "-ptx", str(source), "-o", file.name]
+            subprocess.run(command, check=True)
+            return ptxrun.load(Path(file.name).read_bytes())
+
+    sources = [path for path in sorted((CSRC / "cuda").glob("*.cu")) if path.stem != "unusable"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compiled, sources))
 
 
 @functools.cache

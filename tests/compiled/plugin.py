@@ -22,11 +22,13 @@ EXECUTOR = pytest.StashKey[Executor]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--executed", metavar="BACKEND:ARCH", default="cuda:90")
+    parser.addoption("--with-nvcc", metavar="NVCC", help="what the cuda backend is compiled by")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     backend, arch = config.getoption("--executed").split(":")
-    executor = config.stash[EXECUTOR] = Executor(int(arch))
+    nvcc = config.getoption("--with-nvcc")
+    executor = config.stash[EXECUTOR] = Executor(int(arch), nvcc=nvcc)
     stack = ExitStack()
     config.add_cleanup(stack.close)
     stack.enter_context(installed(backend, executor))

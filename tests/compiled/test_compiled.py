@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from native.compilers import require_nvrtc
+from compiled.executor import ptx
+from native.compilers import require_nvcc, require_nvrtc
+from native.test_compiles import KERNELS
 from processes import run_python
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -29,7 +31,7 @@ QUICK = {
     "image_normal": "definition",
     "nearest_code": "one or many_tokens or wide or explains or first_of",
     "sample_code": f"one_code-float32 or {_TYPES} or no_filter-float16 or top_p_only-float32 "
-    "or llamagen-bfloat16 or ties or invalid or minus_inf or strided",
+    "or llamagen-bfloat16 or ties or invalid or minus_inf or strided or explains",
 }
 # Of the kernels that another backend or architecture has taken that way already.
 FEWER = {
@@ -49,7 +51,9 @@ RUNS = {
 }
 
 
-def execute(executed: str, selection: dict[str, str], folder: Path) -> set[str]:
+def execute(
+    executed: str, selection: dict[str, str], folder: Path, nvcc: str | None = None
+) -> set[str]:
     """Runs the selected tests of each operator's files; the kernels that they launched."""
     backend = executed.split(":")[0]
     chosen = " or ".join(f"(test_{name} and ({which}))" for name, which in selection.items())
@@ -64,6 +68,7 @@ def execute(executed: str, selection: dict[str, str], folder: Path) -> set[str]:
         "--executed",
     ]
     command += [executed, "-c", str(TESTS.parent / "pyproject.toml")]
+    command += ["--with-nvcc", nvcc] if nvcc else []
     for name in selection:
         command += map(str, sorted((TESTS / "ops").glob(f"test_{name}*.py")))
     command += ["-k", f"{backend} and ({chosen}) and not ({_NEVER})"]
@@ -87,6 +92,27 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
     kernels = execute(executed, RUNS[executed], tmp_path)
     assert len(kernels) >= {"cuda": 30, "cupy": 8, "triton": 9}[executed.split(":")[0]], kernels
+
+
+@pytest.mark.slow
+def test_as_nvcc_compiles(tmp_path: Path) -> None:
+    """The rest runs what NVRTC makes of the same headers, kernel by kernel."""
+    nvcc = require_nvcc()
+    assert len(execute("cuda:90", FEWER, tmp_path, nvcc)) > 8
+
+
+@pytest.mark.long
+def test_ptx_of_two_architectures_is_one() -> None:
+    """So that a kernel of csrc runs as compiled for either where it does for one."""
+    require_nvrtc()
+
+    def text(header: str, kernel: str, arch: str) -> str:
+        image = ptx(header, kernel, arch)[0].decode()
+        return re.sub(r"\.target \w+", "", image)
+
+    for header, kernels in KERNELS.items():
+        for kernel in kernels:
+            assert text(header, kernel, "compute_80") == text(header, kernel, "compute_90a"), kernel
 
 
 @pytest.mark.long

@@ -63,8 +63,10 @@ class Count(NamedTuple):
 
 
 class Line(NamedTuple):
+    """An instruction and what it did."""
+
     op: str
-    count: Count
+    done: Count
     line: int  # of the PTX
     source: str
 
@@ -83,5 +85,5 @@ class Counters:
         found: dict[str, Count] = {}
         for line in self.by_line:
             old = found.get(line.op, Count(0, 0, 0, 0, 0))
-            found[line.op] = Count(*(a + b for a, b in zip(old, line.count, strict=True)))
+            found[line.op] = Count(*(a + b for a, b in zip(old, line.done, strict=True)))
         return dict(sorted(found.items(), key=lambda item: -item[1].warps))

@@ -213,7 +213,7 @@ class Function:
 
     def _counters(self, handle: int, blocks: int, warps: int) -> Counters:
         raw = (ctypes.c_uint64 * (4 * len(self.code))).from_address(engine().ptxrun_counts(handle))
-        counts = np.frombuffer(raw, np.uint64).reshape(-1, 4).astype(np.int64)
+        counts = np.ctypeslib.as_array(raw).reshape(-1, 4).astype(np.int64)
         result = Counters(self.name, blocks, warps)
         for pc in np.flatnonzero(counts[:, 0]):
             e = self.lowered.code[pc]

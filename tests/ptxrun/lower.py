@@ -167,8 +167,8 @@ class Lowering(Lanes, Memory):
                     after()
                 return main
             d, after = self.target(o[0], kind)
-            rows = [self.value(p, part_kind) for p in parts]
-            main = self.emit("pack", [d, *rows], imm=len(parts), size=width)
+            sources = [self.value(p, part_kind) for p in parts]
+            main = self.emit("pack", [d, *sources], imm=len(parts), size=width)
             after()
             return main
         d, after = self.target(o[0], kind)

@@ -69,6 +69,7 @@ class Rows:
         self.out = Lowered(kernel)
         self.rows: dict[str, int] = {}
         self.end = 128 * 24
+        self.guard, self.negated = -1, 0  # of the instruction that is being lowered
         self.shared_constants: dict[tuple[int, int], int] = {}
         self.variables = dict(module)
         self._place(kernel)
