@@ -196,8 +196,9 @@ LEGEND = f"""PTX for sm_90a as executed on a CPU for a few rows, and what the sl
 busiest of {PROCESSORS} multiprocessors needs for it: a lower bound, without latencies and
 occupancy, and without what ptxas changes. "Reading" is the time of the conditional and the
 unconditional logits once ({_RATES}). Cycles are a multiprocessor's
-for one row, by unit, bytes a row's, conflicts wavefronts a request. bfloat16 logits with guidance; filtered: top-k 900,
-VAR with top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps. A count
+for one row, by unit, bytes a row's, conflicts wavefronts a request. bfloat16 logits with guidance;
+filtered: top-k 900, VAR with top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun
+steps. A count
 moves with the data: normal logits, peaked ones, heavy ties. Made by `python bench/counted.py`,
 held to 1% by a test.
 """

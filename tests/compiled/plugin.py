@@ -15,7 +15,7 @@ import pytest
 from compiled.backends import installed
 from compiled.executor import Executor
 from hypothesis import settings
-from ops import cases
+from ops import cases, strategies
 
 EXECUTOR = pytest.StashKey[Executor]()
 
@@ -35,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     others = tuple(name for name in cases.GPU_BACKENDS if name != backend)
     patch.setattr(cases, "GPU_BACKENDS", others)
+    # Hypothesis' tests have a function of their own.
+    place = strategies.device_of
+    patch.setattr(strategies, "device_of", lambda name: "cpu" if name == backend else place(name))
     settings.register_profile("executed", max_examples=12, derandomize=True, deadline=None)
     settings.load_profile("executed")
 

@@ -18,11 +18,12 @@ TESTS = Path(__file__).resolve().parents[1]
 _NEVER = "compile or graph or opcheck or fill_every or refused"
 _MANY = "5000 or follow or quantile or fine or greedy or misleads"
 # Regimes that between them take every kernel with every type of logits, and every branch of it.
+# Not "ties": every test of a file of properties would match.
 _TYPES = "ragged-float32 or ragged-bfloat16 or ragged-float16"
 QUICK = {
     "conditional_score": f"one_code-float32 or {_TYPES} or few_tokens_dense-bfloat16 "
     "or dense_block_and_tail-float16 or many_draws-bfloat16 or wide_codes-float32 "
-    "or var-bfloat16 or llamagen-bfloat16 or ties or invalid or minus_inf or strided or no_tokens "
+    "or var-bfloat16 or llamagen-bfloat16 or heavy_ties or invalid or minus_inf or strided or no_tokens "
     "or explains",
     "csd_loss": "(paper and not var and not llamagen) or dmd-filtered or low_precision "
     "or invalid or strides or bounds or explains",
@@ -31,12 +32,12 @@ QUICK = {
     "image_normal": "definition",
     "nearest_code": "one or many_tokens or wide or explains or first_of",
     "sample_code": f"one_code-float32 or {_TYPES} or no_filter-float16 or top_p_only-float32 "
-    "or llamagen-bfloat16 or ties or invalid or minus_inf or strided or explains",
+    "or llamagen-bfloat16 or heavy_ties or invalid or minus_inf or strided or explains",
 }
 # Of the kernels that another backend or architecture has taken that way already.
 FEWER = {
     "conditional_score": "ragged-float16 or few_tokens_dense-bfloat16 or many_draws-float32 "
-    "or wide_codes-float32 or ties or invalid",
+    "or wide_codes-float32 or heavy_ties or invalid",
     "csd_loss": "paper-ragged or paper-wide or paper-filtered",
     "flow_solve": "ragged-heun-bfloat16 or draws-heun-float16",
     "image_normal": "definition",
