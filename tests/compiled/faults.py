@@ -27,7 +27,7 @@ class Planted:
     new: str
     call: Callable[[str, torch.dtype], Results]
     found: str  # kind of fault, or "wrong result"
-    shim: str  # what the host shim of tests/native says of the same kernel; measured, see README
+    shim: str  # what the host shim of tests/native says of the same call; measured on 2026-11-29
 
     def headers(self, folder: Path) -> Path:
         """A copy of the headers with the fault."""
@@ -103,49 +103,49 @@ FAULTS = {
         "conditional_score.cuh",
         "if (lane_index() == 0) merged[warp_index()] = sums;\n  __syncthreads();",
         "if (lane_index() == 0) merged[warp_index()] = sums;",
-        ROW, "race", "",
+        ROW, "race", "wrong result in one order",
     ),
     "missing_barrier_before_reuse": Planted(
         "block.cuh",
         "value = warp_reduce(value, combine);\n  __syncthreads();",
         "value = warp_reduce(value, combine);",
-        ROW, "race", "",
+        ROW, "race", "nothing",
     ),
     "missing_warp_barrier": Planted(
         "conditional_score.cuh",
         "sums.merge_lanes(kWarps, level.exponent);\n    __syncwarp();",
         "sums.merge_lanes(kWarps, level.exponent);",
-        ROW, "race", "",
+        ROW, "race", "nothing",
     ),
     "barrier_by_some": Planted(
         "row_threshold.cuh",
         "if (threadIdx.x == 0) out.size = size;\n  __syncthreads();",
         "if (threadIdx.x == 0) {\n    out.size = size;\n    __syncthreads();\n  }",
-        draws(300, 60), "deadlock", "",
+        draws(300, 60), "deadlock", "deadlock",
     ),
     "read_past_the_tail": Planted(
         "logit_groups.cuh",
         "if (j + i < vocabulary) insert(i, source);",
         "if (j + i <= vocabulary) insert(i, source);",
-        DENSE, "out of bounds", "",
+        DENSE, "out of bounds", "nothing",
     ),
     "token_past_the_last": Planted(
         "nearest_code.cuh",
         "token = token < p.rows ? token : p.rows - 1;",
         "token = token < p.rows ? token : p.rows;",
-        codes(33), "out of bounds", "",
+        codes(33), "out of bounds", "nothing",
     ),
     "copies_not_waited_for": Planted(
         "dense_score.cuh",
         "      wait_for_copies();\n",
         "",
-        DENSE, "race", "",
+        DENSE, "race", "wrong result",
     ),
     "stale_stage": Planted(
         "dense_score.cuh",
         "const unsigned char* tile = shared + tile_place<kDim>(code);",
         "const unsigned char* tile = shared + tile_place<kDim>(code < 128 ? code : code - 64);",
-        DENSE, "race", "",
+        DENSE, "race", "wrong result",
     ),
     "next_copy_before_the_barrier": Planted(
         "dense_score.cuh",
@@ -153,37 +153,44 @@ FAULTS = {
         "      const int ahead = code + kTileCodes;\n"
         "      if (ahead < p.teacher.vocabulary) copy_tile<kDim>(p, shared, ahead);\n"
         "      wait_for_copies();\n      __syncthreads();",
-        DENSE, "race", "",
+        DENSE, "race", "wrong result in one order",
     ),
     "misaligned_vector": Planted(
         "load_code.cuh",
         "return dim % kDim == 0 && reinterpret_cast<unsigned long long>(codebook) % 16 == 0;",
         "return dim % kDim == 0;",
-        score(2, 90, 8, top_k=30, aligned=False), "misaligned", "",
+        score(2, 90, 8, top_k=30, aligned=False), "misaligned", "nothing",
     ),
     "shared_memory_too_small": Planted(
         "conditional_score.cuh",
         "return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
         "return 5 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
-        ROW, "out of bounds", "",
+        ROW, "out of bounds", "write past the end",
     ),
     "shared_memory_overrun": Planted(
         "kept_codes.cuh",
         "staged[count + i] = row(__float_as_int(staged[i]));",
         "staged[2 * count + i] = row(__float_as_int(staged[i]));",
-        flow, "out of bounds", "",
+        flow, "out of bounds", "write past the end",
     ),
     "shuffle_mask": Planted(
         "block.cuh",
         "value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));",
         "value = combine(value, __shfl_xor_sync(kAllLanes >> 1, value, offset));",
-        ROW, "warp sync", "",
+        ROW, "warp sync", "wrong mask",
     ),
     "dimensions_of_another_block": Planted(
         "conditional_score.cuh",
         "const long long first = static_cast<long long>(blockIdx.y) * kDim;\n"
         "  const long long last = gridDim.y == 1",
         "const long long first = 0;\n  const long long last = gridDim.y == 1",
-        WIDE, "global race", "",
+        WIDE, "global race", "wrong result",
     ),
 }  # fmt: skip
+
+
+def table() -> str:
+    """That of the README."""
+    lines = ["| fault | in | ptxrun | host shim |", "| --- | --- | --- | --- |"]
+    lines += [f"| {n} | {p.header} | {p.found} | {p.shim} |" for n, p in FAULTS.items()]
+    return "\n".join(lines) + "\n"

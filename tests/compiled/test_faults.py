@@ -8,7 +8,7 @@ import pytest
 import torch
 from compiled.backends import installed
 from compiled.executor import Executor
-from compiled.faults import FAULTS, Planted, Results
+from compiled.faults import FAULTS, Planted, Results, table
 from native.compilers import require_nvrtc
 
 
@@ -49,3 +49,7 @@ def test_not_found_where_it_is_not(name: str) -> None:
     require_nvrtc()
     kinds, results = run(FAULTS[name], None)
     assert not kinds and close(results, FAULTS[name])
+
+
+def test_table_of_the_readme() -> None:
+    assert Path(__file__).with_name("README.md").read_text().endswith("\n\n" + table())

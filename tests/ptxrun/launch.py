@@ -140,11 +140,16 @@ class Function:
         )  # fmt: skip
         try:
             library.ptxrun_params(handle, params, len(params))
-            for address, size in _merged([*memory, *((b.address, b.size) for b in buffers)]):
-                library.ptxrun_range(handle, address, size, 1)
+            known = [*memory, *((b.address, b.size) for b in buffers)]
             for variable in self.module.host_variables:
-                writable = variable.space == "global"
-                library.ptxrun_range(handle, variable.offset, variable.size, writable)
+                extent = variable.offset, variable.size
+                if any(_overlap(extent, other) for other in known):
+                    known.append(extent)  # the memory of what is no longer there
+                else:
+                    writable = variable.space == "global"
+                    library.ptxrun_range(handle, *extent, writable)
+            for address, size in _merged(known):
+                library.ptxrun_range(handle, address, size, 1)
             library.ptxrun_run(handle)
             faults = [
                 fault
@@ -234,6 +239,10 @@ def _raw(value: Any, size: int) -> bytes:
     if isinstance(value, float):
         return (np.float32 if size == 4 else np.float64)(value).tobytes()
     return (int(value) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+
+def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] < b[0] + b[1] and b[0] < a[0] + a[1]
 
 
 def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
