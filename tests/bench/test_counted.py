@@ -22,6 +22,7 @@ def entries(path: Path) -> dict[tuple, dict]:
     return {tuple(e[key] for key in KEYS): e for e in json.loads(path.read_text())["entries"]}
 
 
+@pytest.mark.slow
 def test_counts_are_the_committed_ones(tmp_path: Path) -> None:
     """Within 1%: what is faster or slower is counted anew, ``python bench/counted.py``."""
     require_nvrtc()

@@ -90,7 +90,11 @@ def require(executed: str) -> None:
         require_nvrtc()
 
 
-@pytest.mark.parametrize("executed", RUNS)
+@pytest.mark.parametrize(
+    "executed",
+    # CI runs slow tests beside the others.
+    [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(":80")) for name in RUNS],
+)
 def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
     kernels = execute(executed, RUNS[executed], tmp_path)
