@@ -47,7 +47,7 @@ FEWER = {
 # Of the cuda backend alone.
 TENSOR_CORES = ("dense_score", "direct_score", "row_filter", "split_codebook")
 RUNS = {
-    "cuda:90": QUICK,
+    "cuda:90": QUICK | {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"},
     "cupy:80": FEWER,
     "triton:80": FEWER,
     "triton:90": FEWER | {name: QUICK[name] for name in ("conditional_score", "csd_loss")},
