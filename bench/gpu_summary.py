@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from counted import against
 from machine import gpu_state
 from records import Row, groups, load, times_faster
 
@@ -113,7 +114,8 @@ def main() -> int:
         "benchmarks": [flat(row) for row in rows],
     }
     target.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n".join(table(parts, rows, LINES - 1)))
+    ratios = against(rows)[:20]
+    print("\n".join([*table(parts, rows, LINES - 1 - len(ratios)), *ratios]))
     print(f"wrote {target}")
     return 0 if all(part["status"] == "0" for part in parts) else 1
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import counted
 from plots import PLOTS, draw
 from records import Record, Row, groups, load, times_faster
 
@@ -60,6 +61,7 @@ def page(records: list[Record]) -> str:
         parts += [_parts(record) for record in own if record.parts]
         parts += _tables(own)
         parts += _links(device, own)
+    parts += [counted.section()] if counted.FILE.is_file() else []
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -15,6 +15,9 @@ from .reference import SMALLEST_DISTANCE
 
 _SMALLEST_DISTANCE = tl.constexpr(SMALLEST_DISTANCE)
 _BLOCK = 2048  # values at a time, of whole tokens
+# A product fused into the first addition of a sum that lanes form by exchange would be rounded in
+# one of two lanes: the loss, which both have, could differ in its last bit.
+_OPTIONS = {**OPTIONS, "enable_fp_fusion": False}
 
 
 @triton.jit(do_not_specialize=["tokens", "draws"])
@@ -86,6 +89,6 @@ def csd_loss(
             x, fake_x0, None if weight is None else weight.contiguous(), x0,
             rows * draws, draws, dim, alpha, weight_power,
             ALONG=along, DMD=not sid, BLOCK_T=tokens, BLOCK_C=block,
-            **OPTIONS,
+            **_OPTIONS,
         )  # fmt: skip
     return loss, grad_x, grad_fake, grad_x_t

@@ -1,0 +1,264 @@
+"""Counts what the CUDA kernels execute at the models' sizes, without a GPU:
+``python bench/counted.py``.
+
+The kernels' PTX, as NVRTC compiles it for sm_90a, runs on the CPU (tests/ptxrun) for a few rows of
+the shapes of :mod:`cases`; ``ptxrun.cost`` turns executed instructions into cycles of a
+multiprocessor's units. Counts are scaled to all rows by the blocks that they take: the bound is
+what the busiest multiprocessor of an H200 needs at least. What ptxas makes of the PTX, latencies
+and L2 are not in it. ``--operator NAME`` prints one operator's rows and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from records import Row
+
+BENCH = Path(__file__).resolve().parent
+FILE = BENCH / "results" / "counted" / "cuda.json"
+# An H200: multiprocessors, their clock under load, bytes/s of a copy (measured).
+PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12
+ROWS = {"var": (680, 43_520), "llamagen": (256, 16_384)}  # of an image, and of 64
+# Rows that are counted for those, and multiprocessors that make launchers choose the same kernels.
+COUNTED = {
+    "conditional_score": ((8, 10_000), (64, 1)),
+    "csd_loss": ((8, 10_000), (64, 1)),
+    "sample_code": ((8, 1), (8, 1)),
+    "flow_solve": ((2, 1), (2, 1)),
+    "nearest_code": ((8, 10_000), (256, 1)),
+    "image_normal": ((8, 1), (8, 1)),
+}
+DATA = ("normal", "peaked", "ties")
+FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
+PLAIN = ("nearest_code", "image_normal")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A shape of :mod:`cases` with all its rows, and the few that are counted."""
+
+    shape: str
+    data: str
+    rows: int
+    counted: int
+    processors: int
+
+
+def sizes(operator: str) -> Iterator[Size]:
+    """Both models, an image and a batch of 64, without and with filters."""
+    filters = ("", "_filtered") if operator in FILTERED else ("",)
+    for model, suffix in product(ROWS, filters):
+        # What is not filtered takes the same steps for any logits.
+        for data in DATA if suffix else DATA[:1]:
+            for rows, (counted, processors) in zip(ROWS[model], COUNTED[operator], strict=True):
+                yield Size(model + suffix, data, rows, counted, processors)
+
+
+def inputs(size: Size) -> dict[str, Any]:
+    """Arguments of the operators, bfloat16 logits with guidance."""
+    import torch
+
+    from cases import SHAPES
+
+    shape, rows = SHAPES[size.shape], size.counted
+    g = torch.Generator().manual_seed(0)
+    codebook = torch.randn(shape.vocabulary, shape.dim, generator=g)
+    t = 0.02 + 0.98 * torch.rand(rows, generator=g)
+    clean = codebook[torch.randint(shape.vocabulary, (rows,), generator=g)]
+    noise = torch.randn(rows, shape.dim, generator=g)
+    logits = torch.randn(rows, shape.vocabulary, generator=g)
+    uncond = 2 * logits + torch.randn(rows, shape.vocabulary, generator=g)
+    logits = {"normal": 2, "peaked": 6, "ties": 2}[size.data] * logits
+    if size.data == "ties":
+        logits, uncond = logits.round(), uncond.round()
+    return {
+        "x_t": (1 - t[:, None]) * clean + t[:, None] * noise, "t": t, "codebook": codebook,
+        "logits": logits.bfloat16(), "uncond_logits": uncond.bfloat16(), "guidance_scale": 2.0,
+        "top_k": shape.top_k, "top_p": shape.top_p,
+    }  # fmt: skip
+
+
+def call(operator: str, size: Size) -> None:
+    """The operator with the default backend; ``csd_loss`` with its gradients."""
+    import torch
+
+    from dd2_fast import ops
+    from dd2_fast.ops.image_normal import image_normal
+
+    data = inputs(size)
+    rows = ("logits", "uncond_logits", "guidance_scale", "top_k", "top_p")
+    teacher = {name: data[name] for name in rows}
+    if operator == "conditional_score":
+        ops.conditional_score(**data, prediction="x0")
+    elif operator == "csd_loss":
+        x_t = data.pop("x_t").requires_grad_()
+        fake = x_t.detach().clone().requires_grad_()
+        ops.csd_loss(x_t, x_t, fake_x0=fake, **data).sum().backward()
+    elif operator == "sample_code":
+        ops.sample_code(**teacher, seed=0)
+    elif operator == "flow_solve":
+        ops.flow_solve(data["x_t"], codebook=data["codebook"], **teacher, steps=20)
+    elif operator == "nearest_code":
+        ops.nearest_code(data["x_t"], data["codebook"])
+    else:
+        indices = torch.arange(size.counted)
+        image_normal(0, indices, (1, data["codebook"].shape[1]), stream=0)
+
+
+def blocks_of(kernel: str, counted: int, size: Size) -> float:
+    """Blocks at the full size of a kernel that took ``counted``."""
+    # Of these the grid depends on the vocabulary, or the device, alone.
+    return counted if "split_codebook" in kernel else counted * size.rows / size.counted
+
+
+@functools.cache
+def launched(operator: str, size: Size, executor: Any) -> list[Any]:
+    """What the kernels of a call counted; ``rows`` of the size do not matter."""
+    executor.processors = size.processors
+    executor.clear()
+    call(operator, size)
+    assert executor.log and not executor.faults, executor.faults
+    return [counters for counters, _ in executor.log]
+
+
+def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
+    """A row of the table; times of the kernels of a call are summed."""
+    from ptxrun.cost import bound
+
+    from cases import SHAPES
+
+    shape = SHAPES[size.shape]
+    seconds = instructions = requests = wavefronts = shared = read = 0.0
+    units: dict[str, float] = {}
+    kernels = []
+    for counters in launched(operator, replace(size, rows=0), executor):
+        cost, table = bound(counters), counters.table()
+        blocks = blocks_of(counters.kernel, counters.blocks, size)
+        scale = blocks / counters.blocks / size.rows  # to one row of all
+        cycles = max(cost.cycles.values()) / counters.blocks  # of a block
+        seconds += max(-(-blocks // PROCESSORS), blocks / PROCESSORS) * cycles / CLOCK
+        for unit, spent in cost.cycles.items():
+            units[unit] = units.get(unit, 0.0) + spent * scale
+        instructions += 32 * cost.instructions * scale
+        read += cost.global_bytes * scale
+        in_shared = [c for op, c in table.items() if ".shared" in op or "matrix" in op]
+        shared += sum(c.bytes for c in in_shared) * scale
+        # 128 bytes a request at least need a wavefront, or fewer where lanes read the same.
+        requests += sum(max(c.warps, c.bytes / 128) for c in in_shared) * scale
+        wavefronts += sum(c.transactions for c in in_shared) * scale
+        kernels.append(name_of(counters.kernel))
+    logits = shape.vocabulary if operator != "image_normal" else shape.dim
+    limit = 4 * shape.vocabulary * size.rows / BANDWIDTH if operator in FILTERED else 0.0
+    return {
+        "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
+        "counted_rows": size.counted, "kernels": kernels,
+        "instructions_a_logit": round(instructions / logits, 2),
+        "cycles_a_row": {u: round(c) for u, c in units.items() if round(c)},
+        "global_bytes_a_row": round(read), "shared_bytes_a_row": round(shared),
+        "wavefronts_a_request": round(wavefronts / requests, 2) if requests else 0.0,
+        "bound_ms": round(1e3 * seconds, 4), "reading_ms": round(1e3 * limit, 4),
+    }  # fmt: skip
+
+
+def name_of(symbol: str) -> str:
+    """``conditional_score`` of a mangled ``conditional_score_fwd_kernel<...>``."""
+    name = symbol.removeprefix("_ZN3dd2").lstrip("0123456789")
+    return name.split("_kernel")[0].removesuffix("_fwd")
+
+
+def count_all(operators: tuple[str, ...] = (*FILTERED, *PLAIN)) -> list[dict[str, Any]]:
+    """Every row of the table of these operators."""
+    sys.path += [str(BENCH), str(BENCH.parent / "tests")]
+    from compiled.backends import installed
+    from compiled.executor import Executor
+
+    from dd2_fast.ops.registry import default_backend
+
+    executor = Executor(90)
+    with installed("cuda", executor), default_backend("cuda"):
+        return [count(name, size, executor) for name in operators for size in sizes(name)]
+
+
+UNITS = ("issue", "alu", "fma", "mufu", "l1", "lsu", "shared", "shfl", "mma")
+_RATES = f"{CLOCK / 1e9:.3f} GHz and {BANDWIDTH / 1e12:.1f} TB/s"
+LEGEND = f"""PTX for sm_90a as executed on a CPU for a few rows, and what the slowest unit of the
+busiest of {PROCESSORS} multiprocessors needs for it: a lower bound, without latencies and
+occupancy, and without what ptxas changes. "Reading" is the time of the conditional and the
+unconditional logits once ({_RATES}). Cycles are a multiprocessor's
+for one row, by unit, bytes a row's, conflicts wavefronts of shared memory a 128 bytes asked for,
+below 1 where lanes read the same. bfloat16 logits with guidance; filtered: top-k 900, VAR with
+top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps. A count
+moves with the data: normal logits, peaked ones, heavy ties. Made by `python bench/counted.py`,
+held to 1% by a test.
+"""
+
+
+def markdown(entries: list[dict[str, Any]]) -> str:
+    """The table of the page."""
+    names = ["", "rows", "logits", "bound ms", "reading ms", "instr. a logit", *UNITS]
+    names += ["global KB", "shared KB", "conflicts"]
+    lines = [names, ["---", "---:", "---", *["---:"] * (len(names) - 3)]]
+    for e in entries:
+        cycles = [str(e["cycles_a_row"].get(unit, "")) for unit in UNITS]
+        lines.append([
+            f"`{e['operator']}` {e['shape']}", str(e["rows"]), e["data"], f"{e['bound_ms']:.3g}",
+            f"{e['reading_ms']:.3g}" if e["reading_ms"] else "", f"{e['instructions_a_logit']:.3g}",
+            *cycles, f"{e['global_bytes_a_row'] / 1e3:.3g}", f"{e['shared_bytes_a_row'] / 1e3:.3g}",
+            f"{e['wavefronts_a_request']:.2f}" if e["wavefronts_a_request"] else "",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def section() -> str:
+    """Of RESULTS.md."""
+    entries = json.loads(FILE.read_text())["entries"]
+    return f"## Counted, not measured: GPU kernels\n\n{LEGEND}\n{markdown(entries)}"
+
+
+def against(rows: list[Row]) -> list[str]:
+    """A line for each measurement of the CUDA kernels that a count is of: their ratio, which says
+    how far the model is from that GPU."""
+    entries = [e for e in json.loads(FILE.read_text())["entries"] if e["data"] == "normal"]
+    lines = []
+    for row in rows:
+        operator, device, shape = row.words
+        own = [e for e in entries if (e["operator"], e["shape"]) == (operator, shape)]
+        if device != "cuda" or row.variant != "cuda" or not own:
+            continue
+        # An image, or of a batch its share of 64.
+        image, batch = sorted(own, key=lambda e: e["rows"])
+        images = row.extra.get("images", 1)
+        bound = image["bound_ms"] if images == 1 else batch["bound_ms"] * images / 64
+        measured = 1e3 * row.median
+        lines.append(
+            f"{operator} {shape}, {images} images: {measured:.3f} ms measured, {bound:.3f} ms "
+            f"counted, {measured / bound:.2f}x"
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--operator", choices=(*FILTERED, *PLAIN), help="count and print one")
+    parser.add_argument("--out", type=Path, default=FILE)
+    options = parser.parse_args()
+    if options.operator:
+        print(markdown(count_all((options.operator,))), end="")
+        return 0
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps({"arch": "sm_90a", "entries": count_all()}, indent=1) + "\n")
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The committed counts of GPU kernels are what the kernels execute: a regression test of their
+performance that needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from native.compilers import require_nvrtc
+from processes import run_python
+from result_files import BENCH
+
+FILE = BENCH / "results" / "counted" / "cuda.json"
+NUMBERS = ("instructions_a_logit", "global_bytes_a_row", "shared_bytes_a_row", "bound_ms")
+KEYS = ("operator", "shape", "data", "rows")
+
+
+def entries(path: Path) -> dict[tuple, dict]:
+    return {tuple(e[key] for key in KEYS): e for e in json.loads(path.read_text())["entries"]}
+
+
+@pytest.mark.slow
+def test_counts_are_the_committed_ones(tmp_path: Path) -> None:
+    """Within 1%: what is faster or slower is counted anew, ``python bench/counted.py``."""
+    require_nvrtc()
+    out = tmp_path / "cuda.json"
+    run_python(str(BENCH / "counted.py"), "--out", str(out), folder=tmp_path, timeout=1200)
+    wanted, found = entries(FILE), entries(out)
+    assert wanted.keys() == found.keys()
+    for key, entry in wanted.items():
+        assert entry["kernels"] == found[key]["kernels"], key
+        for number in NUMBERS:
+            assert found[key][number] == pytest.approx(entry[number], rel=0.01), (key, number)
+
+
+def test_measurements_are_compared_with_the_counts() -> None:
+    program = (
+        "from records import Row; from counted import against\n"
+        "rows = [Row('csd_loss cuda var', 'cuda', 0.01, 0.0, {'images': 32}),\n"
+        "        Row('csd_loss cuda var', 'eager', 1, 0), Row('nothing cuda var', 'cuda', 1, 0)]\n"
+        "print(*against(rows), sep='\\n')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=BENCH, capture_output=True, text=True, check=True
+    )
+    bound = entries(FILE)["csd_loss", "var", "normal", 43_520]["bound_ms"] / 2
+    assert run.stdout == (
+        f"csd_loss var, 32 images: 10.000 ms measured, {bound:.3f} ms counted, {10 / bound:.2f}x\n"
+    )

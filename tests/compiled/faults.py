@@ -1,0 +1,196 @@
+"""Faults to plant in the kernels: what is changed in ``csrc/include/dd2``, and what sees it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from native.build import CSRC
+from native.structs import unaligned
+from ops.cases import make_case
+from torch import Tensor
+
+from dd2_fast.ops import conditional_score, flow_solve, nearest_code, sample_code
+
+Results = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One change of one header; ``call`` of a backend and a dtype shows it."""
+
+    header: str
+    old: str
+    new: str
+    call: Callable[[str, torch.dtype], Results]
+    found: str  # kind of fault, or "wrong result"
+    shim: str  # what the host shim of tests/native says of the same call; measured on 2026-11-29
+
+    def headers(self, folder: Path) -> Path:
+        """A copy of the headers with the fault."""
+        shutil.copytree(CSRC / "include", folder, dirs_exist_ok=True)
+        path = folder / "dd2" / self.header
+        text = path.read_text()
+        assert text.count(self.old) == 1, f"{self.header} has {text.count(self.old)}x {self.old!r}"
+        path.write_text(text.replace(self.old, self.new))
+        return folder
+
+
+def score(*size: int | None, aligned: bool = True, **filters: float) -> Callable[..., Results]:
+    """x0 of random tokens."""
+
+    def call(backend: str, dtype: torch.dtype) -> Results:
+        case = make_case(*size, t=(0.1, 1.0), **filters)  # type: ignore[arg-type]
+        arguments = case.arguments("float64" if dtype == torch.float64 else "torch")
+        arguments["backend"] = backend
+        if not aligned:
+            arguments["codebook"] = unaligned(arguments["codebook"])
+        return [conditional_score(**arguments, prediction="x0")]
+
+    return call
+
+
+def codes(rows: int) -> Callable[..., Results]:
+    """The nearest codes."""
+
+    def call(backend: str, dtype: torch.dtype) -> Results:
+        generator = torch.Generator().manual_seed(0)
+        x, codebook = (torch.randn(n, 8, generator=generator) for n in (rows, 40))
+        return [nearest_code(x.to(dtype), codebook.to(dtype), backend=backend)]
+
+    return call
+
+
+def draws(vocabulary: int, top_k: int) -> Callable[..., Results]:
+    """Drawn codes."""
+
+    def call(backend: str, dtype: torch.dtype) -> Results:
+        logits = 2 * torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(0))
+        return [sample_code(logits.to(dtype), top_k=top_k, seed=5, backend=backend)]
+
+    return call
+
+
+def flow(backend: str, dtype: torch.dtype) -> Results:
+    """The codes that noise flows to."""
+    generator = torch.Generator().manual_seed(0)
+    noise, logits, codebook = (
+        torch.randn(*size, generator=generator).to(dtype) for size in ((2, 8), (2, 100), (100, 8))
+    )
+    return [flow_solve(noise, logits, codebook, steps=2, top_k=50, backend=backend)]
+
+
+ROW = score(2, 300, 8, 2, top_k=60)
+WIDE = score(2, 90, 40, top_k=30)
+DENSE = score(3, 203, 8, 80)
+FAULTS = {
+    "fragment_index": Planted(
+        "dense_products.cuh",
+        "r = i % 2, c = 16 * s + 8 * (i / 2) + 2 * quad_lane()",
+        "r = i / 2, c = 16 * s + 8 * (i % 2) + 2 * quad_lane()",
+        DENSE, "wrong result", "wrong result",
+    ),
+    "matrix_pointer": Planted(
+        "dense_products.cuh",
+        "across = CodeTile<kDim>::offset(lane & 7, lane >> 3);",
+        "across = CodeTile<kDim>::offset(lane & 7, lane >> 2 & 3);",
+        DENSE, "wrong result", "wrong result",
+    ),
+    "missing_barrier": Planted(
+        "conditional_score.cuh",
+        "if (lane_index() == 0) merged[warp_index()] = sums;\n  __syncthreads();",
+        "if (lane_index() == 0) merged[warp_index()] = sums;",
+        ROW, "race", "wrong result in one order",
+    ),
+    "missing_barrier_before_reuse": Planted(
+        "block.cuh",
+        "value = warp_reduce(value, combine);\n  __syncthreads();",
+        "value = warp_reduce(value, combine);",
+        ROW, "race", "nothing",
+    ),
+    "missing_warp_barrier": Planted(
+        "conditional_score.cuh",
+        "sums.merge_lanes(kWarps, level.exponent);\n    __syncwarp();",
+        "sums.merge_lanes(kWarps, level.exponent);",
+        ROW, "race", "nothing",
+    ),
+    "barrier_by_some": Planted(
+        "row_threshold.cuh",
+        "if (threadIdx.x == 0) out.size = size;\n  __syncthreads();",
+        "if (threadIdx.x == 0) {\n    out.size = size;\n    __syncthreads();\n  }",
+        draws(300, 60), "deadlock", "deadlock",
+    ),
+    "read_past_the_tail": Planted(
+        "logit_groups.cuh",
+        "if (j + i < vocabulary) insert(i, source);",
+        "if (j + i <= vocabulary) insert(i, source);",
+        DENSE, "out of bounds", "nothing",
+    ),
+    "token_past_the_last": Planted(
+        "nearest_code.cuh",
+        "token = token < p.rows ? token : p.rows - 1;",
+        "token = token < p.rows ? token : p.rows;",
+        codes(33), "out of bounds", "nothing",
+    ),
+    "copies_not_waited_for": Planted(
+        "dense_score.cuh",
+        "      wait_for_copies();\n",
+        "",
+        DENSE, "race", "wrong result",
+    ),
+    "stale_stage": Planted(
+        "dense_score.cuh",
+        "const unsigned char* tile = shared + tile_place<kDim>(code);",
+        "const unsigned char* tile = shared + tile_place<kDim>(code < 128 ? code : code - 64);",
+        DENSE, "race", "wrong result",
+    ),
+    "next_copy_before_the_barrier": Planted(
+        "dense_score.cuh",
+        "      wait_for_copies();\n      __syncthreads();",
+        "      const int ahead = code + kTileCodes;\n"
+        "      if (ahead < p.teacher.vocabulary) copy_tile<kDim>(p, shared, ahead);\n"
+        "      wait_for_copies();\n      __syncthreads();",
+        DENSE, "race", "wrong result in one order",
+    ),
+    "misaligned_vector": Planted(
+        "load_code.cuh",
+        "return dim % kDim == 0 && reinterpret_cast<unsigned long long>(codebook) % 16 == 0;",
+        "return dim % kDim == 0;",
+        score(2, 90, 8, top_k=30, aligned=False), "misaligned", "nothing",
+    ),
+    "shared_memory_too_small": Planted(
+        "conditional_score.cuh",
+        "return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
+        "return 5 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
+        ROW, "out of bounds", "write past the end",
+    ),
+    "shared_memory_overrun": Planted(
+        "kept_codes.cuh",
+        "staged[count + i] = row(__float_as_int(staged[i]));",
+        "staged[2 * count + i] = row(__float_as_int(staged[i]));",
+        flow, "out of bounds", "write past the end",
+    ),
+    "shuffle_mask": Planted(
+        "block.cuh",
+        "value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));",
+        "value = combine(value, __shfl_xor_sync(kAllLanes >> 1, value, offset));",
+        ROW, "warp sync", "wrong mask",
+    ),
+    "dimensions_of_another_block": Planted(
+        "conditional_score.cuh",
+        "const long long first = static_cast<long long>(blockIdx.y) * kDim;\n"
+        "  const long long last = gridDim.y == 1",
+        "const long long first = 0;\n  const long long last = gridDim.y == 1",
+        WIDE, "global race", "wrong result",
+    ),
+}  # fmt: skip
+
+
+def table() -> str:
+    """That of the README."""
+    lines = ["| fault | in | ptxrun | host shim |", "| --- | --- | --- | --- |"]
+    lines += [f"| {n} | {p.header} | {p.found} | {p.shim} |" for n, p in FAULTS.items()]
+    return "\n".join(lines) + "\n"

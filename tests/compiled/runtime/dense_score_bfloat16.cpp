@@ -1,0 +1,3 @@
+#include "cuda_runtime.h"
+
+#include "cuda/dense_score_bfloat16.cu"

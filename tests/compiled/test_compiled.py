@@ -1,0 +1,134 @@
+"""Every GPU kernel runs as compiled: the operators' own tests, against float64, with each backend's
+launches executed from PTX on the CPU (:mod:`compiled.plugin`), in processes of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from compiled.executor import expression_of, ptx
+from native.compilers import require_nvcc, require_nvrtc
+from native.test_compiles import KERNELS
+from processes import run_python
+
+TESTS = Path(__file__).resolve().parents[1]
+# What needs a GPU of its own, torch.compile, or so many rows that it takes minutes.
+_NEVER = "compile or graph or opcheck or fill_every or refused"
+_MANY = "5000 or follow or quantile or fine or greedy or misleads"
+# Regimes that between them take every kernel with every type of logits, and every branch of it.
+# Not "ties": every test of a file of properties would match.
+_TYPES = "ragged-float32 or ragged-bfloat16 or ragged-float16"
+QUICK = {
+    "conditional_score": f"one_code-float32 or {_TYPES} or few_tokens_dense-bfloat16 "
+    "or dense_block_and_tail-float16 or many_draws-bfloat16 or wide_codes-float32 "
+    "or var-bfloat16 or llamagen-bfloat16 or heavy_ties or invalid or minus_inf or strided "
+    "or no_tokens or explains",
+    "csd_loss": "(paper and not var and not llamagen) or dmd-filtered or low_precision "
+    "or invalid or strides or bounds or explains",
+    "flow_solve": "one_code-heun-float32 or ragged-heun-bfloat16 or ragged-euler-float16 "
+    "or no_filter-heun-float32 or draws-heun-float16 or invalid or strided or explains",
+    "image_normal": "definition",
+    "nearest_code": "one or many_tokens or wide or explains or first_of",
+    "sample_code": f"one_code-float32 or {_TYPES} or no_filter-float16 or top_p_only-float32 "
+    "or llamagen-bfloat16 or heavy_ties or invalid or minus_inf or strided or explains",
+}
+# Of the kernels that another backend or architecture has taken that way already.
+FEWER = {
+    "conditional_score": "ragged-float16 or few_tokens_dense-bfloat16 or many_draws-float32 "
+    "or wide_codes-float32 or heavy_ties or invalid",
+    "csd_loss": "paper-ragged or paper-wide or paper-filtered",
+    "flow_solve": "ragged-heun-bfloat16 or draws-heun-float16",
+    "image_normal": "definition",
+    "nearest_code": "many_tokens or wide",
+    "sample_code": "ragged-float32 or no_filter-float16 or llamagen-bfloat16",
+}
+# Of the cuda backend alone.
+TENSOR_CORES = ("dense_score", "direct_score", "row_filter", "split_codebook")
+RUNS = {
+    "cuda:90": QUICK | {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"},
+    "cupy:80": FEWER,
+    "triton:80": FEWER,
+    "triton:90": FEWER | {name: QUICK[name] for name in ("conditional_score", "csd_loss")},
+}
+
+
+def execute(
+    executed: str, selection: dict[str, str], folder: Path, nvcc: str | None = None
+) -> set[str]:
+    """Runs the selected tests of each operator's files; the kernels that they launched."""
+    backend = executed.split(":")[0]
+    chosen = " or ".join(f"(test_{name} and ({which}))" for name, which in selection.items())
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "compiled.plugin",
+        "--executed",
+    ]
+    command += [executed, "-c", str(TESTS.parent / "pyproject.toml")]
+    command += ["--with-nvcc", nvcc] if nvcc else []
+    for name in selection:
+        command += map(str, sorted((TESTS / "ops").glob(f"test_{name}*.py")))
+    command += ["-k", f"{backend} and ({chosen}) and not ({_NEVER})"]
+    output = run_python(*command, folder=folder, timeout=3600, OMP_NUM_THREADS="1")
+    assert re.search(r"^\d+ passed, \d+ deselected", output, re.M), output
+    (kernels,) = re.findall(r"^executed: (.*)", output, re.M)
+    return set(kernels.split())
+
+
+def require(executed: str) -> None:
+    """Skips where what compiles the kernels is missing."""
+    if executed.startswith("triton"):
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("Triton is not installed")
+    else:
+        require_nvrtc()
+
+
+@pytest.mark.parametrize(
+    "executed",
+    # CI runs slow tests beside the others.
+    [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(":80")) for name in RUNS],
+)
+def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
+    require(executed)
+    kernels = execute(executed, RUNS[executed], tmp_path)
+    if executed.startswith("triton"):
+        assert len(kernels) == 9
+    else:
+        headers = {expression_of(symbol)[0] for symbol in kernels}
+        assert headers == {*KERNELS, *TENSOR_CORES * executed.startswith("cuda")}
+
+
+@pytest.mark.slow
+def test_as_nvcc_compiles(tmp_path: Path) -> None:
+    """The rest runs what NVRTC makes of the same headers, kernel by kernel."""
+    nvcc = require_nvcc()
+    assert len(execute("cuda:90", FEWER, tmp_path, nvcc)) > 8
+
+
+@pytest.mark.long
+def test_ptx_of_two_architectures_is_one() -> None:
+    """So that a kernel of csrc runs as compiled for either where it does for one."""
+    require_nvrtc()
+
+    def text(header: str, kernel: str, arch: str) -> str:
+        image = ptx(header, kernel, arch)[0].decode()
+        return re.sub(r"\.target \w+", "", image)
+
+    for header, kernels in KERNELS.items():
+        for kernel in kernels:
+            assert text(header, kernel, "compute_80") == text(header, kernel, "compute_90a"), kernel
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("executed", ["cuda:80", "cuda:90", "cupy:90", "triton:80", "triton:90"])
+@pytest.mark.parametrize("operator", QUICK)
+def test_all_tests_of_operators(executed: str, operator: str, tmp_path: Path) -> None:
+    require(executed)
+    assert execute(executed, {operator: f"test_ and not ({_MANY})"}, tmp_path)
