@@ -15,8 +15,8 @@ from training.forked import run
 from dd2_fast.cli import main
 from dd2_fast.sampling import PngFolder
 from dd2_fast.training import loop
-from dd2_fast.training.recipes import distil
 from dd2_fast.training.samples import make_shards
+from dd2_fast.training.state import RunState
 
 SHORT = ("stage1.head_steps=1", "stage1.steps=1", "distill.guidance_start=1", "distill.steps=2")
 LEAST = (*SHORT, "distill.align_steps=0", "watch.tensorboard=false", "watch.images_every=0")
@@ -118,8 +118,8 @@ def one_is_terminated(rank: int) -> str:
 def one_goes_on_without_the_state(rank: int) -> str:
     """As a node that does not see the others' folder."""
     if rank == 1:
-        read = distil.RunState._read
-        distil.RunState._read = lambda self, path: read(self, Path("elsewhere", path.name))  # type: ignore
+        read = RunState._read
+        RunState._read = lambda self, path: read(self, Path("elsewhere", path.name))  # type: ignore
     return command([*TRAIN, "--out", "stopped"], rank)
 
 

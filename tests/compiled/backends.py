@@ -19,7 +19,7 @@ from native.build import CSRC
 from ptxrun import Function
 from ptxrun.build import cache_folder, compile_shared
 
-from dd2_fast.ops import extension, launch, nvrtc, registry, structs
+from dd2_fast.ops import extension, launch, nvrtc, registry
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 MULTIPROCESSORS, SHARED_OPTIN = 16, 97  # cudaDeviceAttr
@@ -67,11 +67,7 @@ def _forget_device() -> None:
 
 
 class Launchers:
-    """``dd2_fast._C`` with the launchers of csrc/cuda and no CPU kernels; structs from ctypes."""
-
-    class ConditionalScoreParams(structs.ConditionalScoreParams):
-        def set_workspace(self, address: int) -> None:
-            self.workspace = address
+    """``dd2_fast._C`` with the launchers of csrc/cuda and no CPU kernels."""
 
     def __init__(self, executor: Executor) -> None:
         sources = sorted(RUNTIME.glob("*.cpp"))
@@ -83,27 +79,25 @@ class Launchers:
         self._callbacks = _callbacks(executor)
         self._library.set_callbacks(self._callbacks)
         self._library.workspace.restype = ctypes.c_longlong
+        self._library.workspace.argtypes = [ctypes.c_void_p]
         self.cuda_architectures = (f"sm_{executor.arch}",)
         for op in OPERATORS:
             setattr(self, f"cuda_{op}", self._launcher(op))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(structs, name)
-
-    def _launcher(self, op: str) -> Callable[[ctypes.Structure, int], None]:
+    def _launcher(self, op: str) -> Callable[[int, int], None]:
         function = getattr(self._library, f"cuda_{op}")
         function.restype = ctypes.c_char_p
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
-        def run(params: ctypes.Structure, stream: int) -> None:
-            error = function(ctypes.addressof(params), stream)
+        def run(params: int, stream: int) -> None:
+            error = function(params, stream)
             if error is not None:
                 raise RuntimeError(error.decode())
 
         return run
 
-    def cuda_conditional_score_workspace(self, params: ctypes.Structure) -> int:
-        return self._library.workspace(ctypes.byref(params))
+    def cuda_conditional_score_workspace(self, params: int) -> int:
+        return self._library.workspace(params)
 
     def cuda_unusable(self) -> None:
         return None
