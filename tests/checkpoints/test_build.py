@@ -70,6 +70,7 @@ def test_threads_load_at_once(files: list[Path]):
 
 
 def _load_in_child(path: str, connection: Any) -> None:
+    torch.set_num_threads(1)  # libgomp's own threads do not survive a fork
     connection.send(type(checkpoints.load(path)).__name__)
 
 
