@@ -125,10 +125,10 @@ struct DistanceOrigin {
   // Whether the sums found without a code, their best score `best`, shall be taken anew with one: it
   // is about as far as the best, and distances are large to that between codes. A token that was
   // noised from a code, or that codes surround, is not such. The same for every thread.
-  DD2_DEVICE bool moves(float best, const float* codebook, long long dim, const KeptCodes& kept,
+  DD2_DEVICE bool moves(float best, const float* codebook, int dim, const KeptCodes& kept,
                         const NoiseLevel& level, const float* x_t) {
     const float noise = 2.0f * level.two_t2 * static_cast<float>(dim);  // four times its square
-    if (-best <= noise || is_code || kept.count == 0) return false;
+    if (-best <= noise || is_code) return false;
     const float* first = codebook + kept.code(0) * dim;
     const float* last = codebook + kept.code(kept.count - 1) * dim;
     float square = 0.0f, spread = 0.0f;
@@ -154,9 +154,8 @@ DD2_DEVICE void measure_far_code(const float* code, int dim, float signal, const
                                  float& along) {
   DD2_NO_UNROLL
   for (int c = 0; c < dim; ++c) {
-    const float value = code[c], r = signal * origin[c];
-    const float nearer = fused_multiply_add(-signal, value, r);
-    const float mirror = fused_multiply_add(-signal, value, 2.0f * x_t[c] - r);
+    const float value = code[c], nearer = signal * (origin[c] - value);
+    const float mirror = fused_multiply_add(-signal, value + origin[c], 2.0f * x_t[c]);
     distance = fused_multiply_add(nearer, mirror, distance);
     if (kJacobian) along = fused_multiply_add(value, direction[c], along);
   }
@@ -170,34 +169,28 @@ DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long lon
                                                  const NoiseLevel& level, long long first,
                                                  const float* x_t, const DistanceOrigin& origin,
                                                  const float* direction) {
-  const long long last = first + kDim;
+  const int begin = static_cast<int>(first), last = begin + kDim, end = static_cast<int>(dim);
   const bool vectors = codes_are_vectors<kDim>(codebook, dim);
   Posterior<kDim, kJacobian> sums;
   sums.clear();
-  if (origin.is_code) {
-    kept.for_each(row, [&](long long j, float logit) {
-      float code[kDim], distance = 0.0f, along = 0.0f;
-      measure_far_code<kJacobian>(codebook + j * dim, static_cast<int>(dim), level.signal, x_t,
-                                  codebook + kept.code(0) * dim, direction, distance, along);
-      load_code(codebook + j * dim, first, dim, vectors, code);
-      const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
-      sums.add(score, code, along, level.exponent);
-    });
-    return sums;
-  }
   kept.for_each(row, [&](long long j, float logit) {
     float code[kDim];
     load_code(codebook + j * dim, first, dim, vectors, code);
     float distance = 0.0f, along = 0.0f;
-    const auto include = [&](float value, long long c) {
+    const auto include = [&](float value, int c) {
       const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
       distance = fused_multiply_add(difference, difference, distance);
       if (kJacobian) along = fused_multiply_add(value, direction[c], along);
     };
-    for (int c = 0; c < kDim; ++c) include(code[c], first + c);
-    DD2_NO_UNROLL
-    for (long long c = first > 0 ? 0 : last; c < dim; c = c + 1 == first ? last : c + 1) {
-      include(codebook[j * dim + c], c);
+    if (origin.is_code) {
+      measure_far_code<kJacobian>(codebook + j * dim, end, level.signal, x_t,
+                                  codebook + kept.code(0) * dim, direction, distance, along);
+    } else {
+      for (int c = 0; c < kDim; ++c) include(code[c], begin + c);
+      DD2_NO_UNROLL
+      for (int c = begin > 0 ? 0 : last; c < end; c = c + 1 == begin ? last : c + 1) {
+        include(codebook[j * dim + c], c);
+      }
     }
     const float score = fused_multiply_add(level.two_t2, logit - kept.largest, -distance);
     sums.add(score, code, along, level.exponent);

@@ -89,7 +89,7 @@ DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const K
       if (lane == 0) warps.largest = largest;
     }
     __syncthreads();
-    if (!origin.moves(warps.largest, p.codebook, p.dim, kept, level, x)) first += kDim;
+    if (!origin.moves(warps.largest, p.codebook, static_cast<int>(p.dim), kept, level, x)) first += kDim;
   }
 }
 
