@@ -105,7 +105,7 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
         assert headers == {*KERNELS, *TENSOR_CORES * executed.startswith("cuda")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_as_nvcc_compiles(tmp_path: Path) -> None:
     """The rest runs what NVRTC makes of the same headers, kernel by kernel."""
     nvcc = require_nvcc()

@@ -101,7 +101,7 @@ def test_a_cast_and_loaded_model_compiles_once(tmp_path: Path) -> None:
         ("causal", False),
         ("llamagen", False),
         ("var", False),
-        pytest.param("var", True, marks=pytest.mark.slow),
+        pytest.param("var", True, marks=pytest.mark.long),
     ],
 )
 @torch.no_grad()
