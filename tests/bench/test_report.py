@@ -146,7 +146,8 @@ def test_a_rate_in_bfloat16_is_no_limit_of_float32(tmp_path: Path) -> None:
 
 
 def test_the_committed_page_has_nothing_beyond_a_limit() -> None:
-    shares = re.findall(r"\| ([\d.]+) \| [\d.]* \|$", (BENCH / "RESULTS.md").read_text(), re.M)
+    measured = (BENCH / "RESULTS.md").read_text().partition("## Counted")[0]
+    shares = re.findall(r"\| ([\d.]+) \| [\d.]* \|$", measured, re.M)
     assert len(shares) > 50 and max(map(float, shares)) <= 100
 
 
