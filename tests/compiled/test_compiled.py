@@ -90,11 +90,14 @@ def require(executed: str) -> None:
         require_nvrtc()
 
 
-@pytest.mark.parametrize(
-    "executed",
-    # CI runs slow tests beside the others.
-    [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(":80")) for name in RUNS],
-)
+def marks(executed: str) -> list[pytest.MarkDecorator]:
+    """CI runs slow tests beside the others; all of Triton's kernels take minutes."""
+    if executed.startswith("triton"):
+        return [pytest.mark.long]
+    return [pytest.mark.slow] if executed.endswith(":80") else []
+
+
+@pytest.mark.parametrize("executed", [pytest.param(name, marks=marks(name)) for name in RUNS])
 def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
     kernels = execute(executed, RUNS[executed], tmp_path)
