@@ -177,7 +177,7 @@ DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long lon
     float code[kDim];
     load_code(codebook + j * dim, first, dim, vectors, code);
     float distance = 0.0f, along = 0.0f;
-    const auto include = [&](float value, int c) {
+    const auto include = [&](float value, long long c) {
       const float difference = fused_multiply_add(-level.signal, value, x_t[c]);
       distance = fused_multiply_add(difference, difference, distance);
       if (kJacobian) along = fused_multiply_add(value, direction[c], along);
@@ -186,7 +186,7 @@ DD2_DEVICE Posterior<kDim, kJacobian> fold_codes(const float* codebook, long lon
       measure_far_code<kJacobian>(codebook + j * dim, end, level.signal, x_t,
                                   codebook + kept.code(0) * dim, direction, distance, along);
     } else {
-      for (int c = 0; c < kDim; ++c) include(code[c], begin + c);
+      for (int c = 0; c < kDim; ++c) include(code[c], first + c);
       DD2_NO_UNROLL
       for (int c = begin > 0 ? 0 : last; c < end; c = c + 1 == begin ? last : c + 1) {
         include(codebook[j * dim + c], c);

@@ -61,9 +61,10 @@ template <int kDim, typename Row>
 DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const KeptCodes& kept,
                                const NoiseLevel& level, const float* x, WarpSums<kDim>& warps,
                                float* mean) {
-  const int lane = lane_index(), warp = warp_index();
+  const int lane = lane_index(), warp = warp_index(), dim = static_cast<int>(p.dim);
   DistanceOrigin origin;
-  for (int first = 0; first < static_cast<int>(p.dim);) {
+  for (int group = 0; group * kDim < dim;) {
+    const int first = group * kDim;  // a product: compilers see that x is aligned there
     Posterior<kDim, false> sums =
         fold_codes<kDim, false>(p.codebook, p.dim, row, kept, level, first, x, origin, nullptr);
     const float best = warp_reduce(sums.best, Max());
@@ -89,7 +90,7 @@ DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const K
       if (lane == 0) warps.largest = largest;
     }
     __syncthreads();
-    if (!origin.moves(warps.largest, p.codebook, static_cast<int>(p.dim), kept, level, x)) first += kDim;
+    if (!origin.moves(warps.largest, p.codebook, dim, kept, level, x)) ++group;
   }
 }
 
