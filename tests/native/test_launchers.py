@@ -161,7 +161,8 @@ def test_choice_of_tensor_cores(conditional_score_shim: Shim, name: str) -> None
     workspace.restype = ctypes.c_longlong
     # A tile of 64 codes: two halves a value, half a squared length; then two floats a filtered row.
     padded = 16 if dim <= 16 else 32 if dim <= 32 else 64
-    size = 128 + vocabulary // 64 * 256 * (padded + 1) + (8 * rows if top_k else 0)
+    header = 128 + 256  # the scale and the centre of the codes
+    size = header + vocabulary // 64 * 256 * (padded + 1) + (8 * rows if top_k else 0)
     assert workspace(ctypes.byref(params), 132) == (size if tensor_cores else 0)
 
 
