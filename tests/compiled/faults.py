@@ -101,7 +101,7 @@ FAULTS = {
     ),
     "missing_barrier": Planted(
         "conditional_score.cuh",
-        "if (lane_index() == 0) merged[warp_index()] = sums;\n  __syncthreads();",
+        "if (lane_index() == 0) merged[warp_index()] = sums;\n    __syncthreads();",
         "if (lane_index() == 0) merged[warp_index()] = sums;",
         ROW, "race", "wrong result in one order",
     ),
@@ -113,7 +113,7 @@ FAULTS = {
     ),
     "missing_warp_barrier": Planted(
         "conditional_score.cuh",
-        "sums.merge_lanes(kWarps, level.exponent);\n    __syncwarp();",
+        "sums.merge_lanes(kWarps, level.exponent);\n      __syncwarp();",
         "sums.merge_lanes(kWarps, level.exponent);",
         ROW, "race", "nothing",
     ),
