@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..condition import Rows
 from ..ops import flow_solve
 from .target import TeacherScore, check_teacher
 
 
 @torch.no_grad()
-def flow_pairs(noise: Tensor, labels: Tensor, score: TeacherScore, steps: int = 20) -> Tensor:
+def flow_pairs(noise: Tensor, labels: Rows, score: TeacherScore, steps: int = 20) -> Tensor:
     """Tokens ``[B, n]`` (int64) that DD1's map gives for ``noise [B, n, C]``, step by step.
 
     Token ``i`` is the code to which the flow under ``p(q_i | q_<i)`` carries ``noise[:, i]``

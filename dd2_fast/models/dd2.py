@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..condition import Condition, Rows
 from .attached import Attached
-from .checks import check_embeddings, check_labels
+from .checks import check_embeddings
 from .families import FAMILIES, backbone_of
 from .family import Backbone, Teacher
 from .head import FlowHead
@@ -37,7 +38,7 @@ class DD2Network(Attached):
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
         self.backbone: Any = FAMILIES[family].backbone(**backbone)
         self.num_tokens: int = self.backbone.num_tokens
-        self.num_classes: int = self.backbone.num_classes
+        self.condition: Condition = self.backbone.condition
         self.dimension: int = self.backbone.dimension
         self.head = FlowHead(
             dimension=self.dimension,
@@ -51,6 +52,11 @@ class DD2Network(Attached):
             "head_width": head_width,
             "head_depth": head_depth,
         }
+
+    @property
+    def num_classes(self) -> int:
+        """Classes without the null class, where it is classes that images are conditioned on."""
+        return self.backbone.num_classes
 
     @classmethod
     def from_teacher(
@@ -100,10 +106,10 @@ class DD2Network(Attached):
             raise ValueError(f"tokenizer: expected {self.num_tokens} tokens, got {count}")
         return tokenizer
 
-    def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
+    def _check(self, name: str, value: Tensor, labels: Rows) -> None:
         device = self.head.input.weight.device
         check_embeddings(name, value, self.num_tokens, self.dimension, device)
-        check_labels(labels, self.num_classes, value.shape[0], device)
+        self.condition.check(labels, value.shape[0], device)
 
 
 class DD2Generator(DD2Network):
@@ -113,8 +119,8 @@ class DD2Generator(DD2Network):
     backbone's; :meth:`from_teacher` and :meth:`from_guidance` take them from another model.
     """
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and int64 ``labels [B]``."""
+    def forward(self, noise: Tensor, labels: Rows) -> Tensor:
+        """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and conditions, int64 ``labels [B]``."""
         self._check("noise", noise, labels)
         return noise - self.head(noise, 1.0, self.backbone(noise, labels))
 
@@ -134,12 +140,12 @@ class DD2Guidance(DD2Network):
     :class:`DD2Network`.
     """
 
-    def forward(self, x_t: Tensor, t: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, embeddings: Tensor, labels: Rows) -> Tensor:
         """Velocity of ``x_t [B, n, C]`` or ``[B, n, M, C]`` at noise level ``t``, given the clean
         prefixes of ``embeddings [B, n, C]``: ``head(x_t, t, features(embeddings, labels))``."""
         return self.head(x_t, t, self.features(embeddings, labels))
 
-    def features(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def features(self, embeddings: Tensor, labels: Rows) -> Tensor:
         """Features ``[B, n, D]``; those of token ``i`` read ``embeddings[:, :i]`` only."""
         self._check("embeddings", embeddings, labels)
         return self.backbone(embeddings, labels)

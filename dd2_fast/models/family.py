@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..condition import Condition, Rows
 from .released import Format, Unsupported
 from .sampling import Choose
 
@@ -30,18 +31,21 @@ class Tokenizer(Protocol):
 
 
 class Backbone(Protocol):
-    """Features ``[B, n, width]`` of embeddings ``[B, n, C]`` and labels ``[B]``; those of a token
-    read only what comes before it. The label ``num_classes`` is the null class.
+    """Features ``[B, n, width]`` of embeddings ``[B, n, C]`` and the images' conditions; those of a
+    token read only what comes before it.
 
     Attributes:
         backbone_config: the arguments that make another one.
     """
 
     num_tokens: int
-    num_classes: int
     dimension: int
     width: int
     backbone_config: dict[str, Any]
+
+    @property
+    def condition(self) -> Condition:
+        """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -65,7 +69,7 @@ class Backbone(Protocol):
             ValueError: it reads codes only.
         """
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor: ...
+    def __call__(self, embeddings: Tensor, labels: Rows) -> Tensor: ...
 
     # As every torch module has them.
 
@@ -75,10 +79,13 @@ class Backbone(Protocol):
 
 
 class Teacher(Protocol):
-    """``p(tokens of a step | those of the steps before it, label)``."""
+    """``p(tokens of a step | those of the steps before it, condition)``."""
 
     num_tokens: int
-    num_classes: int
+
+    @property
+    def condition(self) -> Condition:
+        """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -96,15 +103,15 @@ class Teacher(Protocol):
     def unguided(self) -> float:
         """The ``cfg`` that means no guidance."""
 
-    def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Teacher-forced logits ``[B, n, V]``; the label ``num_classes`` is the null class."""
+    def logits(self, tokens_or_embeddings: Tensor, labels: Rows) -> Tensor:
+        """Teacher-forced logits ``[B, n, V]``, of null conditions too."""
 
     def guidance_scale(self, cfg: float) -> Tensor | float:
         """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one a token ``[n]``."""
 
     def generate(
         self,
-        labels: Tensor,
+        labels: Rows,
         choose: Choose,
         *,
         guided: bool = False,
@@ -114,16 +121,19 @@ class Teacher(Protocol):
 
 
 class Student(Protocol):
-    """Embeddings ``[B, n, C]`` of noise ``[B, n, C]`` and labels ``[B]``, all tokens at once."""
+    """Embeddings ``[B, n, C]`` of noise ``[B, n, C]`` and conditions, all tokens at once."""
 
     num_tokens: int
-    num_classes: int
+
+    @property
+    def condition(self) -> Condition:
+        """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
     @property
     def tokenizer(self) -> Any:
         """The :class:`Tokenizer` that is attached."""
 
-    def __call__(self, noise: Tensor, labels: Tensor) -> Tensor: ...
+    def __call__(self, noise: Tensor, labels: Rows) -> Tensor: ...
 
 
 def _as_it_is(teacher: Any, seed: int) -> Any:

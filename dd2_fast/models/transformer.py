@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..condition import ClassCondition
 from .cache import KVCache
 from .kernels import Linear
 
@@ -70,6 +71,7 @@ class CausalTransformer(nn.Module):
             heads=heads,
         )
         self.num_tokens, self.num_classes, self.dimension = num_tokens, num_classes, dimension
+        self.condition = ClassCondition(num_classes)
         self.width, self.heads = width, heads
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.input = Linear(dimension, width)

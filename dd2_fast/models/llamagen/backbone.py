@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import nearest_code
-from ..checks import check_embeddings, check_labels, check_tokens
+from ..checks import check_embeddings, check_tokens
 from .adapter import EmbeddingMLP
 from .transformer import LlamaGenTransformer
 
@@ -112,7 +112,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
             check_embeddings("embeddings", value, self.num_tokens, self.dimension, device)
         else:
             check_tokens(value, self.num_tokens, self.vocabulary, device)
-        check_labels(labels, self.num_classes, value.shape[0], device)
+        self.condition.check(labels, value.shape[0], device)
         start = self.cls_embedding["embedding_table"](labels)[:, None]
         rest = self.embed_vectors(value[:, :-1]) if floating else self.embed_codes(value[:, :-1])
         return self.norm(self.run_blocks(torch.cat([start, rest], dim=1)))

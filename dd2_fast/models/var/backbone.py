@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ...condition import ClassCondition
 from ..attached import Attached
-from ..checks import check_embeddings, check_labels
+from ..checks import check_embeddings
 from .attention import Attend, LowerScales, ScaleCache
 from .blocks import Block, HeadNorm, modulation_layer
 from .scales import Scales
@@ -45,6 +46,7 @@ class VARTransformer(Attached):
         self.scales, self.levels = scales, tuple(levels)
         self.patch_nums, self.grid = scales.sides, scales.grid
         self.num_tokens, self.num_classes = scales.num_tokens, num_classes
+        self.condition = ClassCondition(num_classes)
         self.dimension, self.width, self.heads = dimension, width, heads
         self.pos_start = nn.Parameter(torch.empty(1, 1, width))
         self.pos_1LC = nn.Parameter(torch.empty(1, sum(levels), width))
@@ -171,7 +173,7 @@ class VARBackbone(VARTransformer):
         """
         device = self.pos_1LC.device
         check_embeddings("embeddings", embeddings, self.num_tokens, self.dimension, device)
-        check_labels(labels, self.num_classes, embeddings.shape[0], device)
+        self.condition.check(labels, embeddings.shape[0], device)
         inputs = self.attached().next_inputs(embeddings)
         condition = self.class_emb(labels)
         h = torch.cat([self._start(condition), self._embed(inputs)], dim=1) + self.positions()

@@ -284,9 +284,9 @@ class Networks:
         """The guidance network's backbone is the teacher's, as stage 0 left it."""
         self.freeze()
         if self.adapting:
-            state = {k: v.float() for k, v in self.teacher.state_dict().items()}
-            backbone = self.guidance.backbone
-            own = {k: v for k, v in state.items() if k in backbone.state_dict()}
+            source, backbone = backbone_of(self.teacher)[1], self.guidance.backbone
+            names = backbone.state_dict().keys()
+            own = {k: v.float() for k, v in source.state_dict().items() if k in names}
             self.parallel.load_model(backbone, own)
 
     def start_generator(self) -> None:

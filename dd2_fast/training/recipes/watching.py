@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...condition import condition_of
 from ...sampling.noise import image_noise
 from ..config import Checked, Count
 from ..loop import Stage, Watch
@@ -101,7 +102,7 @@ class RunWatch(Watch):
         index = torch.arange(self.config.images, device=device)
         noise = image_noise(0, index, (ema.num_tokens, ema.dimension))
         with self.parallel.autocast():
-            x = ema(noise, index % ema.num_classes)
+            x = ema(noise, condition_of(ema).draw("balanced", 0, index))
         if self.parallel.rank == 0:
             images = self.tokenizer.decode(x.to(self.tokenizer.codebook.dtype))
             self.log.images(name, step, image_grid(images, _COLUMNS))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...condition import Rows
 from ...losses import (
     ImageRandom,
     TeacherScore,
@@ -73,13 +74,13 @@ class CsdStage(Stage):
         inputs = self._pairs(rng) if auxiliary > 0 else self.update.fresh(rng)
         # A batch of one pass is generated once for both networks, one of several twice.
         once = len(self.parallel.parts(config.batch)) == 1
-        kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        kept: list[tuple[Tensor, Rows, Tensor | None]] = []
 
-        def make(part: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        def make(part: Tensor) -> tuple[Tensor, Rows, Tensor | None]:
             noise, labels, tokens = inputs(part)
             return self.seen(x=generator(noise, labels)), labels, tokens
 
-        def generate(part: Tensor) -> tuple[Tensor, Tensor]:
+        def generate(part: Tensor) -> tuple[Tensor, Rows]:
             with torch.set_grad_enabled(once):
                 made = make(part)
             kept[:] = [made] if once else []
@@ -105,14 +106,14 @@ class CsdStage(Stage):
     def _pairs(self, rng: torch.Generator) -> Inputs:
         chosen = self.pool.draw(self.config.batch, rng)
 
-        def inputs(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def inputs(part: Tensor) -> tuple[Tensor, Rows, Tensor]:
             noise, tokens, labels = self.pool.take(chosen[part])
             return noise, labels, tokens
 
         return inputs
 
     def _distillation(
-        self, x: Tensor, labels: Tensor, random: ImageRandom, measure: bool
+        self, x: Tensor, labels: Rows, random: ImageRandom, measure: bool
     ) -> tuple[Tensor, Terms]:
         """The mean CSD loss; prefixes are detached. ``measure``: report the gap too."""
         config = self.config

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...condition import Rows
 from ...losses import (
     ImageRandom,
     TeacherScore,
@@ -73,9 +74,7 @@ class GroundTruthScoreStage(Stage):
             "guidance", rate, config.batch, loss
         )
 
-    def _velocity(
-        self, head_only: bool, x_t: Tensor, t: Tensor, x: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _velocity(self, head_only: bool, x_t: Tensor, t: Tensor, x: Tensor, labels: Rows) -> Tensor:
         if not head_only:
             return self.trained["all"](x_t, t, x, labels)
         with torch.no_grad(), self.parallel.autocast():
