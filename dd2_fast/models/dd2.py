@@ -25,7 +25,7 @@ class DD2Network(Attached):
     Args:
         family: of the backbone, one of :data:`.families.FAMILIES`.
         head_width, head_depth: width and residual blocks of the flow head.
-        backbone: arguments of the family's backbone: of :class:`.transformer.CausalTransformer`
+        backbone: arguments of the family's backbone: of :class:`.causal.CausalTransformer`
             (``num_tokens``, ``dimension``, ``num_classes``, ``width``, ``layers``, ``heads``), of
             :class:`.var.VARBackbone` or of :class:`.llamagen.LlamaGenBackbone`.
     """

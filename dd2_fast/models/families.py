@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import causal
+from .causal import family as causal
 from .family import Backbone, Family, Teacher
 from .llamagen import family as llamagen
 from .var import family as var

@@ -17,11 +17,11 @@ from dd2_fast.condition import ClassCondition, Condition, condition_of
 from dd2_fast.losses import TeacherScore
 from dd2_fast.models import DD2Generator, VQTokenizer
 from dd2_fast.models.attached import Attached
+from dd2_fast.models.causal.transformer import Block
 from dd2_fast.models.checks import embed_tokens
 from dd2_fast.models.families import FAMILIES
 from dd2_fast.models.family import Family
 from dd2_fast.models.sampling import Choose, TokenByToken
-from dd2_fast.models.transformer import Block
 from dd2_fast.ops.philox import image_normal
 from dd2_fast.sampling import Sampler
 from dd2_fast.sampling.buckets import BucketedCall

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ambient import constant
-from ..condition import ClassCondition
-from ..ops import nearest_code
-from .attached import Attached
-from .checks import embed_tokens, start_tokens
-from .sampling import Choose, TokenByToken
+from ...ambient import constant
+from ...condition import ClassCondition
+from ...ops import nearest_code
+from ..attached import Attached
+from ..checks import embed_tokens, start_tokens
+from ..sampling import Choose, TokenByToken
 
 
 class TableTeacher(TokenByToken, Attached):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ambient import constant, own_precision
-from ..ops import nearest_code
-from .checks import check_embeddings, check_tokens
-from .kernels import unit_range
+from ...ambient import constant, own_precision
+from ...ops import nearest_code
+from ..checks import check_embeddings, check_tokens
+from ..kernels import unit_range
 
 
 class _Residual(nn.Module):

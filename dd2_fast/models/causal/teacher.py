@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ambient import constant
-from ..condition import ClassCondition
-from .attached import Attached
-from .checks import embed_tokens, start_tokens
-from .sampling import Choose, TokenByToken
+from ...ambient import constant
+from ...condition import ClassCondition
+from ..attached import Attached
+from ..checks import embed_tokens, start_tokens
+from ..sampling import Choose, TokenByToken
 from .transformer import CausalTransformer
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..condition import ClassCondition
-from .cache import KVCache
-from .kernels import Linear
+from ...condition import ClassCondition
+from ..cache import KVCache
+from ..kernels import Linear
 
 
 class Block(nn.Module):
@@ -95,7 +95,7 @@ class CausalTransformer(nn.Module):
         return self.norm(h)
 
     def new_cache(self, batch: int) -> list[KVCache]:
-        """An empty cache for :meth:`step`, one entry a block."""
+        """An empty cache for :meth:`advance`, one entry a block."""
         size = self.positions.shape[1] // self.heads
         return [
             KVCache(batch, self.heads, self.num_tokens, size, self.positions) for _ in self.blocks
