@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def flow_pairs(noise: Tensor, labels: Rows, score: TeacherScore, steps: int = 20
         TypeError: the teacher has no ``generate``.
         ValueError: the noise or the teacher's logits have a NaN or infinity.
     """
-    teacher = score.teacher
+    teacher: Any = score.teacher  # with generate, too
     check_teacher(teacher, ("generate",))
     scale = score.guidance_scale()
 
@@ -39,7 +41,7 @@ def flow_pairs(noise: Tensor, labels: Rows, score: TeacherScore, steps: int = 20
         )
 
     guided = isinstance(scale, Tensor) or scale != 1.0
-    tokens = teacher.generate(labels, choose, guided=guided)
+    tokens: Tensor = teacher.generate(labels, choose, guided=guided)
     if (tokens < 0).any():
         image, i = (tokens < 0).nonzero()[0].tolist()
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,7 +41,21 @@ class TeacherDistribution:
         )
 
 
-def check_teacher(teacher: Any, names: Sequence[str]) -> None:
+class ScoredTeacher(Protocol):
+    """What the losses ask of a teacher, beside ``num_classes`` or a ``condition``."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """The code vectors ``[V, C]``."""
+
+    def logits(self, tokens_or_embeddings: Tensor, labels: Rows, /) -> Tensor:
+        """Teacher-forced logits ``[B, n, V]``."""
+
+    def guidance_scale(self, cfg: float, /) -> Tensor | float:
+        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one a token ``[n]``."""
+
+
+def check_teacher(teacher: object, names: Sequence[str]) -> None:
     """Raise a TypeError that lists every attribute of ``names`` that a teacher lacks."""
     there = dir(teacher)  # evaluates no property: VAR's codebook needs its tokenizer
     missing = [name for name in names if name not in there and not hasattr(teacher, name)]
@@ -68,7 +82,7 @@ class TeacherScore:
         TypeError: a teacher that lacks any of these (all are named).
     """
 
-    teacher: Any
+    teacher: ScoredTeacher
     cfg: float | None = None
     top_k: int = 0
     top_p: float = 1.0

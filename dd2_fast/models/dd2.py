@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class DD2Network(Attached):
         super().__init__()
         if family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
-        self.backbone: Any = FAMILIES[family].backbone(**backbone)
+        self.backbone: Backbone = FAMILIES[family].backbone(**backbone)
         self.num_tokens: int = self.backbone.num_tokens
         self.condition: Condition = self.backbone.condition
         self.dimension: int = self.backbone.dimension
@@ -56,7 +56,7 @@ class DD2Network(Attached):
     @property
     def num_classes(self) -> int:
         """Classes without the null class, where it is classes that images are conditioned on."""
-        return self.backbone.num_classes
+        return cast(Any, self.backbone).num_classes
 
     @classmethod
     def from_teacher(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -12,8 +12,32 @@ from ..condition import Condition, Rows
 from .released import Format, Unsupported
 from .sampling import Choose
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Tokenizer(Protocol):
+
+class Module(Protocol):
+    """What every torch module has, as far as it is asked of models here."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
+
+def as_module(model: Module) -> nn.Module:
+    """``model``, which is a torch module, as one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+class Tokenizer(Module, Protocol):
     """Images ``[B, 3, H, W]`` in [0, 1] to int64 tokens ``[B, n]``, and embeddings to images."""
 
     @property
@@ -30,7 +54,7 @@ class Tokenizer(Protocol):
         """Images of embeddings ``[B, n, C]``, codes or not."""
 
 
-class Backbone(Protocol):
+class Backbone(Module, Protocol):
     """Features ``[B, n, width]`` of embeddings ``[B, n, C]`` and the images' conditions; those of a
     token read only what comes before it.
 
@@ -71,14 +95,8 @@ class Backbone(Protocol):
 
     def __call__(self, embeddings: Tensor, labels: Rows) -> Tensor: ...
 
-    # As every torch module has them.
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-
-class Teacher(Protocol):
+class Teacher(Module, Protocol):
     """``p(tokens of a step | those of the steps before it, condition)``."""
 
     num_tokens: int
@@ -120,7 +138,7 @@ class Teacher(Protocol):
         """Tokens ``[B, n]`` that ``choose`` picks step by step after a ``prefix [B, m]``."""
 
 
-class Student(Protocol):
+class Student(Module, Protocol):
     """Embeddings ``[B, n, C]`` of noise ``[B, n, C]`` and conditions, all tokens at once."""
 
     num_tokens: int
@@ -130,13 +148,13 @@ class Student(Protocol):
         """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
     @property
-    def tokenizer(self) -> Any:
-        """The :class:`Tokenizer` that is attached."""
+    def tokenizer(self) -> Tokenizer | None:
+        """What is attached."""
 
     def __call__(self, noise: Tensor, labels: Rows) -> Tensor: ...
 
 
-def _as_it_is(teacher: Any, seed: int) -> Any:
+def _as_it_is(teacher: Teacher, seed: int) -> Teacher:
     return teacher
 
 
@@ -157,7 +175,7 @@ class Family:
     name: str
     backbone: type[Any]
     kinds: Mapping[str, type[nn.Module]]
-    random: Callable[[], Any]
+    random: Callable[[], Teacher]
     formats: tuple[Format, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()
     adapt: Callable[[Any, int], Any] = _as_it_is

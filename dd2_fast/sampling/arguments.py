@@ -41,9 +41,9 @@ def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int
 
 def image_seed(seed: Any) -> int:
     """Return the seed of a job as int; TypeError or ValueError unless it is one of 64 bits."""
-    seed = integer(seed, "seed")
-    check_seed(seed)
-    return seed
+    number = integer(seed, "seed")
+    check_seed(number)
+    return number
 
 
 def check_device(device: torch.device | str | None) -> None:

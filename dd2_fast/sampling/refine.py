@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..condition import Rows
+from ..models.family import Teacher
 from ..models.sampling import draw_tokens
 
 
 def refine(
-    teacher: Any,
+    teacher: Teacher,
     tokens: Tensor,
     labels: Rows,
     indices: Tensor,

@@ -236,7 +236,7 @@ class Sampler(nn.Module):
             number = torch.full_like(indices, seed) if self._cuda_graphs else seed
             x = draw(number, indices, labels)
         faults.look("generator", x, indices, labels)
-        if self.teacher_steps > 1:
+        if self.teacher is not None and self.teacher_steps > 1:
             with annotate("dd2_fast.refine"):
                 tokens = refine(
                     self.teacher,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,4 +122,4 @@ def _relative(a: list[Tensor], b: list[Tensor]) -> float:
         return 0.0
     error = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True))
     size = sum(float(y.double().square().sum()) for y in b)
-    return (error / size) ** 0.5 if size else error**0.5
+    return math.sqrt(error / size) if size else math.sqrt(error)

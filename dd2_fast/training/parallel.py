@@ -191,4 +191,5 @@ def _checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> 
     """``forward`` without keeping what its backward pass needs; that computes it again."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    result: Tensor = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return result

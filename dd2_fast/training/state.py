@@ -176,7 +176,7 @@ class RunState:
         """The saved state, of this format and with this run's settings."""
         try:
             screen_zip(path)
-            state = torch.load(path, weights_only=True, map_location="cpu")
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:
             raise _DamagedState(

@@ -39,7 +39,8 @@ class Trained:
 
     def __call__(self, *arguments: Any) -> Tensor:
         with self.parallel.autocast():
-            return self.parallel.replica(self.network)(*arguments)
+            result: Tensor = self.parallel.replica(self.network)(*arguments)
+        return result
 
     def update(self, name: str, rate: float, batch: int, loss: PartLoss) -> Terms:
         """One step of Adam along the gradient of the mean loss over a batch.

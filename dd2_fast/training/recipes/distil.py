@@ -16,6 +16,7 @@ from ...checkpoints import save
 from ...checkpoints.files import check_writable
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
+from ...models.family import as_module
 from ...processes import process_group
 from ...sampling.arguments import check_device
 from ..config import (
@@ -274,5 +275,5 @@ def _write(out: Path, networks: Networks, metadata: dict[str, Any]) -> dict[str,
     if networks.config.method == "dd2":
         write_network(out / "guidance.safetensors", networks.guidance, parallel, metadata)
     if networks.adapting and parallel.rank == 0:
-        save(out / TEACHER, networks.teacher, metadata)
+        save(out / TEACHER, as_module(networks.teacher), metadata)
     return {"processes": parallel.count, "metrics": {}}

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...models import DD2Generator, DD2Guidance
 from ...models.families import backbone_of
+from ...models.family import Teacher, Tokenizer, as_module
 from ..parallel import Parallel
 from ..samples.shards import sha256_of_weights
 from ..settings import parse_config
@@ -35,15 +36,17 @@ class Networks:
         self.parallel, self.config = parallel, config
         source = config.source
         settings = parse_config(shlex.split(source.config), "source.config")
-        teacher: Any = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
+        teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
         family, backbone = backbone_of(teacher)
         self.adapting = not backbone.adapted
-        self.source: Any = teacher.to(parallel.device)
-        self._source_sha256 = sha256_of_weights(teacher)  # before its precision changes
+        self.source: Teacher = teacher.to(parallel.device)
+        self._source_sha256 = sha256_of_weights(as_module(teacher))  # before its precision changes
         if self.adapting:
             teacher = family.adapt(teacher, config.seed).requires_grad_(False)
-        self.teacher: Any = teacher.to(parallel.device)
-        self.teacher.tokenizer.to(parallel.device)
+        self.teacher: Teacher = teacher.to(parallel.device)
+        tokenizer = self.teacher.tokenizer
+        assert tokenizer is not None, "load_teacher sees to it"
+        self.tokenizer: Tokenizer = tokenizer.to(parallel.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.guidance = DD2Guidance.from_teacher(
@@ -80,7 +83,7 @@ class Networks:
 
     def own_tokenizer(self) -> nn.Module | None:
         """The tokenizer that has no file of its own and goes into the generator's."""
-        return None if self.config.source.tokenizer else self.teacher.tokenizer
+        return None if self.config.source.tokenizer else as_module(self.tokenizer)
 
     def start_stage1(self) -> None:
         """The guidance network's backbone is the teacher's, as stage 0 left it."""
@@ -89,7 +92,7 @@ class Networks:
             source, backbone = backbone_of(self.teacher)[1], self.guidance.backbone
             names = backbone.state_dict().keys()
             own = {k: v.float() for k, v in source.state_dict().items() if k in names}
-            self.parallel.load_model(backbone, own)
+            self.parallel.load_model(as_module(backbone), own)
 
     def start_generator(self) -> None:
         """Generator and average start from stage 1's network, of this run or another."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def draw_tokens(score: TeacherScore, labels: Rows, indices: Tensor, seed: int) -
         ValueError: the teacher's logits have a NaN or infinity.
     """
     settings: dict[str, Any] = dict(cfg=score.cfg, top_k=score.top_k, top_p=score.top_p)
-    tokens = sampling.draw_tokens(score.teacher, labels, seed=seed, index=indices, **settings)
+    tokens = sampling.draw_tokens(_drawn(score), labels, seed=seed, index=indices, **settings)
     if (tokens < 0).any():
         image, i = (tokens < 0).nonzero()[0].tolist()
         raise ValueError(
@@ -124,7 +124,7 @@ class LivePairs:
         numbers."""
         teacher = self.score.teacher
         chosen = chosen.to(teacher.codebook.device)
-        noise = pair_noise(0, chosen, *_noise_shape(teacher))
+        noise = pair_noise(0, chosen, *_noise_shape(self.score))
         condition = condition_of(teacher)
         labels = condition.draw("uniform", 0, chosen)
         tokens = [
@@ -134,7 +134,13 @@ class LivePairs:
         return noise, torch.cat(tokens), labels
 
 
-def _noise_shape(teacher: Teacher) -> tuple[int, int]:
+def _drawn(score: TeacherScore) -> Teacher:
+    """A score's teacher, of which draws ask more than losses do."""
+    return cast(Teacher, score.teacher)
+
+
+def _noise_shape(score: TeacherScore) -> tuple[int, int]:
+    teacher = _drawn(score)
     return teacher.num_tokens, teacher.codebook.shape[1]
 
 

@@ -121,7 +121,7 @@ def make_shards(
 
 def _score_settings(score: TeacherScore, ode_steps: int | None) -> dict[str, Any]:
     """What of the teacher and its sampling the samples depend on."""
-    teacher = score.teacher
+    teacher: Any = score.teacher
     tokenizer = getattr(teacher, "tokenizer", None)
     return {
         "kind": "samples" if ode_steps is None else "pairs",

@@ -75,7 +75,8 @@ def shard_ranges(num: int, shard_size: int) -> list[range]:
 
 def shard_count(settings: Mapping[str, Any]) -> int:
     """How many shards hold all images."""
-    return -(-settings["num"] // settings["shard_size"])
+    count: int = -(-settings["num"] // settings["shard_size"])
+    return count
 
 
 def token_dtype(vocabulary: int) -> torch.dtype:
@@ -176,7 +177,7 @@ class ShardedSamples:
         self.condition = Condition() if classes is None else ClassCondition(classes)
 
     def __len__(self) -> int:
-        return self.settings["num"]
+        return int(self.settings["num"])
 
     def draw(self, size: int, rng: torch.Generator) -> Tensor:
         """int64 ``[size]``, which images make a random batch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ...models import DD2Guidance
 from ..config import Stage1Config
 from ..loop import Losses, Stage
 from ..parallel import Parallel
-from ..samples.draws import draw_seed
+from ..samples.draws import Source, draw_seed
 from ..schedule import ramp
 from ..trained import Terms, Trained
 
@@ -33,7 +32,7 @@ class GroundTruthScoreStage(Stage):
         self,
         guidance: DD2Guidance,
         score: TeacherScore,
-        pool: Any,
+        pool: Source,
         config: Stage1Config,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
