@@ -17,8 +17,8 @@ def flow_pairs(noise: Tensor, labels: Rows, score: TeacherScore, steps: int = 20
     """Tokens ``[B, n]`` (int64) that DD1's map gives for ``noise [B, n, C]``, step by step.
 
     Token ``i`` is the code to which the flow under ``p(q_i | q_<i)`` carries ``noise[:, i]``
-    (:func:`dd2_fast.ops.flow_solve` by Heun's method); exactly a sample of the teacher as the
-    number of steps grows, and always one of the codes that its filters keep.
+    (:func:`dd2_fast.ops.flow_solve` by Heun's method): in the limit of many steps exactly a sample
+    of the teacher, and always one of the codes its filters keep.
 
     Raises:
         TypeError: the teacher has no ``generate``.

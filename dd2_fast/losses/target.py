@@ -1,4 +1,4 @@
-"""The teacher's next-token distributions at every position, and what they say of noisy tokens."""
+"""The teacher's next-token distributions, and what they predict for noisy tokens."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TeacherScore:
     """A frozen teacher with the settings of its sampling distribution.
 
     Args:
-        teacher: any with ``codebook [V, C]``, ``num_classes`` or a ``condition``
+        teacher: any object with ``codebook [V, C]``, ``num_classes`` or a ``condition``
             (:class:`dd2_fast.condition.Condition`), ``logits(tokens_or_embeddings, labels)
             [B, n, V]`` and ``guidance_scale(cfg)``, a number or one a token; DD1's pairs
             and samples draw by its ``generate``, too (:class:`dd2_fast.models.ARTeacher`).
@@ -79,7 +79,7 @@ class TeacherScore:
         top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
 
     Raises:
-        TypeError: a teacher that lacks any of these (all are named).
+        TypeError: the teacher lacks some of these; the message names all of them.
     """
 
     teacher: ScoredTeacher
