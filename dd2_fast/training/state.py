@@ -44,8 +44,8 @@ class RunState:
         modules: every model that any stage reads or trains, by name.
         settings: flat settings; a state with others is refused.
         seed: of the run; each stage draws from its own generator.
-        extends: the setting, steps of the last stage, that ``folder/final.pt`` of a finished run
-            may have another value of.
+        extends: the setting (steps of the last stage) in which ``folder/final.pt`` of a finished
+            run may differ.
         every: seconds between saves. parallel: the processes.
     """
 
@@ -176,7 +176,7 @@ class RunState:
         """The saved state, of this format and with this run's settings."""
         try:
             screen_zip(path)
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            state = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:
             raise _DamagedState(

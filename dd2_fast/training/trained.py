@@ -46,9 +46,10 @@ class Trained:
         """One step of Adam along the gradient of the mean loss over a batch.
 
         Args:
-            name: of the network, for the gradient norm's. rate: the learning rate.
-            batch: images of all processes. loss: the mean loss of a part of the batch, int64
-                image numbers ``[m]``, and what to report of it.
+            name: what the gradient norm is reported under. rate: the learning rate.
+            batch: images of all processes together.
+            loss: takes a part of the batch, int64 image numbers ``[m]``; returns its mean loss and
+                what to report.
 
         Returns:
             The mean of what the parts report, on this process, and the gradient's norm.

@@ -1,4 +1,4 @@
-"""Weights that a run keeps on its way: of stage 1, which others may start from, and of averages."""
+"""Weights kept along the way: stage 1's, which other runs may start from, and averages."""
 
 from __future__ import annotations
 

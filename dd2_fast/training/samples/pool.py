@@ -10,7 +10,7 @@ from ...condition import ClassCondition, Condition, Rows
 
 class PairPool(nn.Module):
     """``noise [N, n, C]``, the ``tokens [N, n]`` that DD1's map gives it, and conditions: ``labels
-    [N]`` where they are classes."""
+    [N]`` if they are classes."""
 
     noise: Tensor
     tokens: Tensor

@@ -136,7 +136,7 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_weights(model: nn.Module) -> str:
     """The SHA-256 over names, dtypes, shapes and bytes of a model's state dict, as hex.
 
-    So a released file and its converted copy are the same teacher. Changing the dtype changes it.
+    A released file and its converted copy thus count as the same teacher; another dtype does not.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -331,7 +331,7 @@ def noise_of(settings: Mapping[str, Any], indices: Tensor) -> Tensor:
 
 
 def noise_start(settings: Mapping[str, Any]) -> list[float]:
-    """The first numbers of the noise of image 0, which tell one way to make noise from another."""
+    """The first numbers of image 0's noise, which tell whether two versions make the same."""
     return noise_of(settings, torch.zeros(1, dtype=torch.int64)).flatten()[:_NOISE_SHOWN].tolist()
 
 

@@ -21,9 +21,9 @@ from ..trained import Terms, Trained
 
 
 class _Logits(nn.Module):
-    """A teacher whose call gives logits, which is what the processes' gradients are averaged by.
+    """A teacher whose call gives its logits: processes average the gradients of calls.
 
-    Every process has all of it, whatever the sharding of the other networks."""
+    Every process holds all of it, however the other networks are sharded."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class _Logits(nn.Module):
 class AdaptationStage(Stage):
     """Next-token cross-entropy of an adapted teacher that reads the code vectors of the pool.
 
-    Conditions are dropped to the null one as in the teacher's own training, so that guidance still
-    has its unconditional logits. With ``embedding_noise`` the model reads noisy vectors.
+    Some conditions are replaced by the null one, as in the teacher's own training, so that guidance
+    keeps its unconditional logits. With ``embedding_noise`` the model reads noisy vectors.
     """
 
     def __init__(

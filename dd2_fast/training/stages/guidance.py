@@ -85,7 +85,7 @@ class GuidanceUpdates:
 
 
 class GuidanceStage(Stage):
-    """The guidance network alone, to catch up with a new generator (also: alignment)."""
+    """The guidance network alone, to catch up with a new generator or for alignment."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""DD1's regression of pairs, a start for the generator or the baseline."""
+"""DD1's regression of pairs, to initialise the generator or as the baseline."""
 
 from __future__ import annotations
 
