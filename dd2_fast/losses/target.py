@@ -52,7 +52,7 @@ class ScoredTeacher(Protocol):
         """Teacher-forced logits ``[B, n, V]``."""
 
     def guidance_scale(self, cfg: float, /) -> Tensor | float:
-        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one a token ``[n]``."""
+        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one per token ``[n]``."""
 
 
 def check_teacher(teacher: object, names: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ class TeacherScore:
     Args:
         teacher: any object with ``codebook [V, C]``, ``num_classes`` or a ``condition``
             (:class:`dd2_fast.condition.Condition`), ``logits(tokens_or_embeddings, labels)
-            [B, n, V]`` and ``guidance_scale(cfg)``, a number or one a token; DD1's pairs
+            [B, n, V]`` and ``guidance_scale(cfg)``, a number or one per token; DD1's pairs
             and samples draw by its ``generate``, too (:class:`dd2_fast.models.ARTeacher`).
         cfg: guidance as the teacher's ``guidance_scale`` takes it; None: none.
         top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.

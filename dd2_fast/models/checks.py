@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class NotFiniteError(FloatingPointError, ValueError):
-    """A network made a NaN or infinity; the message names the image and the part."""
+    """A network produced a NaN or infinity; the message names the image and the part."""
 
 
 def check_device(name: str, value: Tensor, device: torch.device | None) -> None:
@@ -69,7 +69,7 @@ def check_drawn(
     index: Tensor | None,
     about: Callable[[int], str] | None,
 ) -> None:
-    """Raise NotFiniteError if any of drawn tokens ``[B, m]`` is -1: its logits were not finite.
+    """Raise NotFiniteError if any of the drawn tokens ``[B, m]`` is -1: its logits were not finite.
 
     Args:
         first: position of the first of the ``m``. index: int64 ``[B]``, the images' numbers.

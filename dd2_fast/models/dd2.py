@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound="DD2Network")
 class DD2Network(Attached):
     """A causal backbone and a flow head: what the generator and the guidance network both are.
 
-    A backbone that reads through its tokenizer gets it too.
+    A backbone that reads through a tokenizer gets the one attached here.
 
     Args:
         family: of the backbone, one of :data:`.families.FAMILIES`.
@@ -55,7 +55,7 @@ class DD2Network(Attached):
 
     @property
     def num_classes(self) -> int:
-        """Classes without the null class, where it is classes that images are conditioned on."""
+        """Classes without the null class, if images are conditioned on classes."""
         return cast(Any, self.backbone).num_classes
 
     @classmethod
@@ -72,9 +72,10 @@ class DD2Network(Attached):
         Args:
             teacher: an :class:`ARTeacher`, or a released one.
             head_width, head_depth: of the flow head; the defaults are the paper's sizes.
-            exact: whether to copy the unit a code that ``adapt`` gives a LlamaGen teacher too. With
-                it features of codes are the teacher's from the start; without, what reads tokens is
-                an MLP of the paper's size, 5% of LlamaGen-L smaller, and stage 1 trains it.
+            exact: whether to copy the units, one per code, that ``adapt`` adds to a LlamaGen
+                teacher. With them features of codes are the teacher's from the start; without them
+                tokens are read by an MLP of the paper's size (a network 5% smaller than LlamaGen-L)
+                that stage 1 trains.
         """
         family, source = backbone_of(teacher)
         config = source.network_config(exact)
@@ -89,7 +90,7 @@ class DD2Network(Attached):
     def _beside(
         cls: type[Network], source: Backbone | nn.Module, config: dict[str, Any]
     ) -> Network:
-        """A network on the device of another, to be trained wherever it is made."""
+        """A network on another's device, trainable even if made in inference mode."""
         with torch.inference_mode(False), next(source.parameters()).device:
             return cls(**config)
 

@@ -77,17 +77,17 @@ class Backbone(Module, Protocol):
 
     @property
     def apart(self) -> Sequence[tuple[nn.Module, str]]:
-        """Blocks and parts of them that are called by themselves too, and by which method."""
+        """Blocks, or parts of blocks, that are also called on their own, and by which method."""
 
     @property
     def adapted(self) -> bool:
-        """Whether any vector can be read, not codes alone."""
+        """Whether it reads any vector, not just codes."""
 
     def network_config(self, exact: bool) -> dict[str, Any]:
         """``backbone_config`` for a DD2 network that starts from this one.
 
         Args:
-            exact: whether to take over what reads the codes exactly but is not of the paper's size.
+            exact: whether to keep what reads codes exactly but exceeds the paper's size.
 
         Raises:
             ValueError: it reads codes only.
@@ -125,7 +125,7 @@ class Teacher(Module, Protocol):
         """Teacher-forced logits ``[B, n, V]``, of null conditions too."""
 
     def guidance_scale(self, cfg: float) -> Tensor | float:
-        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one a token ``[n]``."""
+        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one per token ``[n]``."""
 
     def generate(
         self,
@@ -160,16 +160,17 @@ def _as_it_is(teacher: Teacher, seed: int) -> Teacher:
 
 @dataclass(frozen=True)
 class Family:
-    """A family, by which the package knows it; :data:`.families.FAMILIES` lists all.
+    """What the package knows of a family; :data:`.families.FAMILIES` lists them all.
 
     Attributes:
         name: in the configurations of DD2's networks, so files hold it.
         backbone: the class of what a teacher's features come from, a :class:`Backbone`.
         kinds: the classes of its models, by the names of their kind that files hold.
-        random: makes a small teacher with its tokenizer attached and weights by torch's generator:
-            every kind of arithmetic that a released one has.
+        random: makes a small teacher with its tokenizer attached and random weights (torch's
+            generator) that has every kind of arithmetic a released one has.
         formats, unsupported: its released files.
-        adapt: a copy that reads any vector of a ``teacher`` that does not, by a ``seed``.
+        adapt: makes of a ``teacher`` that reads codes only, and a ``seed``, a copy that reads any
+            vector.
     """
 
     name: str
@@ -181,6 +182,6 @@ class Family:
     adapt: Callable[[Any, int], Any] = _as_it_is
 
 
-# The sizes of random networks that no family has reason to choose for itself.
+# Sizes of the random networks that all families share.
 RANDOM_SIZES: dict[str, Any] = {"vocabulary": 64, "dimension": 8}
 RANDOM_CLASSES = 10

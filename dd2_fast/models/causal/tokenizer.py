@@ -29,7 +29,7 @@ class _Residual(nn.Module):
 class VQTokenizer(nn.Module):
     """Images to a grid of codes and back, at half the resolution.
 
-    The public codebook is centred and of unit variance a dimension; ``shift + scale * code`` is
+    The public codebook is centred and of unit variance per dimension; ``shift + scale * code`` is
     the code in the encoder's space, where an image's latents are matched to their nearest code.
 
     Args:

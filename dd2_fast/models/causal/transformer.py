@@ -95,7 +95,7 @@ class CausalTransformer(nn.Module):
         return self.norm(h)
 
     def new_cache(self, batch: int) -> list[KVCache]:
-        """An empty cache for :meth:`advance`, one entry a block."""
+        """An empty cache for :meth:`advance`, one entry per block."""
         size = self.positions.shape[1] // self.heads
         return [
             KVCache(batch, self.heads, self.num_tokens, size, self.positions) for _ in self.blocks

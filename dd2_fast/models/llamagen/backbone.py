@@ -27,7 +27,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         num_classes: classes without the null class. grid: tokens along a side of the image.
         vocabulary: V. dimension: C.
         adapter_width: hidden width of the MLP of code vectors; None: the released token table.
-        adapter_codes: whether that MLP has a unit a code as well.
+        adapter_codes: whether that MLP has a unit per code as well.
         codebook: code vectors ``[V, C]``; None: those of the attached ``tokenizer``.
     """
 
@@ -80,7 +80,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         """The arguments of a DD2 network's backbone that starts from this one.
 
         Args:
-            exact: whether to take over the unit a code, if there is one.
+            exact: whether to keep the units per code, if there are any.
 
         Raises:
             ValueError: tokens are embedded by a table.

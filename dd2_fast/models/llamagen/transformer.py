@@ -123,7 +123,7 @@ class LlamaGenTransformer(Attached):
         return h
 
     def new_cache(self, batch: int) -> list[KVCache]:
-        """An empty cache for :meth:`run_step`, one entry a block."""
+        """An empty cache for :meth:`run_step`, one entry per block."""
         sizes = (batch, self.heads, self.num_tokens, self.head_size)
         return [KVCache(*sizes, like=self.norm.weight) for _ in self.layers]
 
