@@ -18,7 +18,7 @@ def csd_loss(
     teacher: TeacherDistribution,
     **settings: Any,
 ) -> Tensor:
-    """Generator's loss at every token and draw (paper Eq. 4), unreduced: one pass over the logits.
+    """The generator's loss at every token and draw (paper Eq. 4), unreduced, in one pass.
 
     Args:
         x: generated tokens ``[*, C]``.

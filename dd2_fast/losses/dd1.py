@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..condition import Rows
 from ..ops import flow_solve
 from .target import TeacherScore, check_teacher
 
 
 @torch.no_grad()
-def flow_pairs(noise: Tensor, labels: Tensor, score: TeacherScore, steps: int = 20) -> Tensor:
+def flow_pairs(noise: Tensor, labels: Rows, score: TeacherScore, steps: int = 20) -> Tensor:
     """Tokens ``[B, n]`` (int64) that DD1's map gives for ``noise [B, n, C]``, step by step.
 
     Token ``i`` is the code to which the flow under ``p(q_i | q_<i)`` carries ``noise[:, i]``
-    (:func:`dd2_fast.ops.flow_solve` by Heun's method); exactly a sample of the teacher as the
-    number of steps grows, and always one of the codes that its filters keep.
+    (:func:`dd2_fast.ops.flow_solve` by Heun's method): in the limit of many steps exactly a sample
+    of the teacher, and always one of the codes its filters keep.
 
     Raises:
         TypeError: the teacher has no ``generate``.
         ValueError: the noise or the teacher's logits have a NaN or infinity.
     """
-    teacher = score.teacher
+    teacher: Any = score.teacher  # with generate, too
     check_teacher(teacher, ("generate",))
     scale = score.guidance_scale()
 
@@ -38,7 +41,7 @@ def flow_pairs(noise: Tensor, labels: Tensor, score: TeacherScore, steps: int = 
         )
 
     guided = isinstance(scale, Tensor) or scale != 1.0
-    tokens = teacher.generate(labels, choose, guided=guided)
+    tokens: Tensor = teacher.generate(labels, choose, guided=guided)
     if (tokens < 0).any():
         image, i = (tokens < 0).nonzero()[0].tolist()
         raise ValueError(

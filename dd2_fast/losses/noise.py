@@ -36,9 +36,9 @@ class TimeDistribution:
 
 
 class ImageRandom:
-    """Random numbers of the images of a batch: a function of (seed, image, calls before) each.
+    """Random numbers for each image of a batch: a function of (seed, image, calls so far).
 
-    So they do not depend on how a batch is split over processes and passes, nor on the device.
+    They depend neither on how the batch is split over processes and passes nor on the device.
 
     Args:
         seed: of the batch. images: int64 ``[B]``, which images of the batch, on the device where

@@ -52,7 +52,8 @@ class DigitsClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class logits [B, num_classes] of images [B, in_channels, 8, 8]."""
-        return self.classify(self.features(images))
+        logits: Tensor = self.classify(self.features(images))
+        return logits
 
 
 def train_classifier(

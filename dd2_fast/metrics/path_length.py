@@ -42,14 +42,17 @@ def perceptual_path_length(
         raise ValueError(
             f"labels: expected int64 [N], N at least 1, got {labels.dtype} {list(labels.shape)}"
         )
-    codebook = model.tokenizer.codebook
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("model: expected one with its tokenizer attached, got one without")
+    codebook = tokenizer.codebook
     shape = (2, model.num_tokens, codebook.shape[1])
     rng: dict[str, Any] = dict(
         generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu"
     )
     share = torch.rand(len(labels), **rng)
     total = 0.0
-    modules = submodules(model, model.tokenizer)
+    modules = submodules(model, tokenizer)
     with evaluation_mode(modules), outside_autocast(codebook.device):
         for first in range(0, len(labels), batch_size):
             y = labels[first : first + batch_size].to(codebook.device)
@@ -58,7 +61,7 @@ def perceptual_path_length(
             start, end = pairs.to(codebook.device)
             s = share[first : first + len(y)].to(codebook.device)
             images = [
-                model.tokenizer.decode(model(_slerp(start, end, at).to(codebook.dtype), y))
+                tokenizer.decode(model(_slerp(start, end, at).to(codebook.dtype), y))
                 for at in (s, s + epsilon)
             ]
             total += float((distance(*images).double() / epsilon**2).sum())
@@ -74,4 +77,5 @@ def _slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
     direction = ((1 - share) * angle).sin() * unit_a + (share * angle).sin() * unit_b
     length = torch.lerp(length_a, length_b, share)
-    return (direction / angle.sin() * length).reshape(a.shape).to(a.dtype)
+    points: Tensor = (direction / angle.sin() * length).reshape(a.shape).to(a.dtype)
+    return points

@@ -60,7 +60,8 @@ def _share_inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
 
 
 def _split(points: Tensor, others: int) -> tuple[Tensor, ...]:
-    return points.split(max(1, _CHUNK // others))
+    parts: tuple[Tensor, ...] = points.split(max(1, _CHUNK // others))
+    return parts
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

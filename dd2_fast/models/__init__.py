@@ -1,12 +1,9 @@
 """Teachers, tokenizers, and the DD2 generator and guidance network."""
 
+from .causal import ARTeacher, CausalTransformer, TableTeacher, VQTokenizer
 from .dd2 import DD2Generator, DD2Guidance
 from .head import FlowHead
 from .llamagen import DD1LlamaGenStudent, LlamaGenBackbone, LlamaGenTeacher, LlamaGenTokenizer
-from .table import TableTeacher
-from .teacher import ARTeacher
-from .tokenizer import VQTokenizer
-from .transformer import CausalTransformer
 from .var import DD1VARStudent, VARBackbone, VARTeacher, VARTokenizer
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a network has beside it, not as a part of it."""
+"""What goes with a network without being part of it."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class Attached(nn.Module):
         object.__setattr__(self, name, value)
 
     def _fitting(self, tokenizer: Any) -> Any:
-        """What is attached for ``tokenizer``; TypeError or ValueError where it does not fit."""
+        """What to attach for ``tokenizer``; TypeError or ValueError if it does not fit."""
         return tokenizer

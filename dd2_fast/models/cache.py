@@ -1,4 +1,4 @@
-"""Keys and values of what was read already."""
+"""Keys and values of the tokens read so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class KVCache:
         self.filled = 0
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the next ``m`` tokens' keys and values; all that there are now."""
+        """Store the next ``m`` tokens' keys and values; returns all so far."""
         start, self.filled = self.filled, self.filled + keys.shape[2]
         self.keys[:, :, start : self.filled] = keys
         self.values[:, :, start : self.filled] = values

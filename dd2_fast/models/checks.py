@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
 class NotFiniteError(FloatingPointError, ValueError):
-    """A network made a NaN or infinity; the message names the image and the part."""
-
-
-def check_labels(
-    labels: Tensor,
-    num_classes: int,
-    batch: int | None = None,
-    device: torch.device | None = None,
-) -> None:
-    """Raise unless ``labels`` is int64 ``[B]`` in ``[0, num_classes]`` (the last is the null).
-
-    ``device``: that of the model, where it is to be checked too.
-    """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a torch.Tensor of int64, got {type(labels).__name__}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels: expected dtype int64, got {_name(labels.dtype)}")
-    if labels.ndim != 1 or (batch is not None and labels.shape[0] != batch):
-        wanted = "[B]" if batch is None else f"[{batch}]"
-        raise ValueError(f"labels: expected shape {wanted}, got {list(labels.shape)}")
-    check_device("labels", labels, device)
-    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not labels.numel():
-        return
-    low, high = (int(v) for v in labels.aminmax())
-    if low < 0 or high > num_classes:
-        raise ValueError(
-            f"labels: expected values in 0..{num_classes} ({num_classes} is the null class), "
-            f"got {low if low < 0 else high}"
-        )
+    """A network produced a NaN or infinity; the message names the image and the part."""
 
 
 def check_device(name: str, value: Tensor, device: torch.device | None) -> None:
@@ -89,21 +63,27 @@ def check_tokens(
 
 
 def check_drawn(
-    tokens: Tensor, first: int, vocabulary: int, index: Tensor | None, labels: Tensor | None
+    tokens: Tensor,
+    first: int,
+    vocabulary: int,
+    index: Tensor | None,
+    about: Callable[[int], str] | None,
 ) -> None:
-    """Raise NotFiniteError if any of drawn tokens ``[B, m]`` is -1: its logits were not finite.
+    """Raise NotFiniteError if any of the drawn tokens ``[B, m]`` is -1: its logits were not finite.
 
     Args:
-        first: position of the first of the ``m``. index, labels: int64 ``[B]`` of the images.
+        first: position of the first of the ``m``. index: int64 ``[B]``, the images' numbers.
+        about: what the error says of the condition of a row.
     """
     if not tokens.numel() or int(tokens.min()) >= 0:
         return
     row, column = (tokens < 0).nonzero()[0].tolist()
     image = row if index is None else int(index[row])
-    label = "" if labels is None else f" (label {int(labels[row])})"
+    told = about(row) if about is not None else ""
+    told = told and f" ({told})"
     raise NotFiniteError(
         f"tokens: expected values in 0..{vocabulary - 1}, got -1: expected finite teacher's "
-        f"logits, got a NaN or infinity at token {first + column} of image {image}{label}"
+        f"logits, got a NaN or infinity at token {first + column} of image {image}{told}"
     )
 
 

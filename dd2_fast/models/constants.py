@@ -1,4 +1,4 @@
-"""Tensors that are part of a model's definition, not of its weights."""
+"""Tensors that belong to a model's definition, not to its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Constants(nn.Module):
-    """Tables that follow a model's device, but not its dtype, and are never saved.
+    """Tables that follow a model's device but not its dtype, and are never saved.
 
     They are given on the CPU and keep their values in a model that is built on the meta device.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..condition import Condition, Rows
 from .attached import Attached
-from .checks import check_embeddings, check_labels
+from .checks import check_embeddings
 from .families import FAMILIES, backbone_of
 from .family import Backbone, Teacher
 from .head import FlowHead
@@ -19,12 +20,12 @@ Network = TypeVar("Network", bound="DD2Network")
 class DD2Network(Attached):
     """A causal backbone and a flow head: what the generator and the guidance network both are.
 
-    A backbone that reads through its tokenizer gets it too.
+    A backbone that reads through a tokenizer gets the one attached here.
 
     Args:
         family: of the backbone, one of :data:`.families.FAMILIES`.
         head_width, head_depth: width and residual blocks of the flow head.
-        backbone: arguments of the family's backbone: of :class:`.transformer.CausalTransformer`
+        backbone: arguments of the family's backbone: of :class:`.causal.CausalTransformer`
             (``num_tokens``, ``dimension``, ``num_classes``, ``width``, ``layers``, ``heads``), of
             :class:`.var.VARBackbone` or of :class:`.llamagen.LlamaGenBackbone`.
     """
@@ -35,9 +36,9 @@ class DD2Network(Attached):
         super().__init__()
         if family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
-        self.backbone: Any = FAMILIES[family].backbone(**backbone)
+        self.backbone: Backbone = FAMILIES[family].backbone(**backbone)
         self.num_tokens: int = self.backbone.num_tokens
-        self.num_classes: int = self.backbone.num_classes
+        self.condition: Condition = self.backbone.condition
         self.dimension: int = self.backbone.dimension
         self.head = FlowHead(
             dimension=self.dimension,
@@ -51,6 +52,11 @@ class DD2Network(Attached):
             "head_width": head_width,
             "head_depth": head_depth,
         }
+
+    @property
+    def num_classes(self) -> int:
+        """Classes without the null class, if images are conditioned on classes."""
+        return cast(Any, self.backbone).num_classes
 
     @classmethod
     def from_teacher(
@@ -66,9 +72,10 @@ class DD2Network(Attached):
         Args:
             teacher: an :class:`ARTeacher`, or a released one.
             head_width, head_depth: of the flow head; the defaults are the paper's sizes.
-            exact: whether to copy the unit a code that ``adapt`` gives a LlamaGen teacher too. With
-                it features of codes are the teacher's from the start; without, what reads tokens is
-                an MLP of the paper's size, 5% of LlamaGen-L smaller, and stage 1 trains it.
+            exact: whether to copy the units, one per code, that ``adapt`` adds to a LlamaGen
+                teacher. With them features of codes are the teacher's from the start; without them
+                tokens are read by an MLP of the paper's size (a network 5% smaller than LlamaGen-L)
+                that stage 1 trains.
         """
         family, source = backbone_of(teacher)
         config = source.network_config(exact)
@@ -83,7 +90,7 @@ class DD2Network(Attached):
     def _beside(
         cls: type[Network], source: Backbone | nn.Module, config: dict[str, Any]
     ) -> Network:
-        """A network on the device of another, to be trained wherever it is made."""
+        """A network on another's device, trainable even if made in inference mode."""
         with torch.inference_mode(False), next(source.parameters()).device:
             return cls(**config)
 
@@ -100,10 +107,10 @@ class DD2Network(Attached):
             raise ValueError(f"tokenizer: expected {self.num_tokens} tokens, got {count}")
         return tokenizer
 
-    def _check(self, name: str, value: Tensor, labels: Tensor) -> None:
+    def _check(self, name: str, value: Tensor, labels: Rows) -> None:
         device = self.head.input.weight.device
         check_embeddings(name, value, self.num_tokens, self.dimension, device)
-        check_labels(labels, self.num_classes, value.shape[0], device)
+        self.condition.check(labels, value.shape[0], device)
 
 
 class DD2Generator(DD2Network):
@@ -113,8 +120,8 @@ class DD2Generator(DD2Network):
     backbone's; :meth:`from_teacher` and :meth:`from_guidance` take them from another model.
     """
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and int64 ``labels [B]``."""
+    def forward(self, noise: Tensor, labels: Rows) -> Tensor:
+        """Embeddings ``[B, n, C]`` of ``noise [B, n, C]`` and conditions, int64 ``labels [B]``."""
         self._check("noise", noise, labels)
         return noise - self.head(noise, 1.0, self.backbone(noise, labels))
 
@@ -134,12 +141,12 @@ class DD2Guidance(DD2Network):
     :class:`DD2Network`.
     """
 
-    def forward(self, x_t: Tensor, t: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, embeddings: Tensor, labels: Rows) -> Tensor:
         """Velocity of ``x_t [B, n, C]`` or ``[B, n, M, C]`` at noise level ``t``, given the clean
         prefixes of ``embeddings [B, n, C]``: ``head(x_t, t, features(embeddings, labels))``."""
         return self.head(x_t, t, self.features(embeddings, labels))
 
-    def features(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def features(self, embeddings: Tensor, labels: Rows) -> Tensor:
         """Features ``[B, n, D]``; those of token ``i`` read ``embeddings[:, :i]`` only."""
         self._check("embeddings", embeddings, labels)
         return self.backbone(embeddings, labels)

@@ -1,10 +1,10 @@
-"""The families there are; kinds of file, formats, backbones and random networks follow from it."""
+"""The list of families; kinds of file, formats, backbones and random networks follow from it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import causal
+from .causal import family as causal
 from .family import Backbone, Family, Teacher
 from .llamagen import family as llamagen
 from .var import family as var
@@ -18,7 +18,7 @@ def backbone_of(teacher: Teacher | Backbone) -> tuple[Family, Backbone]:
     """The family of a teacher, or of a backbone, and its backbone.
 
     Raises:
-        TypeError: it is of no family.
+        TypeError: it belongs to no family.
     """
     backbone: Any = getattr(teacher, "backbone", teacher)
     for family in FAMILIES.values():

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from ..condition import Condition, Rows
 from .released import Format, Unsupported
 from .sampling import Choose
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Tokenizer(Protocol):
+
+class Module(Protocol):
+    """What every torch module has, as far as it is asked of models here."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
+
+def as_module(model: Module) -> nn.Module:
+    """``model``, which is a torch module, as one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+class Tokenizer(Module, Protocol):
     """Images ``[B, 3, H, W]`` in [0, 1] to int64 tokens ``[B, n]``, and embeddings to images."""
 
     @property
@@ -29,19 +54,22 @@ class Tokenizer(Protocol):
         """Images of embeddings ``[B, n, C]``, codes or not."""
 
 
-class Backbone(Protocol):
-    """Features ``[B, n, width]`` of embeddings ``[B, n, C]`` and labels ``[B]``; those of a token
-    read only what comes before it. The label ``num_classes`` is the null class.
+class Backbone(Module, Protocol):
+    """Features ``[B, n, width]`` of embeddings ``[B, n, C]`` and the images' conditions; those of a
+    token read only what comes before it.
 
     Attributes:
         backbone_config: the arguments that make another one.
     """
 
     num_tokens: int
-    num_classes: int
     dimension: int
     width: int
     backbone_config: dict[str, Any]
+
+    @property
+    def condition(self) -> Condition:
+        """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -49,36 +77,33 @@ class Backbone(Protocol):
 
     @property
     def apart(self) -> Sequence[tuple[nn.Module, str]]:
-        """Blocks and parts of them that are called by themselves too, and by which method."""
+        """Blocks, or parts of blocks, that are also called on their own, and by which method."""
 
     @property
     def adapted(self) -> bool:
-        """Whether any vector can be read, not codes alone."""
+        """Whether it reads any vector, not just codes."""
 
     def network_config(self, exact: bool) -> dict[str, Any]:
         """``backbone_config`` for a DD2 network that starts from this one.
 
         Args:
-            exact: whether to take over what reads the codes exactly but is not of the paper's size.
+            exact: whether to keep what reads codes exactly but exceeds the paper's size.
 
         Raises:
             ValueError: it reads codes only.
         """
 
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor: ...
-
-    # As every torch module has them.
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def __call__(self, embeddings: Tensor, labels: Rows) -> Tensor: ...
 
 
-class Teacher(Protocol):
-    """``p(tokens of a step | those of the steps before it, label)``."""
+class Teacher(Module, Protocol):
+    """``p(tokens of a step | those of the steps before it, condition)``."""
 
     num_tokens: int
-    num_classes: int
+
+    @property
+    def condition(self) -> Condition:
+        """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -96,15 +121,15 @@ class Teacher(Protocol):
     def unguided(self) -> float:
         """The ``cfg`` that means no guidance."""
 
-    def logits(self, tokens_or_embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Teacher-forced logits ``[B, n, V]``; the label ``num_classes`` is the null class."""
+    def logits(self, tokens_or_embeddings: Tensor, labels: Rows) -> Tensor:
+        """Teacher-forced logits ``[B, n, V]``, of null conditions too."""
 
     def guidance_scale(self, cfg: float) -> Tensor | float:
-        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one a token ``[n]``."""
+        """``s`` of ``l_uncond + s (l_cond - l_uncond)``: a number, or one per token ``[n]``."""
 
     def generate(
         self,
-        labels: Tensor,
+        labels: Rows,
         choose: Choose,
         *,
         guided: bool = False,
@@ -113,46 +138,50 @@ class Teacher(Protocol):
         """Tokens ``[B, n]`` that ``choose`` picks step by step after a ``prefix [B, m]``."""
 
 
-class Student(Protocol):
-    """Embeddings ``[B, n, C]`` of noise ``[B, n, C]`` and labels ``[B]``, all tokens at once."""
+class Student(Module, Protocol):
+    """Embeddings ``[B, n, C]`` of noise ``[B, n, C]`` and conditions, all tokens at once."""
 
     num_tokens: int
-    num_classes: int
 
     @property
-    def tokenizer(self) -> Any:
-        """The :class:`Tokenizer` that is attached."""
+    def condition(self) -> Condition:
+        """What images are conditioned on: of ``labels [B]`` a :class:`ClassCondition`."""
 
-    def __call__(self, noise: Tensor, labels: Tensor) -> Tensor: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What is attached."""
+
+    def __call__(self, noise: Tensor, labels: Rows) -> Tensor: ...
 
 
-def _as_it_is(teacher: Any, seed: int) -> Any:
+def _as_it_is(teacher: Teacher, seed: int) -> Teacher:
     return teacher
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family, by which the package knows it; :data:`.families.FAMILIES` lists all.
+    """What the package knows of a family; :data:`.families.FAMILIES` lists them all.
 
     Attributes:
         name: in the configurations of DD2's networks, so files hold it.
         backbone: the class of what a teacher's features come from, a :class:`Backbone`.
         kinds: the classes of its models, by the names of their kind that files hold.
-        random: makes a small teacher with its tokenizer attached and weights by torch's generator:
-            every kind of arithmetic that a released one has.
+        random: makes a small teacher with its tokenizer attached and random weights (torch's
+            generator) that has every kind of arithmetic a released one has.
         formats, unsupported: its released files.
-        adapt: a copy that reads any vector of a ``teacher`` that does not, by a ``seed``.
+        adapt: makes of a ``teacher`` that reads codes only, and a ``seed``, a copy that reads any
+            vector.
     """
 
     name: str
     backbone: type[Any]
     kinds: Mapping[str, type[nn.Module]]
-    random: Callable[[], Any]
+    random: Callable[[], Teacher]
     formats: tuple[Format, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()
     adapt: Callable[[Any, int], Any] = _as_it_is
 
 
-# The sizes of random networks that no family has reason to choose for itself.
+# Sizes of the random networks that all families share.
 RANDOM_SIZES: dict[str, Any] = {"vocabulary": 64, "dimension": 8}
 RANDOM_CLASSES = 10

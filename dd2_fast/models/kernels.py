@@ -1,4 +1,4 @@
-"""Products, attention, upsampling and memory layout in the form that is fastest where they run."""
+"""Products, attention, upsampling and memory layout in whichever form is fastest on the device."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3x3 convolution of ``h [B, C, H, W]`` with every pixel doubled, ``[B, O, 2H, 2W]``.
 
     Of the nine taps several read copies of one pixel: with their weights added up it is a
-    transposed convolution of 4x4 taps and stride 2, 16 products a pixel of ``h`` instead of 36.
+    transposed convolution of 4x4 taps and stride 2, 16 products per pixel of ``h`` instead of 36.
 
     Args:
         weight: ``[O, C, 3, 3]``. bias: ``[O]`` or None.

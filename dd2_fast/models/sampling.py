@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..condition import Rows, condition_of
 from ..ops import sample_code
 from ..ops.checks import check_filters, check_number
 from .checks import check_drawn
@@ -27,7 +29,7 @@ def categorical(
     top_p: float,
     seed: int,
     index: Tensor | None = None,
-    labels: Tensor | None = None,
+    about: Callable[[int], str] | None = None,
 ) -> Choose:
     """A ``choose`` that draws from the guided, filtered distribution by the fused operator.
 
@@ -35,8 +37,8 @@ def categorical(
         guidance_scale: a number, or one a token ``[n]``; used where there are ``uncond_logits``.
         top_k, top_p: filters. seed: of the whole draw; every step has its own.
         index: int64 ``[B]``, which image of the seed each row is; default 0, 1, ...
-        labels: int64 ``[B]``, for the error of logits that are not finite, which is raised where
-            they are on a CPU; elsewhere their tokens are -1.
+        about: what the error of logits that are not finite says of a row's condition. It is raised
+            where they are on a CPU; elsewhere their tokens are -1.
     """
     check_filters(top_k, top_p)
     check_seed(seed)
@@ -60,7 +62,7 @@ def categorical(
             index=rows,
         )
         if tokens.device.type == "cpu":
-            check_drawn(tokens, positions.start, logits.shape[-1], index, labels)
+            check_drawn(tokens, positions.start, logits.shape[-1], index, about)
         return tokens
 
     return choose
@@ -75,7 +77,7 @@ def likeliest_codes(logits: Tensor, codebook: Tensor) -> Tensor:
 
 def draw_tokens(
     teacher: Teacher,
-    labels: Tensor,
+    labels: Rows,
     *,
     cfg: float | None,
     top_k: int = 0,
@@ -87,7 +89,8 @@ def draw_tokens(
     """Tokens ``[B, n]`` of a teacher: an image depends on the seed, its number and its label.
 
     Args:
-        labels: int64 ``[B]``. cfg: guidance, as ``teacher.guidance_scale`` takes it; None: none.
+        labels: conditions of B images.
+        cfg: guidance, as ``teacher.guidance_scale`` takes it; None: none.
         top_k, top_p: filters. seed: of the draws.
         index: int64 ``[B]``, the images' numbers; default 0, 1, ...
         prefix: int64 ``[B, m]``, the tokens of the first steps, which are kept.
@@ -97,16 +100,18 @@ def draw_tokens(
     """
     warn_if_slow(teacher)
     scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
-    choose = categorical(scale, top_k, top_p, seed, index, labels)
+    about = functools.partial(condition_of(teacher).about, labels)
+    choose = categorical(scale, top_k, top_p, seed, index, about)
     guided = isinstance(scale, Tensor) or scale != 1.0
     return teacher.generate(labels, choose, guided=guided, prefix=prefix)
 
 
-def sample_tokens(teacher: Teacher, labels: Tensor, **settings: Any) -> Tensor:
+def sample_tokens(teacher: Teacher, labels: Rows, **settings: Any) -> Tensor:
     """:func:`draw_tokens` of whole images, and a look at them at the end, wherever they are."""
     tokens = draw_tokens(teacher, labels, **settings)
     if tokens.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        check_drawn(tokens, 0, teacher.codebook.shape[0], None, labels)
+        about = functools.partial(condition_of(teacher).about, labels)
+        check_drawn(tokens, 0, teacher.codebook.shape[0], None, about)
     return tokens
 
 
@@ -128,7 +133,7 @@ class TokenByToken:
 
     def sample(
         self: Teacher,
-        labels: Tensor,
+        labels: Rows,
         *,
         cfg: float | None = None,
         top_k: int = 0,
@@ -138,7 +143,8 @@ class TokenByToken:
         """Tokens ``[B, n]`` drawn one after the other.
 
         Args:
-            labels: int64 ``[B]``. cfg: guidance scale; 1 or None is none.
+            labels: int64 ``[B]``, or what else the teacher is conditioned on.
+            cfg: guidance scale; 1 or None is none.
             top_k: logits to keep, 0 keeps all. top_p: mass to keep, 1.0 keeps all.
             seed: of the draws; image ``i`` of a call depends on the seed, ``i`` and its label, and
                 not on the caller's autocast.

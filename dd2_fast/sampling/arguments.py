@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..condition import integer
 from ..models.sampling import check_seed
-
-
-def check_labels(labels: int | Sequence[int] | Tensor | np.ndarray, num_classes: int) -> Tensor:
-    """Return labels as int64 [B], on the CPU unless they are a tensor elsewhere."""
-    if isinstance(labels, np.ndarray | np.integer):
-        if labels.dtype.kind not in "iu" or labels.ndim > 1:
-            raise TypeError(
-                "labels: expected an array of integers of shape [B], "
-                f"got {labels.dtype} of shape {list(labels.shape)}"
-            )
-        labels = labels.reshape(-1).tolist()
-    if isinstance(labels, Tensor):
-        fractional = labels.is_floating_point() or labels.is_complex()
-        if fractional or labels.dtype == torch.bool or labels.ndim > 1 or labels.is_meta:
-            raise TypeError(
-                "labels: expected an int64 tensor of shape [B], "
-                f"got {labels.dtype} of shape {list(labels.shape)} on {labels.device}"
-            )
-        y = labels.reshape(-1).to(torch.int64)
-        if len(y):
-            least, most = map(int, y.aminmax())
-            _check_range(least, most, num_classes)
-        return y
-    if isinstance(labels, int) and not isinstance(labels, bool):
-        labels = [labels]
-    elif not isinstance(labels, Sequence) or isinstance(labels, str):
-        raise TypeError(
-            "labels: expected an int, a list of ints, a tensor or an array of integers, "
-            f"got {type(labels).__name__}"
-        )
-    values = [integer(v, "labels") for v in labels]
-    if values:
-        _check_range(min(values), max(values), num_classes)  # 64 bits may be too few for them
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
-
-
-def _check_range(least: int, most: int, num_classes: int) -> None:
-    if least < 0 or most >= num_classes:
-        raise ValueError(
-            f"labels: expected values in 0..{num_classes - 1}, got {least if least < 0 else most}"
-        )
 
 
 def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int) -> Tensor:
@@ -81,23 +39,11 @@ def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int
     return index
 
 
-def integer(value: Any, name: str) -> int:
-    """Return an integer argument as int; TypeError for bool, float and everything else."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name}: expected an integer, got {value!r} of type {type(value).__name__}"
-        ) from None
-
-
 def image_seed(seed: Any) -> int:
     """Return the seed of a job as int; TypeError or ValueError unless it is one of 64 bits."""
-    seed = integer(seed, "seed")
-    check_seed(seed)
-    return seed
+    number = integer(seed, "seed")
+    check_seed(number)
+    return number
 
 
 def check_device(device: torch.device | str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Function = Callable[..., Tensor]
 
@@ -24,7 +25,8 @@ def bucket_sizes(largest: int) -> list[int]:
 
 
 class BucketedCall:
-    """``function`` of tensors ``[B, ...]`` at every ``B`` up to the largest of its buckets.
+    """``function`` of tensors ``[B, ...]``, or tuples or dicts of them, at every ``B`` up to the
+    largest of its buckets.
 
     A batch between two buckets is padded with copies of its first row and the result is cut. With
     ``graphs`` each bucket is captured as a CUDA graph at its first use, all in one memory pool.
@@ -39,26 +41,30 @@ class BucketedCall:
         self._captured: dict[tuple[Any, ...], Function] = {}
         self._pool: Any = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *arguments: Any) -> Tensor:
+        function, inputs = self._function, arguments
+        if not all(isinstance(value, Tensor) for value in arguments):
+            flat, structure = tree_flatten(arguments)
+            function, inputs = _nested(function, structure), tuple(flat)
         count = len(inputs[0])
         size = self._sizes[bisect.bisect_left(self._sizes, count)]
         if size > count:
             inputs = tuple(torch.cat([t, t[:1].expand(size - count, *t.shape[1:])]) for t in inputs)
-        result = self._replay(inputs) if self._graphs else self._function(*inputs)
+        result = self._replay(function, inputs) if self._graphs else function(*inputs)
         return result[:count]
 
-    def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _replay(self, function: Function, inputs: tuple[Tensor, ...]) -> Tensor:
         kind = tuple((t.dtype, t.shape) for t in inputs)
         with torch.cuda.device_of(inputs[0]), _turn_of(inputs[0].get_device()) as stream:
             if kind not in self._captured:
                 if self._pool is None:
                     self._pool = torch.cuda.graph_pool_handle()
-                self._captured[kind] = self._capture(inputs, stream)
+                self._captured[kind] = self._capture(function, inputs, stream)
             return self._captured[kind](*inputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...], stream: Any) -> Function:
+    def _capture(self, function: Function, inputs: tuple[Tensor, ...], stream: Any) -> Function:
         try:
-            return _CapturedCall(self._function, inputs, self._pool, stream)
+            return _CapturedCall(function, inputs, self._pool, stream)
         except CaptureError as error:
             warnings.warn(
                 f"cuda_graphs: a batch of {len(inputs[0])} runs without a graph, because it cannot "
@@ -66,7 +72,12 @@ class BucketedCall:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return self._function
+            return function
+
+
+def _nested(function: Function, structure: TreeSpec) -> Function:
+    """``function`` of the tensors that tuples and dicts among its arguments are made of."""
+    return lambda *flat: function(*tree_unflatten(flat, structure))
 
 
 class CaptureError(RuntimeError):

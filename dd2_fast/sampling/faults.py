@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..condition import Condition, Rows
 from ..models.checks import NotFiniteError
 
 
@@ -17,11 +18,12 @@ class Faults:
     beside them, and all flags are read once, by `check` at the end of the call.
     """
 
-    def __init__(self) -> None:
-        self._flags: list[tuple[str, Tensor, Tensor, Tensor]] = []
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+        self._flags: list[tuple[str, Tensor, Tensor, Rows]] = []
 
-    def look(self, stage: str, values: Tensor, indices: Tensor, labels: Tensor) -> None:
-        """Take note of values [B, ...] of images with indices and labels [B].
+    def look(self, stage: str, values: Tensor, indices: Tensor, labels: Rows) -> None:
+        """Take note of values [B, ...] of images with indices [B] and conditions.
 
         A sum of values of sane size is finite if and only if they are; tokens that could not be
         drawn are -1.
@@ -29,7 +31,7 @@ class Faults:
         if _is_here(values):
             if values.is_floating_point() and math.isfinite(values.sum()):
                 return
-            _raise_if(stage, _spoiled(values), indices, labels)
+            self._raise_if(stage, _spoiled(values), indices, labels)
         else:
             self._flags.append((stage, _spoiled(values), indices, labels))
 
@@ -45,7 +47,19 @@ class Faults:
             return
         if bool(every.any()):
             for stage, *flags in self._flags:
-                _raise_if(stage, *flags)
+                self._raise_if(stage, *flags)
+
+    def _raise_if(self, stage: str, spoiled: Tensor, indices: Tensor, labels: Rows) -> None:
+        rows = spoiled.nonzero()[:, 0].tolist()
+        if not rows:
+            return
+        told = self.condition.about(labels, rows[0])
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        raise NotFiniteError(
+            f"{stage}: expected finite values, got a NaN or infinity in image "
+            f"{int(indices[rows[0]])}{told and f' ({told})'}{others}; its weights have one, or a "
+            "dtype too narrow"
+        )
 
 
 def _is_here(values: Tensor) -> bool:
@@ -59,14 +73,3 @@ def _spoiled(values: Tensor) -> Tensor:
         return values.flatten(1).amin(1) < 0
     wide = torch.promote_types(values.dtype, torch.float32)
     return ~values.flatten(1).sum(1, dtype=wide).isfinite()
-
-
-def _raise_if(stage: str, spoiled: Tensor, indices: Tensor, labels: Tensor) -> None:
-    rows = spoiled.nonzero()[:, 0].tolist()
-    if not rows:
-        return
-    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    raise NotFiniteError(
-        f"{stage}: expected finite values, got a NaN or infinity in image {int(indices[rows[0]])} "
-        f"(label {int(labels[rows[0]])}){others}; its weights have one, or a dtype too narrow"
-    )

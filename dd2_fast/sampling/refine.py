@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
+from ..condition import Rows
+from ..models.family import Teacher
 from ..models.sampling import draw_tokens
 
 
 def refine(
-    teacher: Any,
+    teacher: Teacher,
     tokens: Tensor,
-    labels: Tensor,
+    labels: Rows,
     indices: Tensor,
     *,
     steps: int,
@@ -24,8 +24,8 @@ def refine(
     """Return tokens [B, n] with the teacher's last `steps` steps drawn anew given their prefix.
 
     A step is a token, or a scale of VAR. The draws are a function of (seed, image index, position),
-    so they do not depend on the batch. labels [B] and indices [B] are int64; cfg None is none. On a
-    GPU a token whose logits were not finite is -1.
+    so they do not depend on the batch. labels are conditions, indices [B] int64; cfg None is none.
+    On a GPU a token whose logits were not finite is -1.
     """
     prefix = tokens[:, : teacher.steps[-steps].start]
     return draw_tokens(

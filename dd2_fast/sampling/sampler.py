@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ambient import outside_autocast
+from ..condition import Rows, condition_of
 from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
 from ..models.processor import warn_if_slow
@@ -24,7 +25,6 @@ from .arguments import (
     check_device,
     check_dtype,
     check_indices,
-    check_labels,
     image_seed,
     integer,
 )
@@ -97,7 +97,7 @@ class Sampler(nn.Module):
         self._all_modules = submodules(self.generator, self.tokenizer, self.teacher)
         self.batch_size = batch_size
         self.num_tokens = int(self.generator.num_tokens)
-        self.num_classes = int(self.generator.num_classes)
+        self.condition = condition_of(self.generator)
         self.steps = self._check_steps(steps)
         self.teacher_steps = self._check_teacher_steps(teacher_steps)
         self._teacher_options = self._check_teacher_options(cfg, top_k, top_p)
@@ -106,6 +106,11 @@ class Sampler(nn.Module):
         self._calls: tuple[Function, Function] | None = None
         if dtype is not None:
             self.to(dtype)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, where it is those that images are conditioned on."""
+        return int(self.generator.num_classes)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but compiled and captured functions, which a copy makes anew."""
@@ -157,7 +162,7 @@ class Sampler(nn.Module):
         return self._calls
 
     def _draw(
-        self, generate: Function, seed: int | Tensor, indices: Tensor, labels: Tensor
+        self, generate: Function, seed: int | Tensor, indices: Tensor, labels: Rows
     ) -> Tensor:
         """Embeddings [B, n, C] from the noise of a seed (one number, or int64 [B])."""
         codebook = self.tokenizer.codebook
@@ -178,7 +183,7 @@ class Sampler(nn.Module):
 
         Args:
             labels: a class, a list of classes, a tensor or NumPy array of integers [B], in
-                0..num_classes-1.
+                0..num_classes-1; of a model that is conditioned on something else, that.
             seed: of the whole job, a signed integer of 64 bits.
             start_index: image index of the first label; the others follow on. With it, or with
                 `indices` (one int64 index a label), parts of a job are drawn anywhere.
@@ -192,22 +197,25 @@ class Sampler(nn.Module):
         """
         check_output(output)
         y = self.check_labels(labels)
-        index = check_indices(indices, integer(start_index, "start_index"), len(y))
+        condition = self.condition
+        count = condition.count(y)
+        index = check_indices(indices, integer(start_index, "start_index"), count)
         seed = image_seed(seed)
         device = self.tokenizer.codebook.device
-        count = len(y)
         if not count:
-            y = index = torch.zeros(1, dtype=torch.int64, device="cpu")
-        y, index = y.to(device), index.to(device)
-        batches = zip(y.split(self.batch_size), index.split(self.batch_size), strict=True)
-        parts, faults = [], Faults()
+            index = torch.zeros(1, dtype=torch.int64, device="cpu")
+            y = condition.draw("balanced", 0, index)
+        y, index = condition.to(y, device), index.to(device)
+        size = self.batch_size
+        batches = zip(condition.split(y, size), index.split(size), strict=True)
+        parts, faults = [], Faults(condition)
         # A bar that is not shown costs as much as a twentieth of a digit.
         shown = progress_bar(count, show=True) if progress else nullcontext()
         with evaluation_mode(self._all_modules), outside_autocast(device), shown as bar:
             for label, part in batches:
                 parts.append(self._batch(label, part, seed, output, faults))
                 if bar is not None:
-                    bar.update(len(label))
+                    bar.update(len(part))
         faults.check()
         # A copy, of one part too: those of inference mode could not be changed or trained on.
         with torch.inference_mode(False):
@@ -218,7 +226,7 @@ class Sampler(nn.Module):
 
     @torch.inference_mode()
     def _batch(
-        self, labels: Tensor, indices: Tensor, seed: int, output: str, faults: Faults
+        self, labels: Rows, indices: Tensor, seed: int, output: str, faults: Faults
     ) -> Tensor:
         """Return images (uint8 [B, H, W, 3] for "np" and "pil"), embeddings or tokens."""
         codebook = self.tokenizer.codebook
@@ -228,7 +236,7 @@ class Sampler(nn.Module):
             number = torch.full_like(indices, seed) if self._cuda_graphs else seed
             x = draw(number, indices, labels)
         faults.look("generator", x, indices, labels)
-        if self.teacher_steps > 1:
+        if self.teacher is not None and self.teacher_steps > 1:
             with annotate("dd2_fast.refine"):
                 tokens = refine(
                     self.teacher,
@@ -252,9 +260,9 @@ class Sampler(nn.Module):
             faults.look("decoder", images, indices, labels)
             return to_uint8(images) if output in ("np", "pil") else images.float()
 
-    def check_labels(self, labels: int | Sequence[int] | Tensor | np.ndarray) -> Tensor:
+    def check_labels(self, labels: int | Sequence[int] | Tensor | np.ndarray) -> Any:
         """Return labels as int64 [B], or raise TypeError or ValueError."""
-        return check_labels(labels, self.num_classes)
+        return self.condition.read(labels)
 
     def _check_steps(self, steps: int) -> int:
         steps = integer(steps, "steps")

@@ -84,8 +84,8 @@ class TeacherConfig(Checked):
 class NetworkConfig(Checked):
     """Size of the generator and the guidance network: arguments of ``from_teacher``.
 
-    ``exact`` starts them from the very function of a LlamaGen teacher; without it they are of the
-    paper's size, 5% of LlamaGen-L less, and stage 1 has to learn the token table again.
+    With ``exact`` they start as the very function of a LlamaGen teacher; without it they have the
+    paper's size, 5% smaller for LlamaGen-L, and stage 1 has to relearn the token table.
     """
 
     head_width: int = 96
@@ -194,11 +194,11 @@ DistillConfig = CsdConfig  # its name while it differed from DistilConfig by one
 
 @dataclass(frozen=True)
 class ExecutionConfig(Checked):
-    """How the arithmetic of a step is done; it changes what is computed by rounding alone.
+    """How a step's arithmetic is done; results change by rounding alone.
 
     Args:
-        micro_batch: images of a pass on each process, gradients accumulate over the passes of a
-            batch; 0 takes a process's share at once.
+        micro_batch: images in a pass on each process; gradients accumulate over the passes of a
+            batch. 0 takes a process's whole share at once.
         precision: ``"float32"``, or ``"bfloat16"`` for frozen networks and, by autocast, trained
             ones, whose weights and updates stay in float32.
         compile: compile each block and head by torch.compile.
@@ -207,7 +207,7 @@ class ExecutionConfig(Checked):
         sharding: of trained networks on several processes, ``"replicate"`` (DDP) or ``"shard"``
             (FSDP2).
         report_every: steps between looks at the losses, each of which waits for the device.
-        keep_state: keep what other runs go on from: the last saved state of a finished run as
+        keep_state: keep what later runs can continue from: the last saved state of a finished run,
             ``final.pt``, for more steps of its last stage, and stage 1's network.
         keep_every: steps between average generators kept in ``weights``; 0 keeps none.
     """
@@ -231,7 +231,7 @@ class ExecutionConfig(Checked):
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """A sampling distribution of the teacher; ``cfg`` None is without guidance."""
+    """A sampling distribution of the teacher; ``cfg`` None means no guidance."""
 
     cfg: float | None = None
     top_k: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +46,8 @@ def compare(
 ) -> Iterator[Difference]:
     """Run both lists of stages, ``steps`` steps each, and yield what each part differs by.
 
-    Both start every stage from the fused run's models and the same random state; from there each
-    follows its own gradients.
+    Both start every stage from the fused run's models and the same random state, then follow
+    their own gradients.
 
     Args:
         fused, reference: the same stages over models of their own.
@@ -80,8 +81,8 @@ def compare(
 
 
 def shorten(config: Any, steps: int) -> Any:
-    """The recipe's configuration with at most ``steps`` steps a stage, both halves of stage 1
-    among them."""
+    """The recipe's configuration with at most ``steps`` steps per stage, stage 1's two
+    halves together."""
     stage1, distill = config.stage1, config.distill
     head = min(stage1.head_steps, steps // 2)
 
@@ -121,4 +122,4 @@ def _relative(a: list[Tensor], b: list[Tensor]) -> float:
         return 0.0
     error = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True))
     size = sum(float(y.double().square().sum()) for y in b)
-    return (error / size) ** 0.5 if size else error**0.5
+    return math.sqrt(error / size) if size else math.sqrt(error)

@@ -56,14 +56,14 @@ class Stage:
             self._prepare()
 
     def step(self, index: int, rng: torch.Generator) -> Losses:
-        """One update; the losses by name. Some may come at some steps only."""
+        """One update; the losses by name, some of which may be reported at some steps only."""
         raise NotImplementedError
 
     def finish(self) -> None:
         """What remains after the last step."""
 
     def seen(self, **value: Tensor) -> Tensor:
-        """Remember, in the order they come, which tensors of a step are finite."""
+        """Remember, in order of arrival, which tensors of a step are finite."""
         ((name, tensor),) = value.items()
         self._sums.pop(name, None)
         self._sums[name] = tensor.detach().sum(dtype=torch.float32)
@@ -97,7 +97,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Watch:
-    """Is told of every step of a run; what this one does with it is nothing."""
+    """Is told of every step of a run; this one ignores it."""
 
     def losses(
         self, stage: Stage, step: int, values: Mapping[str, float], rates: Mapping[str, float]
@@ -116,14 +116,14 @@ def run_stages(
     parallel: Parallel | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Run every stage that ``state`` does not have behind it.
+    """Run every stage that ``state`` does not list as done.
 
-    The state saved last is that of the last stage after its last step, with its optimisers.
+    The last state saved is the last stage's after its last step, with its optimisers.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving the state.
-        FloatingPointError: a loss is not finite; the message has its stage, step and name and the
-            first tensor of the step that was not. The last saved state remains.
+        FloatingPointError: a loss is not finite; the message gives its stage, step and name and
+            the first tensor of the step that was not. The last saved state remains.
         OSError: the state cannot be written; the last one remains.
     """
     parallel = parallel or Parallel()
@@ -224,7 +224,7 @@ def _accumulate(means: dict[str, float], losses: Losses, stage: Stage, step: int
 def _stop_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set (a second one interrupts at once).
 
-    The handlers that were there come back after.
+    The previous handlers are restored afterwards.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -31,7 +31,7 @@ class Parallel:
 
     Args:
         config: how the arithmetic is done.
-        device: of this process; None takes CUDA device LOCAL_RANK where there is CUDA.
+        device: of this process.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Parallel:
 
     @classmethod
     def alone(cls, recipe: str) -> Parallel:
-        """The one process of a recipe that is not shared.
+        """The only process of a recipe that does not run on several.
 
         Raises:
             ValueError: it is one of a torch.distributed group.
@@ -78,7 +78,7 @@ class Parallel:
         """Checkpoint, compile and shard ``network`` in place, as the configuration says.
 
         Raises:
-            ValueError: its backbone names no ``blocks``.
+            ValueError: its backbone has no ``blocks``.
         """
         backbone: Any = getattr(network, "backbone", network)
         blocks = list(getattr(backbone, "blocks", ()))
@@ -122,7 +122,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def gradients(self, network: nn.Module, average: bool) -> Iterator[None]:
-        """Backward passes inside keep their gradients here unless ``average``."""
+        """Backward passes inside average their gradients over the processes only if ``average``."""
         replica = self.replica(network)
         if isinstance(replica, FSDPModule):
             replica.set_requires_gradient_sync(average)
@@ -188,7 +188,8 @@ class Parallel:
 
 
 def _checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """``forward`` without keeping what its backward pass needs; that computes it again."""
+    """``forward`` without keeping its activations; the backward pass recomputes them."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    result: Tensor = checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return result

@@ -44,8 +44,8 @@ class RunState:
         modules: every model that any stage reads or trains, by name.
         settings: flat settings; a state with others is refused.
         seed: of the run; each stage draws from its own generator.
-        extends: the setting, steps of the last stage, that ``folder/final.pt`` of a finished run
-            may have another value of.
+        extends: the setting (steps of the last stage) in which ``folder/final.pt`` of a finished
+            run may differ.
         every: seconds between saves. parallel: the processes.
     """
 

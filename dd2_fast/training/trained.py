@@ -39,15 +39,17 @@ class Trained:
 
     def __call__(self, *arguments: Any) -> Tensor:
         with self.parallel.autocast():
-            return self.parallel.replica(self.network)(*arguments)
+            result: Tensor = self.parallel.replica(self.network)(*arguments)
+        return result
 
     def update(self, name: str, rate: float, batch: int, loss: PartLoss) -> Terms:
         """One step of Adam along the gradient of the mean loss over a batch.
 
         Args:
-            name: of the network, for the gradient norm's. rate: the learning rate.
-            batch: images of all processes. loss: the mean loss of a part of the batch, int64
-                image numbers ``[m]``, and what to report of it.
+            name: what the gradient norm is reported under. rate: the learning rate.
+            batch: images of all processes together.
+            loss: takes a part of the batch, int64 image numbers ``[m]``; returns its mean loss and
+                what to report.
 
         Returns:
             The mean of what the parts report, on this process, and the gradient's norm.

@@ -112,11 +112,11 @@ def test_gradients_reach_what_is_read(teacher: Any) -> None:
     backbone = backbone_of(teacher)[1]
     x = teacher.codebook[tokens_of(teacher)].clone().requires_grad_()
     features = backbone(x, LABELS)
-    # A last LayerNorm's plain sum is constant: its gradient is rounding.
-    (features * torch.randn_like(features)).sum().backward()
+    rng = torch.Generator().manual_seed(3)  # a plain sum of what a norm gives is a constant
+    (features * torch.randn(features.shape, generator=rng).double()).sum().backward()
     last = teacher.steps[-1].start
     norms = x.grad.norm(dim=-1)
-    assert norms[:, :last].min() > 1e-6 and norms[:, last:].max() == 0
+    assert norms[:, :last].min() > 1e-4 and norms[:, last:].max() == 0
 
 
 def test_the_null_class_is_one_more_condition(released: Any) -> None:

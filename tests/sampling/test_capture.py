@@ -96,7 +96,7 @@ def test_nothing_waits_for_the_host(make: Callable[[], Any], steps: int) -> None
     decode(draw(seed, indices, labels))  # as before a capture: makes what is kept between calls
     with captured() as refused:
         images = decode(draw(seed, indices, labels))
-        faults = Faults()
+        faults = Faults(sampler.condition)
         faults.look("decoder", images, indices, labels)
     assert images.device.type == "meta" and images.shape[:2] == (4, 3)
     assert not refused

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dd2_fast.checkpoints import load_bundle, save
 from dd2_fast.cli import main
+from dd2_fast.condition import ClassCondition
 from dd2_fast.sampling import NpzFile, PngFolder, Sampler, resolve_path, run_job
 from dd2_fast.sampling.faults import Faults
 from dd2_fast.sampling.outputs import OUTPUTS
@@ -160,7 +161,7 @@ def test_float16_that_overflows_is_named() -> None:
 
 def test_large_values_are_no_fault() -> None:
     """Whose sum, not they, would overflow in their dtype."""
-    look = Faults().look
+    look = Faults(ClassCondition(4)).look
     index = torch.arange(2)
     look("x", torch.full((2, 3, 100), 6e4, dtype=torch.float16), index, index)
     look("x", torch.full((2, 3, 100), 3e38, dtype=torch.float64), index, index)
@@ -169,7 +170,7 @@ def test_large_values_are_no_fault() -> None:
 
 def test_flags_elsewhere_are_read_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: nothing is read while batches run, and the first stage of them is named."""
-    faults, index = Faults(), torch.arange(4)
+    faults, index = Faults(ClassCondition(4)), torch.arange(4)
     values = torch.zeros(4, 3)
     for stage, row in (("generator", None), ("teacher", 2), ("decoder", 1)):
         found = values.clone()
@@ -179,4 +180,4 @@ def test_flags_elsewhere_are_read_once_at_the_end(monkeypatch: pytest.MonkeyPatc
         faults.look(stage, found, index + 10, index)
     with pytest.raises(FloatingPointError, match=r"^teacher: .* image 12 \(label 2\);"):
         faults.check()
-    Faults().check()
+    Faults(ClassCondition(4)).check()

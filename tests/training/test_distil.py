@@ -15,10 +15,12 @@ from dd2_fast import checkpoints
 from dd2_fast.cli import main
 from dd2_fast.cli.train import config_names
 from dd2_fast.losses import TeacherScore
+from dd2_fast.models import DD2Generator
 from dd2_fast.ops import available_backends
 from dd2_fast.sampling import Sampler
 from dd2_fast.training.recipes import distil
 from dd2_fast.training.recipes.distil import DistilConfig
+from dd2_fast.training.recipes.teachers import load_teacher, open_samples
 from dd2_fast.training.samples.make_shards import make_shards
 from dd2_fast.training.settings import configure, flatten
 from dd2_fast.training.state import lasting_settings
@@ -76,7 +78,7 @@ def test_writes_a_generator_that_samples(whole: tuple[str, Path]) -> None:
     images = Sampler(out)([1, 2])
     assert images.shape[:2] == (2, 3) and images.isfinite().all()
     generator = checkpoints.load(out / "generator.safetensors")
-    wanted = distil.load_teacher(f"random-{family}").tokenizer.state_dict()
+    wanted = load_teacher(f"random-{family}").tokenizer.state_dict()
     found = generator.tokenizer.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
@@ -88,7 +90,7 @@ def test_the_folder_of_a_run_is_a_model_of_the_command(whole, tmp_path: Path) ->
 
 
 def test_a_tokenizer_with_a_file_of_its_own_stays_there(tmp_path: Path) -> None:
-    teacher = distil.load_teacher("random-llamagen")
+    teacher = load_teacher("random-llamagen")
     checkpoints.save(tmp_path / "t.safetensors", teacher)
     checkpoints.save(tmp_path / "vq.safetensors", teacher.tokenizer)
     files = {
@@ -231,7 +233,7 @@ def test_dd1_alone(tmp_path: Path) -> None:
 
 def test_samples_from_shards(tmp_path: Path, capsys) -> None:
     shards = tmp_path / "shards"
-    teacher = distil.load_teacher("random-llamagen")
+    teacher = load_teacher("random-llamagen")
     make_shards(TeacherScore(teacher, cfg=1.5, top_k=40), shards, num=30, seed=1)
     out = tmp_path / "out"
     (tmp_path / "own.toml").write_text(
@@ -261,12 +263,12 @@ def test_samples_from_shards(tmp_path: Path, capsys) -> None:
 
 
 def test_pairs_of_other_flows_are_refused_by_name(tmp_path: Path) -> None:
-    score = TeacherScore(distil.load_teacher("random-var"))
+    score = TeacherScore(load_teacher("random-var"))
     make_shards(score, tmp_path, num=4, ode_steps=2)
     options = {"pairs": True, "device": torch.device("cpu")}
-    assert len(distil.open_samples(str(tmp_path), score, ode_steps=2, **options)) == 4
+    assert len(open_samples(str(tmp_path), score, ode_steps=2, **options)) == 4
     with pytest.raises(ValueError, match=r"; --set ode_steps=2 trains on these"):
-        distil.open_samples(str(tmp_path), score, ode_steps=20, **options)
+        open_samples(str(tmp_path), score, ode_steps=20, **options)
 
 
 def test_published_configurations_are_whole(capsys) -> None:
@@ -321,9 +323,9 @@ def test_bad_sources(tmp_path: Path, capsys) -> None:
         distil.run(config("var", execution={"micro_batch": 3}), tmp_path / "o", progress=False)
     with pytest.raises(ValueError, match="expected a teacher, got a DD2Generator"):
         generator = tmp_path / "g.safetensors"
-        teacher = distil.load_teacher("random-var")
-        checkpoints.save(generator, distil.DD2Generator.from_teacher(teacher, head_width=8))
-        distil.load_teacher(str(generator))
+        teacher = load_teacher("random-var")
+        checkpoints.save(generator, DD2Generator.from_teacher(teacher, head_width=8))
+        load_teacher(str(generator))
 
 
 def test_other_execution_may_resume() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.test_distil import FAMILIES, SHORT, config, weights
+from processes import run_python
+from training.test_distil import FAMILIES, SHORT, config, weights, worst_difference
 from training.test_faults import interrupt
 
 from dd2_fast import checkpoints
+from dd2_fast.checkpoints import load
 from dd2_fast.cli import main
 from dd2_fast.sampling import Sampler
 from dd2_fast.training.recipes import distil
@@ -178,6 +180,47 @@ def test_weights_along_the_way(first: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(first, tmp_path / "copy"))
     distil.run(settings, copy, progress=False)
     assert [path.name for path in (copy / "weights").iterdir()] == names[1:]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from training.test_extended import brief, steps
+from dd2_fast.training.recipes import distil
+family, folder = sys.argv[1], Path(sys.argv[2])
+for name, changes in (
+    ("extended", steps(2)),
+    ("extended", steps(4)),
+    ("started", {**steps(4), "start": f"{folder / 'extended'}:stage1"}),
+):
+    distil.run(brief(family, **changes), folder / name, progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_go_on_and_start_from_another_run(family: str, tmp_path: Path) -> None:
+    """And end where one process ends that made all steps of every stage."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run_python(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"),
+        *(family, str(tmp_path)),
+        folder=tmp_path,
+        OMP_NUM_THREADS="1",
+    )
+    whole = distil.run(brief(family, **steps(4)), tmp_path / "whole", progress=False)
+    logs = {}
+    for name in ("extended", "started"):
+        assert worst_difference(tmp_path / name, whole) < 1e-4
+        report = json.loads((tmp_path / name / "run.json").read_text())
+        assert report["processes"] == 2 and report["settings"]["distill"]["steps"] == 4
+        logs[name] = (tmp_path / name / "log.jsonl").read_text()
+        assert logs[name].count('"csd"') == 4
+        if family == "llamagen":
+            states = [load(d / "teacher.safetensors") for d in (tmp_path / name, whole)]
+            for value, wanted in zip(*(s.state_dict().values() for s in states), strict=True):
+                torch.testing.assert_close(value, wanted, atol=1e-4, rtol=0)
+    assert '"gts"' in logs["extended"] and '"gts"' not in logs["started"]
 
 
 @pytest.mark.parametrize(

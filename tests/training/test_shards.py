@@ -15,6 +15,7 @@ from parity import llamagen_models, var_models
 from processes import run_python
 from torch import Tensor
 
+from dd2_fast.condition import ClassCondition
 from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.models import DD2Generator, DD2Guidance, TableTeacher
 from dd2_fast.models.llamagen import adapt
@@ -24,7 +25,6 @@ from dd2_fast.training.samples.draws import (
     LivePairs,
     LiveSamples,
     cfg_of,
-    draw_labels,
     draw_tokens,
 )
 from dd2_fast.training.samples.make_shards import make_shards
@@ -114,13 +114,14 @@ def test_the_draw_has_the_teachers_distribution_at_any_index() -> None:
 
 def test_labels() -> None:
     indices = torch.arange(30000)
-    assert draw_labels("balanced", 3, 7, indices[:5]).tolist() == [0, 1, 2, 0, 1]
-    uniform = draw_labels("uniform", 10, 7, indices)
+    assert ClassCondition(3).draw("balanced", 7, indices[:5]).tolist() == [0, 1, 2, 0, 1]
+    ten = ClassCondition(10)
+    uniform = ten.draw("uniform", 7, indices)
     assert uniform.bincount(minlength=10).sub(3000).abs().max() < 6 * 3000**0.5
-    assert torch.equal(uniform[500:600], draw_labels("uniform", 10, 7, indices[500:600]))
-    assert not torch.equal(uniform, draw_labels("uniform", 10, 8, indices))
+    assert torch.equal(uniform[500:600], ten.draw("uniform", 7, indices[500:600]))
+    assert not torch.equal(uniform, ten.draw("uniform", 8, indices))
     with pytest.raises(ValueError, match="labels: expected one of balanced, uniform, got 'x'"):
-        draw_labels("x", 10, 7, indices)
+        ten.draw("x", 7, indices)
 
 
 def test_no_guidance_is_each_familys_own() -> None:

@@ -1,4 +1,4 @@
-"""The MLP of the code vector that takes the place of a token table, and how it is fitted."""
+"""The MLP of the code vector that replaces a token table, and how it is fitted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EmbeddingMLP(nn.Module):
     that a generator reads (noise has ``|x|`` of about ``sqrt(C)``) give outputs of ordinary size.
     The hidden layer tells close codes apart, and is computed in float32 or wider always.
 
-    ``code_output(ReLU(code_units(z)))`` is added where there is a unit a code. They are apart so
+    ``code_output(ReLU(code_units(z)))`` is added where there is a unit per code. They are apart so
     that DD2's networks, which are to be of the paper's size, can leave them out.
 
     Args:
@@ -101,7 +101,7 @@ def fit_embedding_mlp(
     """An MLP with ``mlp(c_j) = emb_j``, in float32 on the device of the codebook.
 
     ``smooth`` random hidden units carry a least-squares trend through the table. ``exact`` adds one
-    hidden unit a code, ``ReLU((u·c_j - s_j) / (1 - s_j))`` with ``s_j`` the similarity of the code
+    hidden unit per code, ``ReLU((u·c_j - s_j) / (1 - s_j))``, ``s_j`` the similarity of the code
     nearest to ``c_j``: it is 1 at its own code and 0 at every other, so its output weight is what
     the trend leaves over, and nothing has to be iterated. Between codes the result falls back to
     the trend. A table without structure needs ``exact``: least squares with H units explain H/V of
@@ -186,7 +186,7 @@ def _fit_trend(mlp: EmbeddingMLP, codes: Tensor, target: Tensor, ridge: float) -
 
 
 def _evaluate(mlp: EmbeddingMLP, vectors: Tensor) -> Tensor:
-    """What the MLP gives, in float32 but returned in float64."""
+    """What the MLP gives: computed in float32, returned in float64."""
     return torch.cat([mlp(part).double() for part in vectors.split(_CHUNK)])
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import nearest_code
-from ..checks import check_embeddings, check_labels, check_tokens
+from ..checks import check_embeddings, check_tokens
 from .adapter import EmbeddingMLP
 from .transformer import LlamaGenTransformer
 
@@ -27,7 +27,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         num_classes: classes without the null class. grid: tokens along a side of the image.
         vocabulary: V. dimension: C.
         adapter_width: hidden width of the MLP of code vectors; None: the released token table.
-        adapter_codes: whether that MLP has a unit a code as well.
+        adapter_codes: whether that MLP has a unit per code as well.
         codebook: code vectors ``[V, C]``; None: those of the attached ``tokenizer``.
     """
 
@@ -80,7 +80,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
         """The arguments of a DD2 network's backbone that starts from this one.
 
         Args:
-            exact: whether to take over the unit a code, if there is one.
+            exact: whether to keep the units per code, if there are any.
 
         Raises:
             ValueError: tokens are embedded by a table.
@@ -112,7 +112,7 @@ class LlamaGenBackbone(LlamaGenTransformer):
             check_embeddings("embeddings", value, self.num_tokens, self.dimension, device)
         else:
             check_tokens(value, self.num_tokens, self.vocabulary, device)
-        check_labels(labels, self.num_classes, value.shape[0], device)
+        self.condition.check(labels, value.shape[0], device)
         start = self.cls_embedding["embedding_table"](labels)[:, None]
         rest = self.embed_vectors(value[:, :-1]) if floating else self.embed_codes(value[:, :-1])
         return self.norm(self.run_blocks(torch.cat([start, rest], dim=1)))

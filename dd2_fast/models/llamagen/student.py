@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_embeddings, check_labels
+from ..checks import check_embeddings
 from ..sampling import likeliest_codes
 from .transformer import LlamaGenTransformer
 
@@ -93,7 +93,7 @@ class DD1LlamaGenStudent(LlamaGenTransformer):
         """
         device = self.norm.weight.device
         check_embeddings("noise", noise, self.num_tokens, self.dimension, device)
-        check_labels(labels, self.num_classes, noise.shape[0], device)
+        self.condition.check(labels, noise.shape[0], device)
         if isinstance(steps, bool) or steps not in (1, 2):
             raise ValueError(f"steps: expected 1 or 2, got {steps!r}")
         x = self._pass(noise, labels, 0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ambient import constant
-from ..checks import check_labels, check_tokens, start_tokens
+from ..checks import check_tokens, start_tokens
 from ..sampling import Choose, TokenByToken
 from .backbone import LlamaGenBackbone
 
@@ -52,11 +52,11 @@ class LlamaGenTeacher(TokenByToken, LlamaGenBackbone):
             guided: whether ``uncond_logits`` are computed too (else None), in the same batch.
             prefix: int64 ``[B, m]``, the first tokens, which are kept.
         """
-        check_labels(labels, self.num_classes, device=self.norm.weight.device)
+        self.condition.check(labels, device=self.norm.weight.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, self.vocabulary)
         batch = labels.shape[0]
         if guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+            labels = self.condition.with_null(labels)
         cache = self.new_cache(len(labels))
         h = self.cls_embedding["embedding_table"](labels)[:, None]
         if first:

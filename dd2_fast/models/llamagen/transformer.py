@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...condition import ClassCondition
 from ..attached import Attached
 from ..cache import KVCache
 from ..constants import Constants
@@ -49,6 +50,7 @@ class LlamaGenTransformer(Attached):
             wanted = "at least 1" if grid < 1 else f"at most {_LARGEST_GRID}"
             raise ValueError(f"grid: expected {wanted}, got {grid}")
         self.num_tokens, self.num_classes = grid * grid, num_classes
+        self.condition = ClassCondition(num_classes)
         self.grid, self.dimension, self.vocabulary = grid, dimension, vocabulary
         self.width, self.heads, self.head_size = width, heads, width // heads
         self.cls_embedding = nn.ModuleDict(
@@ -121,7 +123,7 @@ class LlamaGenTransformer(Attached):
         return h
 
     def new_cache(self, batch: int) -> list[KVCache]:
-        """An empty cache for :meth:`run_step`, one entry a block."""
+        """An empty cache for :meth:`run_step`, one entry per block."""
         sizes = (batch, self.heads, self.num_tokens, self.head_size)
         return [KVCache(*sizes, like=self.norm.weight) for _ in self.layers]
 

@@ -1,4 +1,4 @@
-"""Which tokens see which: whole scales, a cache of them, or DD1's lower scales and oneself.
+"""Which tokens see which: whole scales, a cache of them, or, for DD1, lower scales and itself.
 
 Attention runs scale by scale over the tokens it may see, so no mask is needed: at VAR-d16's shape
 on a CPU that takes 0.7 of the time of one call with a dense mask and 0.9 of FlexAttention's

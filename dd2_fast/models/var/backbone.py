@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ...condition import ClassCondition
 from ..attached import Attached
-from ..checks import check_embeddings, check_labels
+from ..checks import check_embeddings
 from .attention import Attend, LowerScales, ScaleCache
 from .blocks import Block, HeadNorm, modulation_layer
 from .scales import Scales
@@ -20,7 +21,7 @@ from .tokenizer import VARTokenizer
 class VARTransformer(Attached):
     """Embeddings, blocks and the last norm under the released names, of tokens at given levels.
 
-    A tokenizer with other scales is attached at this model's, its weights shared.
+    A tokenizer with other scales is converted to this model's when attached; weights are shared.
     """
 
     tokenizer: VARTokenizer | None = None
@@ -45,6 +46,7 @@ class VARTransformer(Attached):
         self.scales, self.levels = scales, tuple(levels)
         self.patch_nums, self.grid = scales.sides, scales.grid
         self.num_tokens, self.num_classes = scales.num_tokens, num_classes
+        self.condition = ClassCondition(num_classes)
         self.dimension, self.width, self.heads = dimension, width, heads
         self.pos_start = nn.Parameter(torch.empty(1, 1, width))
         self.pos_1LC = nn.Parameter(torch.empty(1, sum(levels), width))
@@ -84,7 +86,7 @@ class VARTransformer(Attached):
         return self.pos_1LC + torch.cat(rows)
 
     def modulations(self, condition: Tensor) -> list[Tensor]:
-        """What the class embedding ``[B, D]`` makes of every block's norms, one entry a block."""
+        """What the class embedding ``[B, D]`` makes of every block's norms, one entry per block."""
         if self.shared_ada_lin is not None:
             condition = self.shared_ada_lin(condition)
         return [cast(Block, block).modulation(condition) for block in self.blocks]
@@ -117,7 +119,7 @@ class VARBackbone(VARTransformer):
         patch_nums: sides of the scales, 1 first. dimension: C.
         num_classes: classes without the null class. width, layers, heads: the transformer.
         shared_aln: one modulation layer for all blocks (the 512 px d36).
-        l2_norm: attention over unit queries and keys with a learned scale a head.
+        l2_norm: attention over unit queries and keys with a learned scale per head.
 
     Source: Tian et al., Visual autoregressive modeling (arXiv 2404.02905).
     """
@@ -171,7 +173,7 @@ class VARBackbone(VARTransformer):
         """
         device = self.pos_1LC.device
         check_embeddings("embeddings", embeddings, self.num_tokens, self.dimension, device)
-        check_labels(labels, self.num_classes, embeddings.shape[0], device)
+        self.condition.check(labels, embeddings.shape[0], device)
         inputs = self.attached().next_inputs(embeddings)
         condition = self.class_emb(labels)
         h = torch.cat([self._start(condition), self._embed(inputs)], dim=1) + self.positions()
@@ -197,7 +199,7 @@ class VARBackbone(VARTransformer):
 
 
 class ScaleSteps:
-    """Features of one scale a call; what depends on the class alone is computed once."""
+    """Features of one scale per call; what depends on the class alone is computed once."""
 
     def __init__(self, backbone: VARBackbone, labels: Tensor) -> None:
         self.backbone, self.scale = backbone, 0

@@ -129,7 +129,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features ``[B, C, h, w]`` to images ``[B, 3, H, W]``, about [-1, 1]; one more block a level
+    """Features ``[B, C, h, w]`` to images ``[B, 3, H, W]``, about [-1, 1]; one more block per level
     than the encoder. The levels are numbered from the image, so they run from the last."""
 
     def __init__(

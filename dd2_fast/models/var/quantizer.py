@@ -120,7 +120,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
-        """Tokens ``[B, n]`` of features ``[B, C, g, g]``: each scale codes what is left.
+        """Tokens ``[B, n]`` of features ``[B, C, g, g]``: each scale codes what is left over.
 
         A token whose features are not finite is -1.
         """

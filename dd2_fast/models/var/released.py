@@ -101,7 +101,7 @@ def _configure_tokenizer(
 
 
 def _transformer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that the shapes of a teacher and of a student tell alike."""
+    """The arguments that shapes tell in the same way for teachers and students."""
     width, dimension = shape_of(tensors, "word_embed.weight", 2)
     temperature = "blocks.0.attn.scale_mul_1H11"
     l2_norm = temperature in tensors

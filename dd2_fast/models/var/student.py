@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_embeddings, check_labels
+from ..checks import check_embeddings
 from ..sampling import likeliest_codes
 from .attention import StrictlyLowerScales
 from .backbone import VARTransformer
@@ -111,7 +111,7 @@ class DD1VARStudent(VARTransformer):
         """
         device = self.pos_1LC.device
         check_embeddings("noise", noise, self.num_tokens, self.dimension, device)
-        check_labels(labels, self.num_classes, noise.shape[0], device)
+        self.condition.check(labels, noise.shape[0], device)
         if isinstance(steps, bool) or steps not in (1, 2):
             raise ValueError(f"steps: expected 1 or 2, got {steps!r}")
         condition = self.class_emb(labels)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...ambient import constant
 from ...ops.checks import check_number
-from ..checks import check_labels, check_tokens, embed_tokens, start_tokens
+from ..checks import check_tokens, embed_tokens, start_tokens
 from ..sampling import Choose, sample_tokens
 from .backbone import VARBackbone
 
@@ -98,7 +98,7 @@ class VARTeacher(VARBackbone):
             guided: whether unconditional logits are computed too, in the same batch (else None).
             prefix: int64 ``[B, m]``, the tokens of the first scales, which are kept.
         """
-        check_labels(labels, self.num_classes, device=self.pos_1LC.device)
+        self.condition.check(labels, device=self.pos_1LC.device)
         quantizer, codebook = self.attached().quantize, self.codebook
         batch, last = len(labels), self.scales.count - 1
         tokens, first = start_tokens(labels, self.num_tokens, prefix, codebook.shape[0])
@@ -106,7 +106,7 @@ class VARTeacher(VARBackbone):
             raise ValueError(f"prefix: expected whole scales, got {first} tokens")
         f_hat = inputs = None
         if guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+            labels = self.condition.with_null(labels)
         steps = self.new_steps(labels)
         for k, own in enumerate(self.scales.slices):
             features = steps(inputs)

@@ -5,21 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...checkpoints import save
 from ...checkpoints.files import check_writable
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
-from ...models import DD2Generator, DD2Guidance
-from ...models.families import backbone_of
+from ...models.family import as_module
 from ...processes import process_group
 from ...sampling.arguments import check_device
 from ..config import (
@@ -37,21 +34,18 @@ from ..config import (
 from ..lockstep import Difference, compare, shorten
 from ..loop import Stage
 from ..parallel import Parallel
-from ..samples.shards import sha256_of_weights
-from ..settings import parse_config
 from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
 from .keeping import (
     STAGE1,
     TEACHER,
     WEIGHTS,
     Keeper,
-    load_stage1,
-    stage1_settings,
     write_network,
 )
+from .networks import Networks
 from .running import Made, carry_out
-from .stage2 import copy_weights, distillation_stages
-from .teachers import load_teacher, open_samples
+from .stage2 import distillation_stages
+from .teachers import open_samples
 from .watching import WatchConfig
 
 METHODS = ("dd2", "dd1")
@@ -221,81 +215,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class Networks:
-    """The models of a run on its device, prepared for its processes; the trained ones start from
-    the teacher and the seed.
-
-    ``teacher`` is frozen; of one that reads codes only it is a copy that reads any vector, in
-    float32 until stage 0 is over. ``source``, which draws samples, is the teacher as loaded.
-    """
-
-    def __init__(self, config: DistilConfig, parallel: Parallel) -> None:
-        self.parallel, self.config = parallel, config
-        source = config.source
-        settings = parse_config(shlex.split(source.config), "source.config")
-        teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
-        family, backbone = backbone_of(teacher)
-        self.adapting = not backbone.adapted
-        self.source: Any = teacher.to(parallel.device)
-        self._source_sha256 = sha256_of_weights(teacher)  # before its precision changes
-        if self.adapting:
-            teacher = family.adapt(teacher, config.seed).requires_grad_(False)
-        self.teacher: Any = teacher.to(parallel.device)
-        self.teacher.tokenizer.to(parallel.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.guidance = DD2Guidance.from_teacher(
-                self.teacher, **dataclasses.asdict(config.network)
-            )
-        self.generator = DD2Generator.from_guidance(self.guidance)
-        self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
-        for network in (self.guidance, self.generator, self.ema):
-            network.teacher = self.teacher
-            parallel.prepare(network)
-
-    def trained_modules(self) -> dict[str, nn.Module]:
-        """What a saved state holds."""
-        names = ("guidance", "generator", "ema", *(["teacher"] if self.adapting else []))
-        return {name: getattr(self, name) for name in names}
-
-    def freeze(self, done: Collection[str] | None = None) -> None:
-        """Put the teacher into the run's precision, once nothing trains it any more.
-
-        Args:
-            done: stages that a resumed run has behind it.
-        """
-        waits = self.adapting and self.config.adaptation.steps > 0
-        if waits and done is not None and "adaptation" not in done:
-            return
-        self.teacher.requires_grad_(False)
-        if self.config.execution.precision == "bfloat16":
-            self.teacher.to(torch.bfloat16)
-            self.source.to(torch.bfloat16)
-
-    def stage1_settings(self) -> dict[str, Any]:
-        """What the end of stage 1 depends on."""
-        return stage1_settings(self.config, self._source_sha256, self.adapting)
-
-    def own_tokenizer(self) -> nn.Module | None:
-        """The tokenizer that has no file of its own and goes into the generator's."""
-        return None if self.config.source.tokenizer else self.teacher.tokenizer
-
-    def start_stage1(self) -> None:
-        """The guidance network's backbone is the teacher's, as stage 0 left it."""
-        self.freeze()
-        if self.adapting:
-            state = {k: v.float() for k, v in self.teacher.state_dict().items()}
-            backbone = self.guidance.backbone
-            own = {k: v for k, v in state.items() if k in backbone.state_dict()}
-            self.parallel.load_model(backbone, own)
-
-    def start_generator(self) -> None:
-        """Generator and average start from stage 1's network, of this run or another."""
-        if self.config.start:
-            load_stage1(self.config.start, self, self.stage1_settings())
-        copy_weights(self.guidance, self.generator, self.ema)
-
-
 def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
     """The stages in order; each starts from what the ones before left in ``networks``."""
     teacher = networks.teacher
@@ -356,5 +275,5 @@ def _write(out: Path, networks: Networks, metadata: dict[str, Any]) -> dict[str,
     if networks.config.method == "dd2":
         write_network(out / "guidance.safetensors", networks.guidance, parallel, metadata)
     if networks.adapting and parallel.rank == 0:
-        save(out / TEACHER, networks.teacher, metadata)
+        save(out / TEACHER, as_module(networks.teacher), metadata)
     return {"processes": parallel.count, "metrics": {}}

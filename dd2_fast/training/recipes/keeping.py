@@ -1,10 +1,10 @@
-"""Weights that a run keeps on its way: of stage 1, which others may start from, and of averages."""
+"""Weights kept along the way: stage 1's, which other runs may start from, and averages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,9 +12,14 @@ from torch import nn
 from ... import checkpoints
 from ...checkpoints import save
 from ...differences import described, differences
+from ...models.dd2 import DD2Network
+from ...models.family import as_module
 from ..loop import Stage
 from ..parallel import Parallel
 from ..settings import flatten
+
+if TYPE_CHECKING:
+    from .networks import Networks
 
 STAGE1, TEACHER = "stage1.safetensors", "teacher.safetensors"
 WEIGHTS = "weights"
@@ -23,7 +28,7 @@ _SECTIONS = ("network.", "samples.", "score.", "stage1.")
 
 def write_network(
     path: Path,
-    network: Any,
+    network: DD2Network,
     parallel: Parallel,
     metadata: Mapping[str, Any],
     tokenizer: nn.Module | None = None,
@@ -64,7 +69,7 @@ class Keeper:
     def __init__(
         self,
         out: Path,
-        networks: Any,
+        networks: Networks,
         metadata: Mapping[str, Any],
         settings: Mapping[str, Any] | None,
         every: int,
@@ -80,7 +85,7 @@ class Keeper:
         if stage.name == "stage1" and step == stage.steps and self.settings is not None:
             metadata = {**self.metadata, "settings": self.settings}
             if networks.adapting and parallel.rank == 0:
-                save(self.out / TEACHER, networks.teacher, self.metadata)
+                save(self.out / TEACHER, as_module(networks.teacher), self.metadata)
             write_network(self.out / STAGE1, networks.guidance, parallel, metadata)
         changes = stage.name in ("distill", "aligned") or networks.config.method == "dd1"
         if self.every and changes and step // self.every > before // self.every:
@@ -90,7 +95,7 @@ class Keeper:
             write_network(path, networks.ema, parallel, self.metadata, self.tokenizer)
 
 
-def load_stage1(start: str, networks: Any, settings: Mapping[str, Any]) -> None:
+def load_stage1(start: str, networks: Networks, settings: Mapping[str, Any]) -> None:
     """Give networks what stage 1 of another run left.
 
     Args:

@@ -14,6 +14,8 @@ from torch import nn
 from ...checkpoints.bundle import SETTINGS
 from ...checkpoints.files import check_writable, write_atomic
 from ...checkpoints.locks import locked
+from ...models import DD2Generator
+from ...models.family import Tokenizer
 from ...processes import together
 from ..loop import Stage, run_stages
 from ..parallel import Parallel
@@ -39,8 +41,8 @@ class Made:
     modules: Mapping[str, nn.Module]
     stages: Callable[[Collection[str]], list[Stage]]
     write: Callable[[], Mapping[str, Any]]
-    ema: Any = None
-    tokenizer: Any = None
+    ema: DD2Generator | None = None
+    tokenizer: Tokenizer | None = None
     keep: Callable[[Stage, int, int], None] | None = None
     done: Collection[str] = ()
 

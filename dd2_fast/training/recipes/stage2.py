@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -13,6 +12,7 @@ from ...models import DD2Generator, DD2Guidance
 from ..config import CsdConfig
 from ..loop import Stage
 from ..parallel import Parallel
+from ..samples.draws import Source
 from ..stages import CsdStage, GuidanceStage
 
 
@@ -27,7 +27,7 @@ def distillation_stages(
     guidance: DD2Guidance,
     ema: DD2Generator,
     score: TeacherScore,
-    pool: Any,
+    pool: Source | None,
     config: CsdConfig,
     parallel: Parallel | None = None,
     prepare: Callable[[], object] | None = None,
@@ -43,7 +43,7 @@ def distillation_stages(
         prepare: called before the first of these stages.
     """
 
-    def csd(name: str, steps: int, pairs: Any, config: CsdConfig) -> Stage:
+    def csd(name: str, steps: int, pairs: Source | None, config: CsdConfig) -> Stage:
         return CsdStage(
             name,
             steps,

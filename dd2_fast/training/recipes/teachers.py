@@ -13,8 +13,9 @@ from ...checkpoints.folder import is_folder_of_weights
 from ...differences import described, differences
 from ...losses import TeacherScore
 from ...models.families import FAMILIES
+from ...models.family import Teacher
 from ...sampling.sources import bundled_names, bundled_path
-from ..samples.draws import LivePairs, LiveSamples, cfg_of
+from ..samples.draws import LivePairs, LiveSamples, Source, cfg_of
 from ..samples.shards import ShardedPairs, ShardedSamples
 
 # Small networks with random weights: every kind of arithmetic that the released ones have, to try
@@ -24,7 +25,7 @@ RANDOM = {f"random-{name}": family.random for name, family in FAMILIES.items()}
 
 def load_teacher(
     source: str, tokenizer: str = "", seed: int = 0, config: Mapping[str, Any] | None = None
-) -> Any:
+) -> Teacher:
     """A frozen float32 teacher with its tokenizer.
 
     Args:
@@ -50,7 +51,7 @@ def load_teacher(
     if source in RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            teacher = RANDOM[source]()
+            teacher: Any = RANDOM[source]()
     elif whole:
         bundle = checkpoints.load_bundle(folder)
         teacher = bundle.teacher
@@ -69,12 +70,13 @@ def load_teacher(
             f"source.tokenizer: expected the file of its tokenizer for the teacher {source}, got "
             "nothing; give --tokenizer"
         )
-    return teacher.float().eval().requires_grad_(False)
+    frozen: Teacher = teacher.float().eval().requires_grad_(False)
+    return frozen
 
 
 def open_samples(
     folder: str, score: TeacherScore, *, pairs: bool, ode_steps: int, device: torch.device
-) -> Any:
+) -> Source:
     """What stage 1 and DD1 learn from: shards of ``dd2-fast make-data``, or the teacher itself.
 
     Args:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ...condition import condition_of
+from ...models import DD2Generator
+from ...models.family import Tokenizer
 from ...sampling.noise import image_noise
 from ..config import Checked, Count
 from ..loop import Stage, Watch
@@ -49,14 +51,14 @@ class RunWatch(Watch):
         self,
         folder: Path,
         config: WatchConfig,
-        ema: Any,
+        ema: DD2Generator | None,
         parallel: Parallel,
         state: RunState,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         keep: Callable[[Stage, int, int], None] | None = None,
     ) -> None:
         self.config, self.ema, self.parallel, self.keep = config, ema, parallel, keep
-        self.tokenizer: Any = tokenizer or getattr(ema, "tokenizer", None)
+        self.tokenizer: Tokenizer | None = tokenizer or getattr(ema, "tokenizer", None)
         self.log = RunLog(folder, config.tensorboard, enabled=parallel.rank == 0)
         self.log.rewind(state.done, state.stage, state.step)
         self._since: tuple[str, int, float] | None = None
@@ -97,11 +99,12 @@ class RunWatch(Watch):
     @torch.no_grad()
     def show(self, name: str, step: int) -> None:
         """A grid of the average generator's images, always of the same noise and labels."""
-        ema, device = self.ema, self.parallel.device
+        ema, tokenizer, device = self.ema, self.tokenizer, self.parallel.device
+        assert ema is not None and tokenizer is not None
         index = torch.arange(self.config.images, device=device)
         noise = image_noise(0, index, (ema.num_tokens, ema.dimension))
         with self.parallel.autocast():
-            x = ema(noise, index % ema.num_classes)
+            x = ema(noise, condition_of(ema).draw("balanced", 0, index))
         if self.parallel.rank == 0:
-            images = self.tokenizer.decode(x.to(self.tokenizer.codebook.dtype))
+            images = tokenizer.decode(x.to(tokenizer.codebook.dtype))
             self.log.images(name, step, image_grid(images, _COLUMNS))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ...condition import Rows, condition_of
 from ...losses import TeacherScore, flow_pairs
 from ...models import sampling
 from ...models.family import Teacher
-from ...ops.philox import row_uniform
 from ...sampling.noise import image_noise
 
-LABEL_RULES = ("balanced", "uniform")
-_LABEL_STREAM = 2  # the streams of sampling.noise are 0 and 1
 _NUMBERS = 1 << 40  # so many that none comes twice; times a scale's tokens still 64 bits
 _NOISE_POSITION = 1 << 32  # beyond any token's, whose positions seed the draws of tokens
 
@@ -24,24 +22,8 @@ def draw_seed(rng: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=rng))
 
 
-def draw_labels(rule: str, num_classes: int, seed: int, indices: Tensor) -> Tensor:
-    """Labels of images, int64 ``[B]``: a function of (seed, index).
-
-    Args:
-        rule: ``"balanced"``, round the classes by index (the seed changes nothing), or
-            ``"uniform"``, independent draws.
-        indices: int64 ``[B]``.
-    """
-    if rule == "balanced":
-        return indices % num_classes
-    if rule != "uniform":
-        raise ValueError(f"labels: expected one of {', '.join(LABEL_RULES)}, got {rule!r}")
-    uniform = row_uniform(torch.tensor(seed, device=indices.device), indices, _LABEL_STREAM)
-    return (uniform * num_classes).long()
-
-
-def draw_tokens(score: TeacherScore, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-    """Samples of a teacher, int64 tokens ``[B, n]``; ``labels`` and ``indices`` are int64 ``[B]``.
+def draw_tokens(score: TeacherScore, labels: Rows, indices: Tensor, seed: int) -> Tensor:
+    """Samples of a teacher, int64 tokens ``[B, n]``, of images ``indices`` (int64 ``[B]``).
 
     An image in another batch is the same but where rounding moves a code's probability across its
     uniform number.
@@ -50,7 +32,7 @@ def draw_tokens(score: TeacherScore, labels: Tensor, indices: Tensor, seed: int)
         ValueError: the teacher's logits have a NaN or infinity.
     """
     settings: dict[str, Any] = dict(cfg=score.cfg, top_k=score.top_k, top_p=score.top_p)
-    tokens = sampling.draw_tokens(score.teacher, labels, seed=seed, index=indices, **settings)
+    tokens = sampling.draw_tokens(_drawn(score), labels, seed=seed, index=indices, **settings)
     if (tokens < 0).any():
         image, i = (tokens < 0).nonzero()[0].tolist()
         raise ValueError(
@@ -82,9 +64,9 @@ class Source(Protocol):
     def draw(self, size: int, rng: torch.Generator) -> Tensor:
         """int64 ``[size]``, which images make a random batch; the same in every process."""
 
-    def take(self, chosen: Tensor) -> tuple[Tensor, ...]:
-        """int64 ``tokens [m, n]`` and ``labels [m]`` of chosen images; of pairs the ``noise
-        [m, n, C]`` before them."""
+    def take(self, chosen: Tensor) -> tuple[Rows, ...]:
+        """int64 ``tokens [m, n]`` and conditions (``labels [m]``) of chosen images; of pairs the
+        ``noise [m, n, C]`` before them."""
 
 
 class LiveSamples:
@@ -104,13 +86,14 @@ class LiveSamples:
         """int64 ``[size]``, numbers of images that were never drawn before."""
         return torch.randint(_NUMBERS, (size,), generator=rng)
 
-    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens [m, n]`` and uniform ``labels [m]``, functions of the numbers."""
+    def take(self, chosen: Tensor) -> tuple[Tensor, Rows]:
+        """int64 ``tokens [m, n]`` and uniform conditions, functions of the numbers."""
         teacher = self.score.teacher
         chosen = chosen.to(teacher.codebook.device)
-        labels = draw_labels("uniform", teacher.num_classes, 0, chosen)
+        condition = condition_of(teacher)
+        labels = condition.draw("uniform", 0, chosen)
         tokens = [
-            draw_tokens(self.score, labels[part], chosen[part], 0)
+            draw_tokens(self.score, condition.take(labels, part), chosen[part], 0)
             for part in _parts(len(chosen), self.batch_size)
         ]
         return torch.cat(tokens), labels
@@ -136,21 +119,28 @@ class LivePairs:
         """int64 ``[size]``, numbers of images that were never drawn before."""
         return torch.randint(_NUMBERS, (size,), generator=rng)
 
-    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``noise [m, n, C]``, its int64 ``tokens [m, n]`` and uniform ``labels [m]``, functions of
-        the numbers."""
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Rows]:
+        """``noise [m, n, C]``, its int64 ``tokens [m, n]`` and uniform conditions, functions of the
+        numbers."""
         teacher = self.score.teacher
         chosen = chosen.to(teacher.codebook.device)
-        noise = pair_noise(0, chosen, *_noise_shape(teacher))
-        labels = draw_labels("uniform", teacher.num_classes, 0, chosen)
+        noise = pair_noise(0, chosen, *_noise_shape(self.score))
+        condition = condition_of(teacher)
+        labels = condition.draw("uniform", 0, chosen)
         tokens = [
-            flow_pairs(noise[part], labels[part], self.score, self.ode_steps)
+            flow_pairs(noise[part], condition.take(labels, part), self.score, self.ode_steps)
             for part in _parts(len(chosen), self.batch_size)
         ]
         return noise, torch.cat(tokens), labels
 
 
-def _noise_shape(teacher: Teacher) -> tuple[int, int]:
+def _drawn(score: TeacherScore) -> Teacher:
+    """A score's teacher, of which draws ask more than losses do."""
+    return cast(Teacher, score.teacher)
+
+
+def _noise_shape(score: TeacherScore) -> tuple[int, int]:
+    teacher = _drawn(score)
     return teacher.num_tokens, teacher.codebook.shape[1]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 
 from ...checkpoints.files import check_writable, write_atomic
 from ...checkpoints.locks import agreed, locked
+from ...condition import RULES, Rows, condition_of
 from ...differences import described, differences
 from ...losses import TeacherScore, flow_pairs
 from ...losses.target import check_teacher
@@ -24,7 +25,7 @@ from ...models.sampling import check_seed
 from ...ops.checks import check_filters
 from ...progress import progress_bar
 from ..provenance import provenance
-from .draws import LABEL_RULES, cfg_of, draw_labels, draw_tokens
+from .draws import cfg_of, draw_tokens
 from .shards import (
     MANIFEST,
     Manifest,
@@ -69,7 +70,8 @@ def make_shards(
         ode_steps: None for samples; else the tokens are those to which DD1's flow carries each
             image's noise (:func:`dd2_fast.losses.flow_pairs`) in this many Heun steps. The noise
             is not stored.
-        labels: ``"balanced"`` goes round the classes, ``"uniform"`` draws them.
+        labels: ``"balanced"`` goes round the classes, ``"uniform"`` draws them; other conditions
+            likewise.
         batch_size: images a pass of the teacher. shard_size: images a file.
         made_by: anything JSON to keep in the manifest besides versions and settings.
         progress: show a bar with images a second.
@@ -98,8 +100,8 @@ def make_shards(
     check_teacher(score.teacher, ("generate",))
     if not math.isfinite(cfg_of(score)):
         raise ValueError(f"cfg: expected a finite number, got {score.cfg}")
-    if labels not in LABEL_RULES:
-        raise ValueError(f"labels: expected one of {', '.join(LABEL_RULES)}, got {labels!r}")
+    if labels not in RULES:
+        raise ValueError(f"labels: expected one of {', '.join(RULES)}, got {labels!r}")
     folder = Path(folder)
     rank, world = 0, 1
     if distributed.is_available() and distributed.is_initialized():
@@ -119,7 +121,7 @@ def make_shards(
 
 def _score_settings(score: TeacherScore, ode_steps: int | None) -> dict[str, Any]:
     """What of the teacher and its sampling the samples depend on."""
-    teacher = score.teacher
+    teacher: Any = score.teacher
     tokenizer = getattr(teacher, "tokenizer", None)
     return {
         "kind": "samples" if ode_steps is None else "pairs",
@@ -182,6 +184,7 @@ def _make(
     """Draw and write these shards; return how many images that was."""
     ranges = shard_ranges(settings["num"], settings["shard_size"])
     total = sum(len(ranges[number]) for number in numbers)
+    condition = condition_of(score.teacher)
     with progress_bar(total, show=progress) as bar:
         for number in numbers:
             first, stop = ranges[number].start, ranges[number].stop
@@ -190,31 +193,38 @@ def _make(
                 indices = torch.arange(start, min(start + batch_size, stop))
                 drawn.append(_draw(score, settings, indices))
                 bar.update(len(indices))
-            tokens, labels = map(torch.cat, zip(*drawn, strict=True))
-            _write_shard(folder, number, tokens, labels, settings)
+            tokens, labels = zip(*drawn, strict=True)
+            whole = condition.tensors(condition.cat(labels))
+            _write_shard(folder, number, torch.cat(tokens), whole, settings)
     return total
 
 
 @torch.no_grad()
-def _draw(score: TeacherScore, settings: dict[str, Any], indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and labels of images, on the CPU."""
+def _draw(score: TeacherScore, settings: dict[str, Any], indices: Tensor) -> tuple[Tensor, Rows]:
+    """Tokens and conditions of images, on the CPU."""
     seed, codebook = settings["seed"], score.teacher.codebook
     indices = indices.to(codebook.device)
-    labels = draw_labels(settings["labels"], settings["num_classes"], seed, indices)
+    condition = condition_of(score.teacher)
+    labels = condition.draw(settings["labels"], seed, indices)
     if settings["kind"] == "pairs":
         noise = noise_of(settings, indices).to(codebook)
         tokens = flow_pairs(noise, labels, score, settings["ode_steps"])
     else:
         tokens = draw_tokens(score, labels, indices, seed)
-    return tokens.cpu(), labels.cpu()
+    return tokens.cpu(), condition.to(labels, "cpu")
 
 
 def _write_shard(
-    folder: Path, number: int, tokens: Tensor, labels: Tensor, settings: dict[str, Any]
+    folder: Path,
+    number: int,
+    tokens: Tensor,
+    conditions: Mapping[str, Tensor],
+    settings: dict[str, Any],
 ) -> None:
     """Write the checksum, then the shard: a kill between leaves a shard that is made anew."""
     name = shard_name(number)
-    stored = {"tokens": tokens.to(token_dtype(settings["vocabulary"])), "labels": labels.int()}
+    stored = {k: v.int() if v.dtype == torch.int64 else v for k, v in conditions.items()}
+    stored["tokens"] = tokens.to(token_dtype(settings["vocabulary"]))
     about = {"dd2_fast_shard": json.dumps({"number": number, "of": settings["num"]})}
     data = safetensors.torch.save(stored, about)
     _write(folder / (name + _SUM), f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode())

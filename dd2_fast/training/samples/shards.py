@@ -1,8 +1,9 @@
 """A teacher's samples on disk: shards that map into memory, and their readers.
 
 A folder holds ``manifest.json`` and ``shard-00000.safetensors``, ...: for the k-th, ``tokens`` and
-``labels`` of the M images from ``k M`` on. Tokens ``[M, n]`` are int16 where the vocabulary allows
-it, else int32; labels ``[M]`` are int32. :func:`.make_shards.make_shards` writes them.
+``labels`` (or the tensors of another condition) of the M images from ``k M`` on. Tokens ``[M, n]``
+are int16 where the vocabulary allows it, else int32; labels ``[M]`` are int32.
+:func:`.make_shards.make_shards` writes them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from ...condition import ClassCondition, Condition, Rows, condition_of
 from ...differences import described, differences
 from .draws import pair_noise
 
@@ -73,7 +75,8 @@ def shard_ranges(num: int, shard_size: int) -> list[range]:
 
 def shard_count(settings: Mapping[str, Any]) -> int:
     """How many shards hold all images."""
-    return -(-settings["num"] // settings["shard_size"])
+    count: int = -(-settings["num"] // settings["shard_size"])
+    return count
 
 
 def token_dtype(vocabulary: int) -> torch.dtype:
@@ -133,7 +136,7 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_weights(model: nn.Module) -> str:
     """The SHA-256 over names, dtypes, shapes and bytes of a model's state dict, as hex.
 
-    So a released file and its converted copy are the same teacher. Changing the dtype changes it.
+    A released file and its converted copy thus count as the same teacher; another dtype does not.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -168,38 +171,48 @@ class ShardedSamples:
         settings = self.settings = self.manifest.settings
         self._check_files(verify)
         self._ranges = shard_ranges(settings["num"], settings["shard_size"])
-        self._opened: dict[int, tuple[Tensor, Tensor]] = {}
+        self._opened: dict[int, dict[str, Tensor]] = {}
+        # Of conditions that are no classes all that is asked here is what the tensors are.
+        classes = settings.get("num_classes")
+        self.condition = Condition() if classes is None else ClassCondition(classes)
 
     def __len__(self) -> int:
-        return self.settings["num"]
+        return int(self.settings["num"])
 
     def draw(self, size: int, rng: torch.Generator) -> Tensor:
         """int64 ``[size]``, which images make a random batch."""
         return torch.randint(len(self), (size,), generator=rng)
 
-    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens [m, n]`` and ``labels [m]`` of chosen images."""
+    def take(self, chosen: Tensor) -> tuple[Tensor, Rows]:
+        """int64 ``tokens [m, n]`` and conditions (``labels [m]``) of chosen images."""
         tokens, labels = self.read(chosen)
-        return tokens.to(self.device), labels.to(self.device)
+        return tokens.to(self.device), self.condition.to(labels, self.device)
 
-    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 ``tokens [B, n]`` and ``labels [B]``, on the CPU, of images ``indices`` (int64)."""
+    def read(self, indices: Tensor) -> tuple[Tensor, Rows]:
+        """int64 ``tokens [B, n]`` and conditions (int64 ``labels [B]``), on the CPU, of images
+        ``indices`` (int64)."""
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(
                 f"indices: expected values in 0..{len(self) - 1}, "
                 f"got {int(indices.min())} to {int(indices.max())}"
             )
-        tokens = torch.empty(len(indices), self.settings["num_tokens"], dtype=torch.int64)
-        labels = torch.empty(len(indices), dtype=torch.int64)
+        # Of none: the first shard tells what there is.
+        known = self._shard(0) if not indices.numel() else {}
+        found = {k: _read(v[:0]) for k, v in known.items()}
         numbers = indices // self.settings["shard_size"]
         for number in numbers.unique().tolist():
             here = (numbers == number).nonzero()[:, 0]
             rows = indices[here] - self._ranges[number].start
-            stored_tokens, stored_labels = self._shard(number)
-            tokens[here], labels[here] = stored_tokens[rows].long(), stored_labels[rows].long()
-            self._check_values(number, "token", tokens[here], self.settings["vocabulary"])
-            self._check_values(number, "label", labels[here], self.settings["num_classes"])
-        return tokens, labels
+            for name, stored in self._shard(number).items():
+                values = _read(stored[rows])
+                if name == "tokens":
+                    self._check_values(number, "token", values, self.settings["vocabulary"])
+                elif isinstance(self.condition, ClassCondition):
+                    self._check_values(number, "label", values, self.settings["num_classes"])
+                if name not in found:
+                    found[name] = values.new_empty(len(indices), *values.shape[1:])
+                found[name][here] = values
+        return found.pop("tokens"), self.condition.of_tensors(found)
 
     def check_teacher(self, teacher: Any, *, weights: bool = False) -> None:
         """Raise a ValueError unless the samples fit a teacher: n, V, C and the classes.
@@ -209,7 +222,7 @@ class ShardedSamples:
         got: dict[str, Any] = {**teacher_sizes(teacher)}
         if weights:
             got["teacher_sha256"] = sha256_of_weights(teacher)
-        different = differences({name: self.settings[name] for name in got}, got)
+        different = differences({name: self.settings.get(name) for name in got}, got)
         if different:
             raise ValueError(
                 f"{self.folder}: expected samples that fit the teacher; different: "
@@ -233,21 +246,25 @@ class ShardedSamples:
             if verify and (found := sha256_of_file(path)) != entry.sha256:
                 raise self._damaged(path, f"with SHA-256 {entry.sha256}, got {found}")
 
-    def _shard(self, number: int) -> tuple[Tensor, Tensor]:
-        """Tokens and labels as stored, which are pages of the file."""
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        """``tokens`` and the conditions' tensors as stored, which are pages of the file."""
         if number not in self._opened:
             path, count = self.folder / shard_name(number), len(self._ranges[number])
             try:
                 with safetensors.safe_open(path, framework="pt") as file:
-                    tokens, labels = (file.get_tensor(name) for name in ("tokens", "labels"))
+                    start, every = self.condition.name, list(file.keys())
+                    names = [name for name in every if name.startswith(start)] or [start]
+                    stored = {name: file.get_tensor(name) for name in ("tokens", *names)}
             except safetensors.SafetensorError as error:
                 raise self._damaged(path, f"that can be opened: {error}") from error
-            if list(tokens.shape) != [count, self.settings["num_tokens"]] or len(labels) != count:
+            tokens = stored["tokens"]
+            whole = all(len(tensor) == count for tensor in stored.values())
+            if list(tokens.shape) != [count, self.settings["num_tokens"]] or not whole:
                 raise self._damaged(
                     path,
                     f"of {[count, self.settings['num_tokens']]} tokens, got {list(tokens.shape)}",
                 )
-            self._opened[number] = tokens, labels
+            self._opened[number] = stored
         return self._opened[number]
 
     def _check_values(self, number: int, what: str, values: Tensor, stop: int) -> None:
@@ -298,8 +315,8 @@ class ShardedPairs:
         """int64 ``[size]``, which pairs make a random batch."""
         return self.samples.draw(size, rng)
 
-    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``noise [m, n, C]`` (float32), int64 ``tokens`` and ``labels`` of chosen pairs."""
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor, Rows]:
+        """``noise [m, n, C]`` (float32), int64 ``tokens`` and conditions of chosen pairs."""
         tokens, labels = self.samples.take(chosen)
         return noise_of(self.settings, chosen.to(self.samples.device)), tokens, labels
 
@@ -314,7 +331,7 @@ def noise_of(settings: Mapping[str, Any], indices: Tensor) -> Tensor:
 
 
 def noise_start(settings: Mapping[str, Any]) -> list[float]:
-    """The first numbers of the noise of image 0, which tell one way to make noise from another."""
+    """The first numbers of image 0's noise, which tell whether two versions make the same."""
     return noise_of(settings, torch.zeros(1, dtype=torch.int64)).flatten()[:_NOISE_SHOWN].tolist()
 
 
@@ -332,8 +349,13 @@ def teacher_sizes(teacher: Any) -> dict[str, int]:
         "num_tokens": teacher.num_tokens,
         "vocabulary": vocabulary,
         "dimension": dimension,
-        "num_classes": teacher.num_classes,
+        **condition_of(teacher).settings,
     }
+
+
+def _read(stored: Tensor) -> Tensor:
+    """Numbers of codes and classes as int64, other tensors as they are."""
+    return stored.long() if stored.dtype in (torch.int16, torch.int32) else stored
 
 
 def _close(found: list[float], stored: list[float] | None) -> bool:

@@ -1,4 +1,4 @@
-"""One file a stage; each works over any teacher, generator and guidance network."""
+"""One file per stage; each works over any teacher, generator and guidance network."""
 
 from .adaptation import AdaptationStage
 from .csd import CsdStage

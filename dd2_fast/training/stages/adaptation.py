@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...condition import Rows, condition_of
 from ...losses import ImageRandom
-from ...models import LlamaGenTeacher
+from ...models.families import backbone_of
+from ...models.family import Teacher
 from ..config import AdaptationConfig
 from ..loop import Losses, Stage
 from ..parallel import Parallel
@@ -19,54 +21,53 @@ from ..trained import Terms, Trained
 
 
 class _Logits(nn.Module):
-    """A teacher whose call gives logits, which is what the processes' gradients are averaged by.
+    """A teacher whose call gives its logits: processes average the gradients of calls.
 
-    Every process has all of it, whatever the sharding of the other networks."""
+    Every process holds all of it, however the other networks are sharded."""
 
-    def __init__(self, teacher: LlamaGenTeacher) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.teacher = teacher
 
-    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, labels: Rows) -> Tensor:
         return self.teacher.logits(vectors, labels)
 
 
 class AdaptationStage(Stage):
     """Next-token cross-entropy of an adapted teacher that reads the code vectors of the pool.
 
-    Labels are dropped to the null class as in the teacher's own training, so that guidance still
-    has its unconditional logits. With ``embedding_noise`` the model reads noisy vectors.
+    Some conditions are replaced by the null one, as in the teacher's own training, so that guidance
+    keeps its unconditional logits. With ``embedding_noise`` the model reads noisy vectors.
     """
 
     def __init__(
         self,
-        teacher: LlamaGenTeacher,
+        teacher: Teacher,
         pool: Source,
         config: AdaptationConfig,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
     ) -> None:
-        if not teacher.adapted:
+        if not backbone_of(teacher)[1].adapted:
             raise ValueError(
                 "teacher: expected one of dd2_fast.models.llamagen.adapt, got one with a token "
                 "table"
             )
         super().__init__("adaptation", config.steps, prepare, config.batch)
-        self.teacher, self.pool, self.config = teacher.requires_grad_(True), pool, config
+        self.teacher, self.pool, self.config = teacher, pool, config
+        logits = _Logits(teacher).requires_grad_(True)
         parallel = parallel or Parallel(device=teacher.codebook.device)
-        self.trained = {
-            "teacher": Trained(_Logits(teacher), parallel, config.betas, config.weight_decay)
-        }
+        self.trained = {"teacher": Trained(logits, parallel, config.betas, config.weight_decay)}
 
     def step(self, index: int, rng: torch.Generator) -> Losses:
         config, teacher = self.config, self.trained["teacher"]
-        classes, codebook = self.teacher.num_classes, self.teacher.codebook
+        condition, codebook = condition_of(self.teacher), self.teacher.codebook
         chosen, seed = self.pool.draw(config.batch, rng), draw_seed(rng)
 
         def loss(part: Tensor) -> tuple[Tensor, Terms]:
             *_, tokens, labels = self.pool.take(chosen[part])
-            random = ImageRandom(seed, part.to(labels.device))
-            labels = labels.where(random.uniform() >= config.label_dropout, classes)
+            random = ImageRandom(seed, part.to(tokens.device))
+            labels = condition.drop(labels, random.uniform() < config.label_dropout)
             vectors = codebook[tokens]
             if config.embedding_noise:
                 vectors = vectors + config.embedding_noise * random.normal(*vectors.shape[1:])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...condition import Rows
 from ...losses import (
     ImageRandom,
     TeacherScore,
@@ -21,7 +22,7 @@ from ...models import DD2Generator, DD2Guidance
 from ..config import CsdConfig
 from ..loop import Losses, Stage
 from ..parallel import Parallel
-from ..samples.draws import draw_seed
+from ..samples.draws import Source, draw_seed
 from ..schedule import ramp, update_ema
 from ..trained import Terms, Trained
 from .guidance import GuidanceUpdates, Inputs
@@ -44,7 +45,7 @@ class CsdStage(Stage):
         guidance: DD2Guidance,
         ema: DD2Generator,
         score: TeacherScore,
-        pool: Any,
+        pool: Source | None,
         config: CsdConfig,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
@@ -69,17 +70,18 @@ class CsdStage(Stage):
         rate = config.generator_rate * ramp(index, self.steps, **schedule)
         for _ in range(config.guidance_updates - 1):
             self.update.on_fresh(guidance_rate, rng)
-        auxiliary = config.auxiliary * (1 - index / self.steps) if self.pool is not None else 0.0
-        inputs = self._pairs(rng) if auxiliary > 0 else self.update.fresh(rng)
+        auxiliary = config.auxiliary * (1 - index / self.steps)
+        pool = self.pool if auxiliary > 0 else None
+        inputs = self.update.fresh(rng) if pool is None else self._pairs(pool, rng)
         # A batch of one pass is generated once for both networks, one of several twice.
         once = len(self.parallel.parts(config.batch)) == 1
-        kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        kept: list[tuple[Tensor, Rows, Tensor | None]] = []
 
-        def make(part: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        def make(part: Tensor) -> tuple[Tensor, Rows, Tensor | None]:
             noise, labels, tokens = inputs(part)
             return self.seen(x=generator(noise, labels)), labels, tokens
 
-        def generate(part: Tensor) -> tuple[Tensor, Tensor]:
+        def generate(part: Tensor) -> tuple[Tensor, Rows]:
             with torch.set_grad_enabled(once):
                 made = make(part)
             kept[:] = [made] if once else []
@@ -102,17 +104,17 @@ class CsdStage(Stage):
         update_ema(self.ema, self.generator, index, config.ema_decay)
         return {**terms, **fcs}
 
-    def _pairs(self, rng: torch.Generator) -> Inputs:
-        chosen = self.pool.draw(self.config.batch, rng)
+    def _pairs(self, pool: Source, rng: torch.Generator) -> Inputs:
+        chosen = pool.draw(self.config.batch, rng)
 
-        def inputs(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            noise, tokens, labels = self.pool.take(chosen[part])
+        def inputs(part: Tensor) -> tuple[Tensor, Rows, Tensor]:
+            noise, tokens, labels = pool.take(chosen[part])
             return noise, labels, tokens
 
         return inputs
 
     def _distillation(
-        self, x: Tensor, labels: Tensor, random: ImageRandom, measure: bool
+        self, x: Tensor, labels: Rows, random: ImageRandom, measure: bool
     ) -> tuple[Tensor, Terms]:
         """The mean CSD loss; prefixes are detached. ``measure``: report the gap too."""
         config = self.config

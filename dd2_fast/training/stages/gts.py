@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...condition import Rows
 from ...losses import (
     ImageRandom,
     TeacherScore,
@@ -20,7 +20,7 @@ from ...models import DD2Guidance
 from ..config import Stage1Config
 from ..loop import Losses, Stage
 from ..parallel import Parallel
-from ..samples.draws import draw_seed
+from ..samples.draws import Source, draw_seed
 from ..schedule import ramp
 from ..trained import Terms, Trained
 
@@ -32,7 +32,7 @@ class GroundTruthScoreStage(Stage):
         self,
         guidance: DD2Guidance,
         score: TeacherScore,
-        pool: Any,
+        pool: Source,
         config: Stage1Config,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
@@ -73,9 +73,7 @@ class GroundTruthScoreStage(Stage):
             "guidance", rate, config.batch, loss
         )
 
-    def _velocity(
-        self, head_only: bool, x_t: Tensor, t: Tensor, x: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _velocity(self, head_only: bool, x_t: Tensor, t: Tensor, x: Tensor, labels: Rows) -> Tensor:
         if not head_only:
             return self.trained["all"](x_t, t, x, labels)
         with torch.no_grad(), self.parallel.autocast():

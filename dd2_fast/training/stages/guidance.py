@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...condition import Rows, condition_of
 from ...losses import (
     ImageRandom,
     TimeDistribution,
@@ -21,11 +22,11 @@ from ..samples.draws import draw_seed
 from ..schedule import ramp
 from ..trained import Terms, Trained
 
-# What a part of a batch is made from: its image numbers [m] -> noise [m, n, C], labels [m] and,
+# What a part of a batch is made from: its image numbers [m] -> noise [m, n, C], conditions and,
 # for noise that comes from pairs, the tokens [m, n] that DD1's map gives it.
-Inputs = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
-# The same -> generated tokens [m, n, C] and their labels.
-Generate = Callable[[Tensor], tuple[Tensor, Tensor]]
+Inputs = Callable[[Tensor], tuple[Tensor, Rows, Tensor | None]]
+# The same -> generated tokens [m, n, C] and their conditions.
+Generate = Callable[[Tensor], tuple[Tensor, Rows]]
 
 
 class GuidanceUpdates:
@@ -61,7 +62,7 @@ class GuidanceUpdates:
         """One update on new images."""
         inputs = self.fresh(rng)
 
-        def generate(part: Tensor) -> tuple[Tensor, Tensor]:
+        def generate(part: Tensor) -> tuple[Tensor, Rows]:
             noise, labels, _ = inputs(part)
             with torch.no_grad(), self.parallel.autocast():
                 return self.stage.seen(x=self.generator(noise, labels)), labels
@@ -69,21 +70,22 @@ class GuidanceUpdates:
         return self(generate, rate, rng)
 
     def fresh(self, rng: torch.Generator) -> Inputs:
-        """New noise and uniform labels for a batch."""
+        """New noise and random conditions for a batch."""
         generator, device = self.generator, self.parallel.device
-        every = torch.randint(generator.num_classes, (self.config.batch,), generator=rng)
+        condition = condition_of(generator)
+        every = condition.random(self.config.batch, rng)
         seed = draw_seed(rng)
 
-        def inputs(part: Tensor) -> tuple[Tensor, Tensor, None]:
+        def inputs(part: Tensor) -> tuple[Tensor, Rows, None]:
             random = ImageRandom(seed, part.to(device))
             noise = random.normal(generator.num_tokens, generator.dimension)
-            return noise, every[part].to(device), None
+            return noise, condition.to(condition.take(every, part), device), None
 
         return inputs
 
 
 class GuidanceStage(Stage):
-    """The guidance network alone, to catch up with a new generator (also: alignment)."""
+    """The guidance network alone, to catch up with a new generator or for alignment."""
 
     def __init__(
         self,

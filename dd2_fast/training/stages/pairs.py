@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...condition import condition_of
 from ...losses import TeacherScore, flow_pairs
 from ..loop import Losses, Stage
 from ..samples.pool import PairPool
@@ -13,8 +14,8 @@ class PairsStage(Stage):
     """Fills the pool by solving the flow ODE token by token."""
 
     def __init__(self, pool: PairPool, score: TeacherScore, batch: int, ode_steps: int) -> None:
-        self.size = min(batch, len(pool.labels))
-        super().__init__("pairs", -(-len(pool.labels) // self.size), batch=self.size)
+        self.size = min(batch, len(pool))
+        super().__init__("pairs", -(-len(pool) // self.size), batch=self.size)
         self.pool, self.score, self.ode_steps = pool, score, ode_steps
 
     @torch.no_grad()
@@ -22,8 +23,7 @@ class PairsStage(Stage):
         pool = self.pool
         part = slice(index * self.size, (index + 1) * self.size)
         noise = torch.randn(pool.noise[part].shape, generator=rng).to(pool.noise)
-        labels = torch.randint(self.score.teacher.num_classes, noise.shape[:1], generator=rng)
-        labels = labels.to(pool.labels)
-        pool.noise[part], pool.labels[part] = noise, labels
-        pool.tokens[part] = flow_pairs(noise, labels, self.score, self.ode_steps).int()
+        condition = condition_of(self.score.teacher)
+        labels = condition.to(condition.random(len(noise), rng), noise.device)
+        pool.put(part, noise, flow_pairs(noise, labels, self.score, self.ode_steps), labels)
         return {}

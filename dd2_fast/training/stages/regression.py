@@ -1,9 +1,8 @@
-"""DD1's regression of pairs, a start for the generator or the baseline."""
+"""DD1's regression of pairs, to initialise the generator or as the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ...models import DD2Generator
 from ..config import RegressionConfig
 from ..loop import Losses, Stage
 from ..parallel import Parallel
+from ..samples.draws import Source
 from ..schedule import ramp, update_ema
 from ..trained import Terms, Trained
 
@@ -27,7 +27,7 @@ class RegressionStage(Stage):
         self,
         generator: DD2Generator,
         score: TeacherScore,
-        pool: Any,
+        pool: Source,
         config: RegressionConfig,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,

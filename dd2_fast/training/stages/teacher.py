@@ -41,10 +41,11 @@ class TeacherStage(Stage):
         config, teacher = self.config, self.teacher
         if self._tokens is None:
             self._tokens = self.tokenizer.encode(self.images)
-        chosen = torch.randint(len(self.labels), (config.batch,), generator=rng)
-        tokens, labels = self._tokens[chosen], self.labels[chosen]
-        dropped = torch.rand(labels.shape, generator=rng) < config.label_dropout
-        labels = torch.where(dropped, teacher.num_classes, labels)
+        condition = teacher.condition
+        chosen = torch.randint(len(self.images), (config.batch,), generator=rng)
+        tokens, labels = self._tokens[chosen], condition.take(self.labels, chosen)
+        dropped = torch.rand(config.batch, generator=rng) < config.label_dropout
+        labels = condition.drop(labels, dropped)
         replaced = torch.rand(tokens.shape, generator=rng) < config.token_noise
         other = torch.randint(len(teacher.codebook), tokens.shape, generator=rng)
         embeddings = teacher.codebook[torch.where(replaced, other, tokens)]
@@ -52,7 +53,7 @@ class TeacherStage(Stage):
         embeddings = embeddings + config.embedding_noise * noise
 
         def loss(part: Tensor) -> tuple[Tensor, Terms]:
-            logits = teacher.logits(embeddings[part], labels[part])
+            logits = teacher.logits(embeddings[part], condition.take(labels, part))
             value = F.cross_entropy(logits.flatten(0, 1), tokens[part].flatten())
             return value, {"nll": value}
 

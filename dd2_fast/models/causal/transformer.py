@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cache import KVCache
-from .kernels import Linear
+from ...condition import ClassCondition
+from ..cache import KVCache
+from ..kernels import Linear
 
 
 class Block(nn.Module):
@@ -70,6 +71,7 @@ class CausalTransformer(nn.Module):
             heads=heads,
         )
         self.num_tokens, self.num_classes, self.dimension = num_tokens, num_classes, dimension
+        self.condition = ClassCondition(num_classes)
         self.width, self.heads = width, heads
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.input = Linear(dimension, width)
@@ -93,7 +95,7 @@ class CausalTransformer(nn.Module):
         return self.norm(h)
 
     def new_cache(self, batch: int) -> list[KVCache]:
-        """An empty cache for :meth:`step`, one entry a block."""
+        """An empty cache for :meth:`advance`, one entry per block."""
         size = self.positions.shape[1] // self.heads
         return [
             KVCache(batch, self.heads, self.num_tokens, size, self.positions) for _ in self.blocks

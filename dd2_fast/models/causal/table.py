@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ambient import constant
-from ..ops import nearest_code
-from .attached import Attached
-from .checks import check_labels, embed_tokens, start_tokens
-from .sampling import Choose, TokenByToken
+from ...ambient import constant
+from ...condition import ClassCondition
+from ...ops import nearest_code
+from ..attached import Attached
+from ..checks import embed_tokens, start_tokens
+from ..sampling import Choose, TokenByToken
 
 
 class TableTeacher(TokenByToken, Attached):
@@ -29,6 +30,7 @@ class TableTeacher(TokenByToken, Attached):
     table: Tensor
     codebook: Tensor
     num_classes = 1
+    condition = ClassCondition(num_classes)
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class TableTeacher(TokenByToken, Attached):
         embeddings = embed_tokens(
             tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
         )
-        check_labels(labels, self.num_classes, embeddings.shape[0], self.codebook.device)
+        self.condition.check(labels, embeddings.shape[0], self.codebook.device)
         tokens = nearest_code(embeddings, self.codebook)
         prefix = torch.zeros_like(tokens[:, 0])
         rows = []
@@ -105,7 +107,7 @@ class TableTeacher(TokenByToken, Attached):
         prefix: Tensor | None = None,
     ) -> Tensor:
         """Tokens ``[B, n]``; arguments as of :meth:`ARTeacher.generate`."""
-        check_labels(labels, self.num_classes, device=self.codebook.device)
+        self.condition.check(labels, device=self.codebook.device)
         vocabulary = self.codebook.shape[0]
         tokens, first = start_tokens(labels, self.num_tokens, prefix, vocabulary)
         place = torch.zeros_like(labels)

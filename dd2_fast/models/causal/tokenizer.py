@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ambient import constant, own_precision
-from ..ops import nearest_code
-from .checks import check_embeddings, check_tokens
-from .kernels import unit_range
+from ...ambient import constant, own_precision
+from ...ops import nearest_code
+from ..checks import check_embeddings, check_tokens
+from ..kernels import unit_range
 
 
 class _Residual(nn.Module):
@@ -29,7 +29,7 @@ class _Residual(nn.Module):
 class VQTokenizer(nn.Module):
     """Images to a grid of codes and back, at half the resolution.
 
-    The public codebook is centred and of unit variance a dimension; ``shift + scale * code`` is
+    The public codebook is centred and of unit variance per dimension; ``shift + scale * code`` is
     the code in the encoder's space, where an image's latents are matched to their nearest code.
 
     Args:

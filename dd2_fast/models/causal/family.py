@@ -1,10 +1,10 @@
-"""The small family: what the digits and the toy have, over code vectors in raster order."""
+"""The small family's record."""
 
 from __future__ import annotations
 
 import torch
 
-from .family import RANDOM_CLASSES, RANDOM_SIZES, Family
+from ..family import RANDOM_CLASSES, RANDOM_SIZES, Family
 from .table import TableTeacher
 from .teacher import ARTeacher
 from .tokenizer import VQTokenizer

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ambient import constant
-from .attached import Attached
-from .checks import check_labels, embed_tokens, start_tokens
-from .sampling import Choose, TokenByToken
+from ...ambient import constant
+from ...condition import ClassCondition
+from ..attached import Attached
+from ..checks import embed_tokens, start_tokens
+from ..sampling import Choose, TokenByToken
 from .transformer import CausalTransformer
 
 
@@ -39,6 +40,7 @@ class ARTeacher(TokenByToken, Attached):
     ) -> None:
         super().__init__()
         self.num_tokens, self.num_classes = num_tokens, num_classes
+        self.condition = ClassCondition(num_classes)
         codebook = torch.zeros(vocabulary, dimension) if codebook is None else codebook
         if tuple(codebook.shape) != (vocabulary, dimension):
             raise ValueError(
@@ -67,7 +69,7 @@ class ARTeacher(TokenByToken, Attached):
         embeddings = embed_tokens(
             tokens_or_embeddings, self.codebook, self.num_tokens, "embeddings"
         )
-        check_labels(labels, self.num_classes, embeddings.shape[0], self.codebook.device)
+        self.condition.check(labels, embeddings.shape[0], self.codebook.device)
         return self.classifier(self.backbone(embeddings, labels))
 
     @constant
@@ -87,11 +89,11 @@ class ARTeacher(TokenByToken, Attached):
             guided: whether ``uncond_logits`` are computed too (else None).
             prefix: int64 ``[B, m]``, the first tokens, which are kept.
         """
-        check_labels(labels, self.num_classes, device=self.codebook.device)
+        self.condition.check(labels, device=self.codebook.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, self.codebook.shape[0])
         batch = labels.shape[0]
         if guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+            labels = self.condition.with_null(labels)
         cache = self.backbone.new_cache(len(labels))
         known = self.codebook[tokens[:, :first]]
         for here in self.steps[first:]:
