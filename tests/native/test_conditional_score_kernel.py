@@ -4,6 +4,7 @@ on a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,14 +13,13 @@ from native.structs import Shim, teacher_rows, unaligned
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
-from dd2_fast.ops.conditional_score.plan import way
 from dd2_fast.ops.csd_loss import reference
 from dd2_fast.ops.structs import ConditionalScoreParams, CsdLossParams
 
 
 @pytest.fixture
-def kernel(conditional_score_shim: Shim) -> Shim:
-    return conditional_score_shim
+def kernel(shim_of: Callable[[str], Shim]) -> Shim:
+    return shim_of("conditional_score")
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
         csd=csd or CsdLossParams(),
         **output,
     )
-    kernel.run(way(params, staged=staged), params, reverse_order=reverse_order)
+    kernel.run(params, staged=staged, reverse_order=reverse_order)
     return out
 
 

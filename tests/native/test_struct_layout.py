@@ -11,8 +11,7 @@ import pytest
 from native.build import DEFAULT_INCLUDES, compiler_command
 from native.compilers import require_nvrtc
 
-from dd2_fast.ops import extension, launch, nvrtc, structs
-from dd2_fast.ops.nearest_code.plan import FEW, MANY
+from dd2_fast.ops import extension, nvrtc, structs
 
 # NVRTC's front end has no offsetof, but its own name for the address in a constant.
 OFFSET = """
@@ -96,13 +95,7 @@ def test_the_check_finds_a_fault(fault: str, tmp_path: Path) -> None:
 
 def test_nvrtc_agrees(source: str) -> None:
     require_nvrtc()
-    constants = (
-        '\n#include "dd2/nearest_code.cuh"\n'
-        f'static_assert(dd2::kThreads == {launch.THREADS}, "THREADS");\n'
-        f'static_assert(dd2::NearestShape<false>::kBlockTokens == {MANY}, "MANY");\n'
-        f'static_assert(dd2::NearestShape<true>::kBlockTokens == {FEW}, "FEW");\n'
-    )
-    nvrtc.compile_program(source + constants, (), "compute_80")
+    nvrtc.compile_program(source, (), "compute_80")
 
 
 @pytest.mark.skipif(extension.load()[0] is None, reason="no compiled extension")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension, structs
-from ..native import Launch, TeacherRows, address, cuda_launcher
+from .. import structs
+from ..native import Launch, TeacherRows, address
 
 
 def call(
@@ -43,20 +42,6 @@ def call(
             dim=x_t.shape[2],
         )
     )
-
-
-def cuda_launch(device: torch.device) -> Launch:
-    """The CUDA kernels on the current stream of ``device``, with the workspace they ask for."""
-    run = cuda_launcher("conditional_score", device)
-
-    def launch(params: Any) -> None:
-        with torch.cuda.device(device):
-            size = extension.native().cuda_conditional_score_workspace(ctypes.addressof(params))
-        workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        params.workspace = workspace.data_ptr()
-        run(params)
-
-    return launch
 
 
 def run(launch: Launch, direction: Tensor | None, x_t: Tensor, *arguments: Any) -> Tensor:
