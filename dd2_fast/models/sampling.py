@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..ops import sample_code
-from ..ops.checks import check_filters, check_number
+from ..ops.checks import check_number
+from ..ops.teacher_checks import check_filters
 from .checks import check_drawn
 from .processor import warn_if_slow
 
