@@ -19,7 +19,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -132,6 +132,9 @@ def ordered(folder: Path, pattern: str) -> list[Path]:
 
 if __name__ == "__main__":
     setup(
+        # The kernels' headers, which CuPy compiles, lie outside of the package.
+        packages=[*find_packages(include=["dd2_fast", "dd2_fast.*"]), "dd2_fast.csrc"],
+        package_dir={"dd2_fast.csrc": "csrc"},
         # Sources are left to ninja, so setuptools must always ask it.
         ext_modules=[Extension("dd2_fast._C", sources=[])],
         cmdclass={"build_ext": BuildExtension},
