@@ -117,7 +117,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::dict layouts;
 #define DD2_OPERATOR(name, Params)                                  \
-  layouts[#Params] = layout_tuple(dd2::layout_##name());            \
+  layouts[#name] = layout_tuple(dd2::layout_##name());              \
   register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name);          \
   register_plan(m, "plan_" #name, &dd2::plan_##name);
 #include "operators.def"

@@ -13,7 +13,7 @@ from . import extension, structs
 
 Launch = Callable[[ctypes.Structure], None]  # runs a kernel with these arguments
 
-_LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # dd2::LogitType
 
 
 def address(tensor: Tensor | None) -> int:
@@ -76,7 +76,7 @@ class TeacherRows:
             vocabulary=logits.shape[1],
             top_k=top_k,
             top_p=top_p,
-            logit_type=_LOGIT_TYPES[logits.dtype],
+            logit_type=LOGIT_TYPES[logits.dtype],
         )
 
 

@@ -10,9 +10,8 @@ import torch
 from native.build import build_operator, compiler_command
 from torch import Tensor
 
+from dd2_fast.ops.native import LOGIT_TYPES
 from dd2_fast.ops.structs import TeacherRows
-
-LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def teacher_rows(

@@ -15,13 +15,11 @@ from native.compilers import Usage, require_nvcc, require_nvrtc, usage
 from native.test_plans import Launch, kernels, plan
 
 from dd2_fast.ops import nvrtc
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
+from dd2_fast.ops.flow_solve.native import FlowSolveParams
 from dd2_fast.ops.launch import header_of
-from dd2_fast.ops.structs import (
-    ConditionalScoreParams,
-    FlowSolveParams,
-    SampleCodeParams,
-    TeacherRows,
-)
+from dd2_fast.ops.sample_code.native import SampleCodeParams
+from dd2_fast.ops.structs import TeacherRows
 
 # Bytes of shared memory that a block can have.
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}

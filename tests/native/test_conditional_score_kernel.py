@@ -13,8 +13,8 @@ from native.structs import Shim, teacher_rows, unaligned
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams, CsdLossParams
 from dd2_fast.ops.csd_loss import reference
-from dd2_fast.ops.structs import ConditionalScoreParams, CsdLossParams
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from native.fake_cupy import STREAM, Driver, FakeCupy, Launch, Nvrtc, Runtime, i
 from ops.cases import Case, make_case
 
 from dd2_fast.ops import conditional_score, nearest_code
-from dd2_fast.ops.structs import ConditionalScoreParams
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
 
 STATIC = 1500  # bytes of shared memory that a kernel has of its own
 

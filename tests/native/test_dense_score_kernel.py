@@ -17,8 +17,8 @@ from pairwise import pairwise
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
 from dd2_fast.ops.csd_loss import reference
-from dd2_fast.ops.structs import ConditionalScoreParams
 
 LONGEST_WITH_JACOBIAN = 32  # codes for which the launcher takes the kernel with J u
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

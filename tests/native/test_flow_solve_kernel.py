@@ -11,7 +11,7 @@ from native.structs import Shim, teacher_rows, unaligned
 from ops.test_flow_solve import assert_flows_to, make_inputs
 
 from dd2_fast.ops import flow_solve
-from dd2_fast.ops.structs import FlowSolveParams
+from dd2_fast.ops.flow_solve.native import FlowSolveParams
 
 STAGED = pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 SOLVERS = pytest.mark.parametrize("solver", ["heun", "euler"])

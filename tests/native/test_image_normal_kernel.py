@@ -14,7 +14,7 @@ from native.structs import Shim
 from ops.test_image_normal import REGIMES, SEEDS, assert_drawn, expected, make_indices
 from torch import Tensor
 
-from dd2_fast.ops.structs import ImageNormalParams
+from dd2_fast.ops.image_normal.native import ImageNormalParams
 
 
 @pytest.fixture

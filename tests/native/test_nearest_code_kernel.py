@@ -11,7 +11,7 @@ from native.structs import Shim, unaligned
 from ops.test_nearest_code import REGIMES, assert_nearest, duplicated, invalid, make_inputs
 from torch import Tensor
 
-from dd2_fast.ops.structs import NearestCodeParams
+from dd2_fast.ops.nearest_code.native import NearestCodeParams
 
 PROCESSORS = {"many_tokens": 1, "few_tokens": 132}  # that decide a block's share of the tokens
 

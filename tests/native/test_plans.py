@@ -8,17 +8,15 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
+from native.build import operators
 
 from dd2_fast.ops import extension
-from dd2_fast.ops.structs import (
-    ConditionalScoreParams,
-    CsdLossParams,
-    FlowSolveParams,
-    ImageNormalParams,
-    NearestCodeParams,
-    SampleCodeParams,
-    TeacherRows,
-)
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams, CsdLossParams
+from dd2_fast.ops.flow_solve.native import FlowSolveParams
+from dd2_fast.ops.image_normal.native import ImageNormalParams
+from dd2_fast.ops.nearest_code.native import NearestCodeParams
+from dd2_fast.ops.sample_code.native import SampleCodeParams
+from dd2_fast.ops.structs import TeacherRows, params_of
 
 ADDRESS = 4096  # of tensors that nothing reads
 OWN = 16_384  # bytes of shared memory that are left to a kernel
@@ -245,5 +243,17 @@ def kernels() -> dict[str, set[str]]:
                 add("conditional_score", params)
     for dim, processors in product((8, 32, 33), (1, 132)):
         add("nearest_code", NearestCodeParams(rows=9, vocabulary=9, dim=dim), processors)
-    add("image_normal", ImageNormalParams(images=1, count=1))
+    for op in set(operators()) - set(found):
+        add(op, nines(params_of(op)))
     return found
+
+
+def nines(struct: type[ctypes.Structure]) -> ctypes.Structure:
+    """Every size is 9, for operators whose kernel does not depend on it."""
+    params = struct()
+    for name, kind, *_ in struct._fields_:
+        if kind is ctypes.c_longlong:
+            setattr(params, name, 9)
+        elif issubclass(kind, ctypes.Structure):
+            setattr(params, name, nines(kind))
+    return params

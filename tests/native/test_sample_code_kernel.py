@@ -12,7 +12,7 @@ from ops.cases import make_case
 from ops.test_philox import KNOWN
 
 from dd2_fast.ops import philox, sample_code
-from dd2_fast.ops.structs import SampleCodeParams
+from dd2_fast.ops.sample_code.native import SampleCodeParams
 
 STAGED = pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 DTYPES = pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -9,6 +10,29 @@ from torch import Tensor
 
 from .. import structs
 from ..native import Launch, TeacherRows, address
+
+
+class CsdLossParams(ctypes.Structure):
+    """``dd2::CsdLossParams``."""
+
+    _fields_ = [
+        *structs.fields("x fake weight loss grad_x grad_fake grad_x_t", ctypes.c_void_p),
+        ("alpha", ctypes.c_float),
+        ("dmd", ctypes.c_bool),
+        ("weight_power", ctypes.c_float),
+    ]
+
+
+class ConditionalScoreParams(ctypes.Structure):
+    """``dd2::ConditionalScoreParams``."""
+
+    _fields_ = [
+        ("teacher", structs.TeacherRows),
+        *structs.fields("out jacobian x_t t direction codebook", ctypes.c_void_p),
+        *structs.fields("draws dim", ctypes.c_longlong),
+        ("csd", CsdLossParams),
+        ("workspace", ctypes.c_void_p),
+    ]
 
 
 def call(
@@ -31,7 +55,7 @@ def call(
     x_t, t, codebook = x_t.contiguous(), t.contiguous(), codebook.contiguous()
     direction = None if direction is None else direction.contiguous()
     launch(
-        structs.ConditionalScoreParams(
+        ConditionalScoreParams(
             teacher=teacher.arguments,
             **{"out": 0, "jacobian": 0, **outputs},
             x_t=x_t.data_ptr(),
