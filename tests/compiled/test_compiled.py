@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from compiled.executor import expression_of, ptx
+from native.build import operators
 from native.compilers import require_nvcc, require_nvrtc
 from native.test_plans import kernels
 from processes import run_python
@@ -46,10 +47,12 @@ FEWER = {
     "nearest_code": "many_tokens or wide",
     "sample_code": "ragged-float32 or no_filter-float16 or llamagen-bfloat16",
 }
+# Of an operator that neither names, all tests.
+ALL = dict.fromkeys(operators(), "test_")
 TENSOR_CORES = {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"}
 RUNS = {
-    "cuda:90": QUICK | TENSOR_CORES,
-    "cupy:80": FEWER | TENSOR_CORES,
+    "cuda:90": ALL | QUICK | TENSOR_CORES,
+    "cupy:80": ALL | FEWER | TENSOR_CORES,
     "cupy:90": {
         "conditional_score": "ragged-float16",
         "gpu": "scores_by_tensor and bfloat16 and (kept or narrow)",

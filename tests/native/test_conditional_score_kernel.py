@@ -1,6 +1,5 @@
 """The CUDA kernel of the conditional score and of its epilogue, the CSD loss, run on the CPU by the
-shim, against the float64 reference. Finds errors of logic, not races; those need compute-sanitizer
-on a GPU."""
+shim, against the float64 reference. Finds errors of logic; tests/compiled finds races."""
 
 from __future__ import annotations
 

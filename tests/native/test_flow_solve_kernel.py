@@ -1,5 +1,5 @@
 """The CUDA kernel of the flow ODE, run on the CPU by the shim, against the float64 reference. Finds
-errors of logic, not races; those need compute-sanitizer on a GPU."""
+errors of logic; tests/compiled finds races."""
 
 from __future__ import annotations
 

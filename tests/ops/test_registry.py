@@ -116,6 +116,13 @@ def test_reasons_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     nvrtc.load.cache_clear()
 
 
+def test_cupy_without_the_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its launches are planned there."""
+    monkeypatch.setattr(extension, "load", lambda: (None, "no C++ compiler"))
+    reason = available_backends("cuda")["cupy"]
+    assert reason is not None and "planned" in reason and reason.endswith("no C++ compiler")
+
+
 def test_environment_overrides_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD2_FAST_BACKEND", "cuda")
     with pytest.raises(RuntimeError, match="'cuda' cannot run"):
