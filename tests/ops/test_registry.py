@@ -96,6 +96,7 @@ def test_reasons_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     # An extension with a CUDA part would ask the device that this machine only pretends to have.
     monkeypatch.setitem(registry._UNAVAILABLE, "cuda", lambda device: None)
+    monkeypatch.setattr(extension, "load", lambda: (types.SimpleNamespace(), None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert reason() == "needs compute capability 8.0 or newer, the device has 7.5"
