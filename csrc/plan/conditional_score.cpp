@@ -33,7 +33,7 @@ Launch row_launch(const ConditionalScoreParams& p, const Device& device) {
   const int width = p.dim <= 8 ? 8 : 32;
   const long long vectors =
       (width == 8 ? vector_floats<8>(p) : vector_floats<32>(p)) * sizeof(float);
-  const long long row = teacher.vocabulary * sizeof(float);
+  const long long row = row_bytes(teacher);
   const bool jacobian = p.direction != nullptr;
   const bool staged = teacher.filtered() && device.holds(vectors + row);
   // The loss needs all dimensions of a token in one block.
@@ -49,7 +49,7 @@ std::vector<Launch> dense_launches(const ConditionalScoreParams& p, const Device
   const int width = dense_dim(p.dim), direct = p.dim <= 8 ? 8 : 32;
   const long long tiles = DenseWorkspace::tile_count(p);
   const long long blocks = ceil_divide(teacher.rows * p.draws, kDenseTokens);
-  const long long row = teacher.vocabulary * sizeof(float);
+  const long long row = row_bytes(teacher);
   const bool staged = device.holds(row);
   std::vector<Launch> launches;
   launches.push_back({"split_codebook_kernel", {width},

@@ -16,7 +16,7 @@ Plan plan_flow_solve(const FlowSolveParams& p, const Device& device) {
   const int width = p.dim <= 8 ? 8 : 32;
   const long long vectors =
       (width == 8 ? vector_floats<8>(p) : vector_floats<32>(p)) * sizeof(float);
-  const long long row = teacher.vocabulary * sizeof(float);
+  const long long row = row_bytes(teacher);
   const bool staged = teacher.filtered() && device.holds(vectors + row);
   return {{{"flow_solve_fwd_kernel", {teacher.logit_type, width, staged},
             {teacher.rows, wanted < p.draws ? wanted : p.draws}, kThreads,

@@ -22,6 +22,11 @@ struct Device {
   bool holds(long long bytes) const { return kOwnShared + bytes <= shared; }
 };
 
+// Bytes of shared memory that a row of logits takes.
+inline long long row_bytes(const TeacherRows& teacher) {
+  return teacher.vocabulary * static_cast<long long>(sizeof(float));
+}
+
 // An argument of a kernel's template.
 struct Argument {
   enum class Kind { kNone, kLogitType, kInt, kBool } kind = Kind::kNone;
@@ -50,7 +55,7 @@ struct Plan {
 };
 
 // Of every operator: its plan, in plan/<name>.cpp, and where the fields of its arguments lie.
-#define DD2_OPERATOR(name, Params)                          \
+#define DD2_OPERATOR(name, Params)                              \
   Plan plan_##name(const Params& params, const Device& device); \
   Layout layout_##name();
 #include "operators.def"
