@@ -19,7 +19,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -31,8 +31,9 @@ from buildtools.ninja import NinjaFile  # noqa: E402
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1580601600")
 COMPILED = ["-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
 # What takes longest is begun first, the rest by name.
-LONGEST = ("conditional_score", "dense_score_float32", "dense_score_bfloat16",
-           "dense_score_float16", "flow_solve")  # fmt: skip
+LONGEST = ("conditional_score", "conditional_score_dense_float32",
+           "conditional_score_dense_bfloat16", "conditional_score_dense_float16",
+           "flow_solve")  # fmt: skip
 
 
 class BuildExtension(build_ext):
@@ -115,6 +116,8 @@ def ninja_file(
             ninja.compile("cxx", source, f".{name}", [*flags, f"-DDD2_ISA={name}"])
     known = [f"-DDD2_WITH_{name.upper()}" for name in levels]
     ninja.compile("cxx", csrc / "cpu" / "dispatch.cpp", flags=known)
+    for source in ordered(csrc / "plan", "*.cpp"):
+        ninja.compile("cxx", source, ".plan")
     ninja.compile("cxx", csrc / "bindings.cpp", flags=bound)
     ninja.link(target)
     return ninja
@@ -129,6 +132,9 @@ def ordered(folder: Path, pattern: str) -> list[Path]:
 
 if __name__ == "__main__":
     setup(
+        # The kernels' headers, which CuPy compiles, lie outside of the package.
+        packages=[*find_packages(include=["dd2_fast", "dd2_fast.*"]), "dd2_fast.csrc"],
+        package_dir={"dd2_fast.csrc": "csrc"},
         # Sources are left to ninja, so setuptools must always ask it.
         ext_modules=[Extension("dd2_fast._C", sources=[])],
         cmdclass={"build_ext": BuildExtension},

@@ -1,14 +1,14 @@
 // Python module dd2_fast._C. Every operator of operators.def is cpu_<name>(params, num_threads) and,
 // with CUDA, cuda_<name>(params, stream), where params is the address of its arguments: a struct of
-// raw pointers and sizes, so one binary serves every torch version.
+// raw pointers and sizes, so one binary serves every torch version. plan_<name>(params, processors,
+// shared) says how its GPU kernels are launched, CUDA or not: CuPy launches them too.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <string>
 
 #include "cpu/dispatch.h"
-#include "layout.h"
-#include "operators.h"
+#include "plan/plan.h"
 #ifdef DD2_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -32,13 +32,32 @@ struct ReleaseGil {
 };
 
 // The size of the struct, then (offset, size) of each field.
-template <typename Params>
-py::tuple layout() {
+py::tuple layout_tuple(const dd2::Layout& layout) {
   py::list fields;
-  for (const dd2::Field& field : dd2::layout_of<Params>()) {
+  for (const dd2::Field& field : layout.fields) {
     fields.append(py::make_tuple(field.offset, field.size));
   }
-  return py::make_tuple(sizeof(Params), py::tuple(fields));
+  return py::make_tuple(layout.size, py::tuple(fields));
+}
+
+// Bytes of workspace, then (kernel, grid, threads, bytes of shared memory) of each launch.
+py::tuple plan_tuple(const dd2::Plan& plan) {
+  py::list launches;
+  for (const dd2::Launch& l : plan.launches) {
+    launches.append(py::make_tuple(dd2::name_of(l), py::make_tuple(l.grid[0], l.grid[1]),
+                                   l.threads, l.shared));
+  }
+  return py::make_tuple(plan.workspace, launches);
+}
+
+template <typename Params>
+void register_plan(py::module_& m, const char* name,
+                   dd2::Plan (*plan)(const Params&, const dd2::Device&)) {
+  m.def(name,
+        [plan](Address params, long long processors, long long shared) {
+          return plan_tuple(plan(at<Params>(params), {processors, shared}));
+        },
+        py::arg("params"), py::arg("processors"), py::arg("shared"));
 }
 
 template <typename Params>
@@ -56,6 +75,17 @@ void register_cuda(py::module_& m, const char* name, void (*launch)(const Params
           launch(at<Params>(params), reinterpret_cast<void*>(stream));
         },
         py::arg("params"), py::arg("stream"), py::call_guard<ReleaseGil>());
+}
+
+// Bytes that params.workspace had better point to on the current device.
+template <typename Params>
+void register_workspace(py::module_& m, const char* name,
+                        dd2::Plan (*plan)(const Params&, const dd2::Device&)) {
+  m.def(name,
+        [plan](Address params) {
+          return plan(at<Params>(params), dd2::cuda::current_device()).workspace;
+        },
+        py::arg("params"), py::call_guard<ReleaseGil>());
 }
 #endif
 
@@ -87,21 +117,19 @@ PYBIND11_MODULE(_C, m) {
 
   py::dict layouts;
 #define DD2_OPERATOR(name, Params)                                  \
-  layouts[#Params] = layout<dd2::Params>();                         \
-  register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name);
+  layouts[#name] = layout_tuple(dd2::layout_##name());              \
+  register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name);          \
+  register_plan(m, "plan_" #name, &dd2::plan_##name);
 #include "operators.def"
 #undef DD2_OPERATOR
   m.attr("layouts") = layouts;
 
 #ifdef DD2_WITH_CUDA
-#define DD2_OPERATOR(name, Params) register_cuda(m, "cuda_" #name, &dd2::cuda::launch_##name);
+#define DD2_OPERATOR(name, Params)                                 \
+  register_cuda(m, "cuda_" #name, &dd2::cuda::launch_##name);      \
+  register_workspace(m, "cuda_workspace_" #name, &dd2::plan_##name);
 #include "operators.def"
 #undef DD2_OPERATOR
   m.def("cuda_unusable", &dd2::cuda::unusable, "Why the current device runs no kernel, or None.");
-  m.def("cuda_conditional_score_workspace",
-        [](Address params) {
-          return dd2::cuda::conditional_score_workspace(at<dd2::ConditionalScoreParams>(params));
-        },
-        py::arg("params"), py::call_guard<ReleaseGil>());
 #endif
 }

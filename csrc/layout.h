@@ -13,6 +13,12 @@ struct Field {
   std::size_t offset, size;
 };
 
+// The size of a struct, and every field in order, those of structs inside it one by one.
+struct Layout {
+  std::size_t size;
+  std::vector<Field> fields;
+};
+
 namespace layout_detail {
 
 struct Anything {
@@ -29,7 +35,7 @@ template <typename T>
 std::false_type takes(...);
 
 // The most values that initialise a T: its fields.
-template <typename T, std::size_t n = 16>
+template <typename T, std::size_t n = 24>
 constexpr std::size_t field_count() {
   if constexpr (decltype(takes<T>(std::make_index_sequence<n>{}))::value) {
     return n;
@@ -39,46 +45,45 @@ constexpr std::size_t field_count() {
 }
 
 template <typename T>
-void append_fields(const T& value, const char* start, std::vector<Field>& fields) {
-  if constexpr (!std::is_class_v<T>) {
-    const auto* place = reinterpret_cast<const char*>(&value);
-    fields.push_back({static_cast<std::size_t>(place - start), sizeof(T)});
+void append_fields(std::size_t start, std::vector<Field>& fields);
+
+// A value of the list that initialises a struct; what it is converted to is the type of the field.
+struct NextField {
+  std::size_t& end;  // of the field before
+  std::vector<Field>& fields;
+
+  template <typename T>
+  operator T() const {
+    const std::size_t start = (end + alignof(T) - 1) / alignof(T) * alignof(T);
+    append_fields<T>(start, fields);
+    end = start + sizeof(T);
+    return T{};
+  }
+};
+
+template <typename T, std::size_t... I>
+void append_each(std::size_t start, std::vector<Field>& fields, std::index_sequence<I...>) {
+  std::size_t end = start;
+  static_cast<void>(T{(static_cast<void>(I), NextField{end, fields})...});  // from left to right
+}
+
+template <typename T>
+void append_fields(std::size_t start, std::vector<Field>& fields) {
+  if constexpr (std::is_class_v<T>) {
+    append_each<T>(start, fields, std::make_index_sequence<field_count<T>()>{});
   } else {
-    const auto append = [&](const auto&... field) { (append_fields(field, start, fields), ...); };
-    constexpr std::size_t count = field_count<T>();
-    if constexpr (count == 5) {
-      const auto& [a, b, c, d, e] = value;
-      append(a, b, c, d, e);
-    } else if constexpr (count == 6) {
-      const auto& [a, b, c, d, e, f] = value;
-      append(a, b, c, d, e, f);
-    } else if constexpr (count == 7) {
-      const auto& [a, b, c, d, e, f, g] = value;
-      append(a, b, c, d, e, f, g);
-    } else if constexpr (count == 8) {
-      const auto& [a, b, c, d, e, f, g, h] = value;
-      append(a, b, c, d, e, f, g, h);
-    } else if constexpr (count == 10) {
-      const auto& [a, b, c, d, e, f, g, h, i, j] = value;
-      append(a, b, c, d, e, f, g, h, i, j);
-    } else if constexpr (count == 11) {
-      const auto& [a, b, c, d, e, f, g, h, i, j, k] = value;
-      append(a, b, c, d, e, f, g, h, i, j, k);
-    } else {
-      static_assert(count == 5, "add a line for this number of fields");
-    }
+    fields.push_back({start, sizeof(T)});
   }
 }
 
 }  // namespace layout_detail
 
-// Every field of T in order, those of structs inside it one by one.
 template <typename T>
-std::vector<Field> layout_of() {
-  const T value{};
-  std::vector<Field> fields;
-  layout_detail::append_fields(value, reinterpret_cast<const char*>(&value), fields);
-  return fields;
+Layout layout_of() {
+  static_assert(std::is_standard_layout_v<T> && std::is_aggregate_v<T>, "a plain struct");
+  Layout layout{sizeof(T), {}};
+  layout_detail::append_fields<T>(0, layout.fields);
+  return layout;
 }
 
 }  // namespace dd2

@@ -1,8 +1,10 @@
-// The arguments of every operator in operators.def.
+// The types of the operators' arguments, by name; dd2/<operator>.h has what is in them.
 #pragma once
 
-#include "dd2/conditional_score.h"
-#include "dd2/flow_solve.h"
-#include "dd2/image_normal.h"
-#include "dd2/nearest_code.h"
-#include "dd2/sample_code.h"
+namespace dd2 {
+
+#define DD2_OPERATOR(name, Params) struct Params;
+#include "operators.def"
+#undef DD2_OPERATOR
+
+}  // namespace dd2

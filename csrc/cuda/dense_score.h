@@ -1,19 +1,14 @@
-// The conditional score by tensor cores, for codes of at most largest_dense_dim values.
+// The conditional score by tensor cores.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include "dd2/conditional_score.h"
+#include "plan/plan.h"
 
 namespace dd2::cuda {
 
-// Sums of longer codes do not fit in a thread's registers.
-inline long long largest_dense_dim(const ConditionalScoreParams& p) {
-  return p.direction != nullptr ? 32 : 64;
-}
-
-// Defined in dense_score_*.cu; the workspace is dd2::DenseWorkspace.
+// Launches one kernel of such a plan, or returns false. Each type of logits is compiled by itself, in
+// conditional_score_dense_*.cu, for the time it takes.
 template <LogitType kType>
-void launch_dense_score(const ConditionalScoreParams& params, cudaStream_t stream);
+bool run_dense_score(const Launch& launch, const ConditionalScoreParams& params, void* stream);
 
 }  // namespace dd2::cuda

@@ -1,16 +1,15 @@
 #include "dd2/image_normal.cuh"
 
-#include "check.h"
 #include "launch.h"
+#include "run.h"
 
 namespace dd2::cuda {
 
 void launch_image_normal(const ImageNormalParams& p, void* stream) {
-  const long long threads = p.images * ((p.count + 3) / 4);
-  if (threads <= 0) return;
-  const dim3 grid(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
-  launch(image_normal_fwd_kernel, grid, kThreads, 0, static_cast<cudaStream_t>(stream), p,
-         "image_normal");
+  run_all(plan_image_normal(p, current_device()), [&](const Launch& launch) {
+    launch_kernel(image_normal_fwd_kernel, launch, p, stream);
+    return true;
+  });
 }
 
 }  // namespace dd2::cuda

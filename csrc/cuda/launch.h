@@ -2,6 +2,7 @@
 #pragma once
 
 #include "operators.h"
+#include "plan/plan.h"
 
 namespace dd2::cuda {
 
@@ -9,10 +10,10 @@ namespace dd2::cuda {
 #include "operators.def"
 #undef DD2_OPERATOR
 
+// The current device.
+Device current_device();
+
 // Null, or why the current device runs none of them: an older driver, no machine code for it.
 const char* unusable();
-
-// Bytes of workspace that tensor cores need, or 0 where one block a row is faster on this device.
-long long conditional_score_workspace(const ConditionalScoreParams& params);
 
 }  // namespace dd2::cuda

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..condition import Rows, condition_of
 from ..ops import sample_code
-from ..ops.checks import check_filters, check_number
+from ..ops.checks import check_number
+from ..ops.teacher_checks import check_filters
 from .checks import check_drawn
 from .processor import warn_if_slow
 

@@ -1,106 +1,80 @@
-"""Launching NVRTC's kernels on torch's streams, with plain C structs as their arguments."""
+"""Launching NVRTC's kernels on torch's streams, as the extension's plans say (``csrc/plan``), with
+plain C structs as their arguments."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
 from typing import Any
 
 import torch
 
-from . import nvrtc
-from .native import Launch
-
-THREADS = 256  # dd2::kThreads
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to run an operator: a kernel of ``dd2/<header>.cuh``, its grid, its shared memory."""
-
-    header: str
-    kernel: str  # a template instantiation, as C++ names it inside namespace dd2
-    grid: tuple[int, int]
-    shared: int = 0  # bytes of dynamic shared memory
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel loaded on one device."""
-
-    function: int  # CUfunction
-    static_shared: int  # bytes
+from . import extension, nvrtc
+from .native import Launch, give_workspace
 
 
 @functools.cache
-def _load_kernel(device: int, header: str, kernel: str) -> Kernel:
+def _load_kernel(device: int, kernel: str) -> tuple[int, int]:
+    """The CUfunction of a kernel, as C++ names it inside namespace dd2, and the most bytes of
+    dynamic shared memory that it can have."""
     cuda = nvrtc.cupy().cuda
     driver, supported = cuda.driver, cuda.nvrtc.getSupportedArchs()
     arch = nvrtc.architecture(torch.cuda.get_device_capability(device), supported)
-    image, symbol = nvrtc.cached_image(header, kernel, arch)
+    image, symbol = nvrtc.cached_image(header_of(kernel), kernel, arch)
     function = driver.moduleGetFunction(driver.moduleLoadData(image), symbol)
     static = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+    most = _device_size(device)[1] - static
     # Once for all launches: threads that set what their own need would take it from each other.
-    driver.funcSetAttribute(
-        function,
-        driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-        _shared_limit(device) - static,
-    )
-    return Kernel(function, static)
+    driver.funcSetAttribute(function, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
+    return function, most
+
+
+def header_of(kernel: str) -> str:
+    """The header that defines it: ``X_kernel`` or ``X_fwd_kernel`` is in ``dd2/X.cuh``."""
+    return re.sub(r"(_fwd)?_kernel(<.*)?$", "", kernel)
 
 
 @functools.cache
-def _shared_limit(device: int) -> int:
-    """Bytes of shared memory, static and dynamic, that a block can have."""
+def _device_size(device: int) -> tuple[int, int]:
+    """Multiprocessors, and bytes of shared memory that a block can have."""
     runtime = nvrtc.cupy().cuda.runtime
-    return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
+    names = runtime.cudaDevAttrMultiProcessorCount, runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin
+    processors, shared = (runtime.deviceGetAttribute(name, device) for name in names)
+    return processors, shared
 
 
-@functools.cache
-def _processor_count(device: int) -> int:
-    runtime = nvrtc.cupy().cuda.runtime
-    return runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device)
+def cupy_launcher(op: str, device: torch.device) -> Launch:
+    """The CUDA kernels of ``op``, compiled by NVRTC, on the current stream of ``device``."""
+    plan = getattr(extension.native(), f"plan_{op}")
+
+    def launch(params: ctypes.Structure) -> None:
+        address = ctypes.addressof(params)
+        with torch.cuda.device(device):
+            index = torch.cuda.current_device()
+            size, launches = plan(address, *_device_size(index))
+            workspace = give_workspace(params, size, device)
+            if workspace is not None:
+                _, launches = plan(address, *_device_size(index))
+            _run(launches, address, index)
+
+    return launch
 
 
-def processor_count(device: torch.device) -> int:
-    """Multiprocessors of the device."""
-    with torch.cuda.device(device):
-        return _processor_count(torch.cuda.current_device())
-
-
-def _choose(ways: Sequence[Way], device: int) -> tuple[Way, Kernel]:
-    """The first that fits the device's shared memory."""
-    limit = _shared_limit(device)
-    for way in ways:
-        if way.shared <= limit:
-            kernel = _load_kernel(device, way.header, way.kernel)
-            if kernel.static_shared + way.shared <= limit:
-                return way, kernel
-    raise RuntimeError(
-        f"{way.kernel} needs {way.shared} bytes of shared memory beside its own, "
-        f"the device has {limit}"
-    )
-
-
-def launch(ways: Sequence[Way], params: ctypes.Structure, device: torch.device) -> None:
-    """Run the first of ``ways`` that fits on the current stream; nothing where there is none."""
-    if not ways:
+def _run(launches: list[tuple[Any, ...]], params: int, device: int) -> None:
+    if not launches:
         return
     cuda = nvrtc.cupy().cuda
-    with torch.cuda.device(device):
-        index = torch.cuda.current_device()
-        cuda.runtime.setDevice(index)  # else a new thread has no context for the driver
-        way, kernel = _choose(ways, index)
-        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
-        stream = torch.cuda.current_stream().cuda_stream
+    cuda.runtime.setDevice(device)  # else a new thread has no context for the driver
+    arguments = (ctypes.c_void_p * 1)(params)
+    stream = torch.cuda.current_stream().cuda_stream
+    for kernel, grid, threads, shared in launches:
+        function, most = _load_kernel(device, kernel)
+        if shared > most:
+            raise RuntimeError(
+                f"{kernel} needs {shared} bytes of shared memory beside its own, the device has "
+                f"{most}"
+            )
         cuda.driver.launchKernel(
-            kernel.function, *way.grid, 1, THREADS, 1, 1, way.shared, stream,
-            ctypes.addressof(arguments), 0,
-        )  # fmt: skip
-
-
-def cupy_launcher(plan: Callable[[Any], Sequence[Way]], device: torch.device) -> Launch:
-    """``launch(params)`` by the ways that ``plan(params)`` gives."""
-    return lambda params: launch(plan(params), params, device)
+            function, *grid, 1, threads, 1, 1, shared, stream, ctypes.addressof(arguments), 0
+        )

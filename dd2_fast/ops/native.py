@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from . import extension, structs
 
 Launch = Callable[[ctypes.Structure], None]  # runs a kernel with these arguments
 
-_LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LOGIT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # dd2::LogitType
 
 
 def address(tensor: Tensor | None) -> int:
@@ -26,14 +27,28 @@ def cpu_launcher(op: str) -> Launch:
 
 
 def cuda_launcher(op: str, device: torch.device) -> Launch:
-    """The CUDA kernel of ``op`` on the current stream of ``device``."""
-    kernel = getattr(extension.native(), f"cuda_{op}")
+    """The CUDA kernels of ``op`` on the current stream of ``device``."""
+    module = extension.native()
+    kernel, wanted = getattr(module, f"cuda_{op}"), getattr(module, f"cuda_workspace_{op}")
 
     def launch(params: ctypes.Structure) -> None:
+        address = ctypes.addressof(params)
         with torch.cuda.device(device):
-            kernel(ctypes.addressof(params), torch.cuda.current_stream().cuda_stream)
+            size = wanted(address) if hasattr(params, "workspace") else 0
+            workspace = give_workspace(params, size, device)
+            kernel(address, torch.cuda.current_stream().cuda_stream)
+            del workspace  # what comes next on the stream may have it
 
     return launch
+
+
+def give_workspace(params: Any, size: int, device: torch.device) -> Tensor | None:
+    """``size`` bytes that ``params.workspace`` points to, for the caller to keep; None for none."""
+    if not size:
+        return None
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    params.workspace = workspace.data_ptr()
+    return workspace
 
 
 class TeacherRows:
@@ -61,7 +76,7 @@ class TeacherRows:
             vocabulary=logits.shape[1],
             top_k=top_k,
             top_p=top_p,
-            logit_type=_LOGIT_TYPES[logits.dtype],
+            logit_type=LOGIT_TYPES[logits.dtype],
         )
 
 

@@ -1,5 +1,4 @@
-"""The kernels of ``csrc/include/dd2`` that need no workspace, compiled by NVRTC at their first use,
-through CuPy: all that ``cuda`` has but those of the tensor cores (``dense_score.cuh``).
+"""The kernels of ``csrc/include/dd2``, compiled by NVRTC at their first use, through CuPy.
 
 An instantiation is compiled once for each architecture, about a second, and kept on disk under
 ``CUPY_CACHE_DIR`` (default ``~/.cupy/kernel_cache``). Loading one may fail while a CUDA graph is

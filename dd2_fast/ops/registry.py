@@ -52,6 +52,9 @@ def _cuda_unavailable(device: torch.device) -> str | None:
 def _cupy_unavailable(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"runs on CUDA tensors only, not on {device.type}"
+    reason = extension.load()[1]
+    if reason is not None:
+        return f"its launches are planned by the extension's C++ part: {reason}"
     return _gpu_unusable(device) or nvrtc.unusable()
 
 

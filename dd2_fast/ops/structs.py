@@ -1,13 +1,13 @@
-"""Kernel arguments as plain C data: the structs of ``csrc/include/dd2/*.h`` in ctypes, for the
-extension's kernels and NVRTC's. A struct's layout is checked when the extension is loaded."""
+"""Kernel arguments as plain C data, for the extension's kernels and NVRTC's: structs of
+``csrc/include/dd2/*.h`` in ctypes. An operator's own is in its ``native.py``, and its layout is
+checked when the extension is loaded."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-LOGIT_TYPES = ("kFloat32", "kBFloat16", "kFloat16")  # dd2::LogitType, in order
 
 
 def fields(names: str, kind: type) -> list[tuple[str, type]]:
@@ -28,69 +28,6 @@ class TeacherRows(ctypes.Structure):
         return 0 < self.top_k < self.vocabulary or self.top_p < 1
 
 
-class CsdLossParams(ctypes.Structure):
-    """``dd2::CsdLossParams``."""
-
-    _fields_ = [
-        *fields("x fake weight loss grad_x grad_fake grad_x_t", ctypes.c_void_p),
-        ("alpha", ctypes.c_float),
-        ("dmd", ctypes.c_bool),
-        ("weight_power", ctypes.c_float),
-    ]
-
-
-class ConditionalScoreParams(ctypes.Structure):
-    """``dd2::ConditionalScoreParams``."""
-
-    _fields_ = [
-        ("teacher", TeacherRows),
-        *fields("out jacobian x_t t direction codebook", ctypes.c_void_p),
-        *fields("draws dim", ctypes.c_longlong),
-        ("csd", CsdLossParams),
-        ("workspace", ctypes.c_void_p),
-    ]
-
-
-class FlowSolveParams(ctypes.Structure):
-    """``dd2::FlowSolveParams``."""
-
-    _fields_ = [
-        ("teacher", TeacherRows),
-        *fields("out noise codebook", ctypes.c_void_p),
-        *fields("draws dim steps", ctypes.c_longlong),
-        ("heun", ctypes.c_bool),
-    ]
-
-
-class ImageNormalParams(ctypes.Structure):
-    """``dd2::ImageNormalParams``."""
-
-    _fields_ = [
-        *fields("out indices seeds", ctypes.c_void_p),
-        *fields("seed images count", ctypes.c_longlong),
-        ("stream", ctypes.c_uint),
-    ]
-
-
-class NearestCodeParams(ctypes.Structure):
-    """``dd2::NearestCodeParams``."""
-
-    _fields_ = [
-        *fields("out x codebook", ctypes.c_void_p),
-        *fields("rows vocabulary dim", ctypes.c_longlong),
-    ]
-
-
-class SampleCodeParams(ctypes.Structure):
-    """``dd2::SampleCodeParams``."""
-
-    _fields_ = [
-        ("teacher", TeacherRows),
-        *fields("out seed index", ctypes.c_void_p),
-        ("inverse_temperature", ctypes.c_float),
-    ]
-
-
 def layout_of(struct: type[ctypes.Structure]) -> tuple[int, tuple[tuple[int, int], ...]]:
     """The size, and (offset, size) of every field, those of structs inside it one by one."""
     return ctypes.sizeof(struct), tuple(_places(struct, 0))
@@ -106,7 +43,22 @@ def _places(struct: type[ctypes.Structure], start: int) -> Iterator[tuple[int, i
             yield start + place.offset, place.size
 
 
+def params_of(op: str) -> type[ctypes.Structure]:
+    """The arguments of the compiled kernels of ``op``: ``FlowSolveParams`` of ``flow_solve``.
+
+    Raises:
+        AttributeError, ImportError: there are none.
+    """
+    name = "".join(word.capitalize() for word in op.split("_")) + "Params"
+    return getattr(importlib.import_module(f"dd2_fast.ops.{op}.native"), name)
+
+
 def differing(layouts: Mapping[str, Any]) -> str | None:
-    """The first struct of which the extension has another layout, or none."""
-    own = {name: globals().get(name) for name in layouts}
-    return next((n for n, s in own.items() if s is None or layout_of(s) != layouts[n]), None)
+    """The first operator of whose arguments the extension has another layout, or none."""
+    for op, layout in layouts.items():
+        try:
+            if layout_of(params_of(op)) != layout:
+                return op
+        except (AttributeError, ImportError):
+            return op
+    return None

@@ -18,7 +18,8 @@ from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
 from ..models.processor import warn_if_slow
 from ..ops import nearest_code
-from ..ops.checks import check_filters, check_number
+from ..ops.checks import check_number
+from ..ops.teacher_checks import check_filters
 from ..progress import progress_bar
 from ..ranges import annotate
 from .arguments import (

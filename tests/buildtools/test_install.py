@@ -36,8 +36,8 @@ def build(what: str, source: Path, out: Path, **values: str) -> Path:
     return made
 
 
-def unpacked_sdist(folder: Path) -> Path:
-    """Of the checkout's tracked files alone, as a fresh clone has them."""
+def cloned(folder: Path) -> Path:
+    """The checkout's tracked files alone, as a fresh clone has them."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("no git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
@@ -46,7 +46,11 @@ def unpacked_sdist(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
-    with tarfile.open(build("sdist", clone, folder / "sdist")) as archive:
+    return clone
+
+
+def unpacked_sdist(folder: Path) -> Path:
+    with tarfile.open(build("sdist", cloned(folder), folder / "sdist")) as archive:
         archive.extractall(folder / ODD, filter="data")
     (source,) = (folder / ODD).iterdir()
     return source
@@ -67,11 +71,36 @@ def unzip(wheel: Path, site: Path) -> Path:
     return site
 
 
+def packaged(clone: Path) -> set[str]:
+    """What of the checkout is to be installed: the package and the kernels' headers."""
+    names = {str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file()}
+    package = {name for name in names if name.startswith("dd2_fast/")}
+    headers = {f"dd2_fast/{name}" for name in names if name.startswith("csrc/include/dd2/")}
+    assert package and headers
+    return headers | {n for n in package if not n.endswith(("README.md", "demo.png"))}
+
+
+def test_the_package_is_every_folder_of_it(tmp_path: Path) -> None:
+    """Folders are found, not listed: a new one is installed too, and nothing beside the package."""
+    require("setuptools")
+    clone = cloned(tmp_path)
+    added = clone / "dd2_fast" / "ops" / "added" / "__init__.py"
+    added.parent.mkdir()
+    added.write_text("")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    run = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    lib = tmp_path / "lib"
+    built = {str(path.relative_to(lib)) for path in lib.rglob("*") if path.is_file()}
+    assert built == packaged(clone)
+
+
 @pytest.mark.slow
 def test_a_source_distribution_is_the_checkout(tmp_path: Path) -> None:
     source = unpacked_sdist(tmp_path)
     tracked = {p.relative_to(tmp_path / "clone") for p in (tmp_path / "clone").rglob("*")}
     packed = {path.relative_to(source) for path in source.rglob("*")}
+    assert Path("csrc/plan/plan.h") in packed
     assert {str(path) for path in tracked - packed} <= {".gitignore", ".pre-commit-config.yaml"}
     linked = re.findall(r"\]\(([^)#:]+)\)", (source / "README.md").read_text())
     assert "dd2_fast/assets/demo.png" in linked
@@ -93,8 +122,8 @@ def test_installs_from_a_folder_of_any_name_twice_the_same(tmp_path: Path) -> No
     assert first.read_bytes() == second.read_bytes()
     assert len(log.read_text().splitlines()) > 30
     names = zipfile.ZipFile(first).namelist()
-    assert "dd2_fast/build.json" in names and "dd2_fast/csrc/include/dd2/block.cuh" in names
-    assert not [name for name in names if name.startswith(("tests", "buildtools", "bench"))]
+    made = {name for name in names if ".dist-info/" not in name and not name.endswith(".so")}
+    assert made == packaged(copy) | {"dd2_fast/build.json"}
     site = unzip(first, tmp_path / "site")
     code = (
         "import torch, dd2_fast.cli, dd2_fast.ops as ops\n"

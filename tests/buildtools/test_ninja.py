@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from buildtools_stubs import ODD, ROOT, module, real_gxx
+from native.build import operators
 
 COMPILE = ["$flags", "-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
 
@@ -56,17 +57,17 @@ def test_a_line_break_is_refused(tmp_path: Path) -> None:
         module("ninja").NinjaFile(tmp_path).rule("cxx", ["g++\n"])
 
 
-KERNELS = ("conditional_score", "flow_solve", "image_normal", "nearest_code", "sample_code")
-
-
 @pytest.mark.parametrize("levels", [("generic",), ("v2",), ("v2", "v3"), ("v2", "v3", "v4")])
 def test_the_best_level_that_was_built_is_taken(levels: tuple[str, ...], tmp_path: Path) -> None:
     """dispatch.cpp over kernels that write which level they are of."""
     compiler, csrc = real_gxx(), ROOT / "csrc"
-    lines = ['#include "dispatch.h"', "static const char* taken = nullptr;"]
+    lines = [
+        '#include "dispatch.h"',
+        '#include "dd2/sample_code.h"',
+        "static const char* taken = nullptr;",
+    ]
     for level in levels:
-        for kernel in KERNELS:
-            params = "".join(word.capitalize() for word in kernel.split("_")) + "Params"
+        for kernel, params in operators().items():
             lines.append(
                 f"namespace dd2::cpu::{level} {{ void launch_{kernel}(const {params}&, int) "
                 f'{{ taken = "{level}"; }} }}'

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from compiled.executor import Executor
-from native.build import CSRC
+from native.build import CSRC, operators
 from ptxrun import Function
 from ptxrun.build import cache_folder, compile_shared
 
@@ -23,7 +23,6 @@ from dd2_fast.ops import extension, launch, nvrtc, registry
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 MULTIPROCESSORS, SHARED_OPTIN = 16, 97  # cudaDeviceAttr
-OPERATORS = ("conditional_score", "flow_solve", "image_normal", "nearest_code", "sample_code")
 
 
 @contextmanager
@@ -62,7 +61,7 @@ def _install(patch: pytest.MonkeyPatch, backend: str, executor: Executor) -> Non
 
 def _forget_device() -> None:
     """What the ``cupy`` backend keeps of a device."""
-    for cached in (launch._load_kernel, launch._shared_limit, launch._processor_count):
+    for cached in (launch._load_kernel, launch._device_size):
         cached.cache_clear()
 
 
@@ -70,19 +69,21 @@ class Launchers:
     """``dd2_fast._C`` with the launchers of csrc/cuda and no CPU kernels."""
 
     def __init__(self, executor: Executor) -> None:
-        sources = sorted(RUNTIME.glob("*.cpp"))
-        headers = [*RUNTIME.glob("*.h"), *CSRC.glob("cuda/*"), *CSRC.glob("include/dd2/*")]
+        sources = [*RUNTIME.glob("*.cpp"), *CSRC.glob("plan/*.cpp"), *CSRC.glob("cuda/*.cu")]
+        headers = [*RUNTIME.glob("*.h"), *CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")]
         includes = [f"-I{folder}" for folder in (RUNTIME, CSRC, CSRC / "include")]
         flags = ["-std=c++17", "-O0", "-fPIC", "-fno-gnu-unique", *includes]
-        path = compile_shared("launchers", sources, flags, sorted(headers))
+        flags += ["-include", "cuda_runtime.h", "-x", "c++"]
+        path = compile_shared("launchers", sorted(sources), flags, sorted(headers))
         self._library = ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
         self._callbacks = _callbacks(executor)
         self._library.set_callbacks(self._callbacks)
-        self._library.workspace.restype = ctypes.c_longlong
-        self._library.workspace.argtypes = [ctypes.c_void_p]
         self.cuda_architectures = (f"sm_{executor.arch}",)
-        for op in OPERATORS:
+        for op in operators():
             setattr(self, f"cuda_{op}", self._launcher(op))
+            workspace = getattr(self._library, f"workspace_{op}")
+            workspace.restype, workspace.argtypes = ctypes.c_longlong, [ctypes.c_void_p]
+            setattr(self, f"cuda_workspace_{op}", workspace)
 
     def _launcher(self, op: str) -> Callable[[int, int], None]:
         function = getattr(self._library, f"cuda_{op}")
@@ -95,9 +96,6 @@ class Launchers:
                 raise RuntimeError(error.decode())
 
         return run
-
-    def cuda_conditional_score_workspace(self, params: int) -> int:
-        return self._library.workspace(params)
 
     def cuda_unusable(self) -> None:
         return None

@@ -20,7 +20,7 @@ from native.build import CSRC
 from ptxrun.build import cache_folder
 
 from dd2_fast.ops import nvrtc
-from dd2_fast.ops.structs import LOGIT_TYPES
+from dd2_fast.ops.launch import header_of
 
 Launch = tuple[ptxrun.Counters, list[ptxrun.Fault]]
 
@@ -120,27 +120,24 @@ def nvcc_modules(nvcc: str, arch: str) -> list[ptxrun.Module]:
             subprocess.run(command, check=True)
             return ptxrun.load(Path(file.name).read_bytes())
 
-    sources = [path for path in sorted((CSRC / "cuda").glob("*.cu")) if path.stem != "unusable"]
+    sources = [path for path in sorted((CSRC / "cuda").glob("*.cu")) if path.stem != "device"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compiled, sources))
 
 
 @functools.cache
 def expression_of(symbol: str) -> tuple[str, str]:
-    """Header and C++ name inside namespace dd2 of a kernel's mangled name.
-
-    A kernel is named after its header: ``<header>_kernel``, ``<header>_fwd_kernel``.
-    """
+    """Header and C++ name inside namespace dd2 of a kernel's mangled name."""
     match = re.fullmatch(r"_ZN3dd2(\d+)(\w+)", symbol)
     assert match, symbol
     length = int(match[1])
     name, rest = match[2][:length], match[2][length:]
-    header = re.sub(r"(_fwd)?_kernel$", "", name)
+    header = header_of(name)
     arguments = re.match(r"I((?:L(?:NS_9LogitTypeE|[ib])\d+E)+)E", rest)
     if not arguments:
         return header, name
     values = [
-        f"LogitType::{LOGIT_TYPES[int(value)]}" if kind.startswith("NS_")
+        f"LogitType({value})" if kind.startswith("NS_")
         else value if kind == "i" else ("false", "true")[int(value)]
         for kind, value in re.findall(r"L(NS_9LogitTypeE|[ib])(\d+)E", arguments[1])
     ]  # fmt: skip

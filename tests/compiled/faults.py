@@ -162,9 +162,9 @@ FAULTS = {
         score(2, 90, 8, top_k=30, aligned=False), "misaligned", "nothing",
     ),
     "shared_memory_too_small": Planted(
-        "conditional_score.cuh",
-        "return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
-        "return 5 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
+        "conditional_score.h",
+        "return 4 * padded_dim<kDim>(p);",
+        "return 5 * padded_dim<kDim>(p);",
         ROW, "out of bounds", "write past the end",
     ),
     "shared_memory_overrun": Planted(

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from compiled.executor import expression_of, ptx
+from native.build import operators
 from native.compilers import require_nvcc, require_nvrtc
-from native.test_compiles import KERNELS
+from native.test_plans import kernels
 from processes import run_python
+
+from dd2_fast.ops.launch import header_of
 
 TESTS = Path(__file__).resolve().parents[1]
 # What needs a GPU of its own, torch.compile, or so many rows that it takes minutes.
@@ -44,11 +47,16 @@ FEWER = {
     "nearest_code": "many_tokens or wide",
     "sample_code": "ragged-float32 or no_filter-float16 or llamagen-bfloat16",
 }
-# Of the cuda backend alone.
-TENSOR_CORES = ("dense_score", "direct_score", "row_filter", "split_codebook")
+# Of an operator that neither names, all tests.
+ALL = dict.fromkeys(operators(), "test_")
+TENSOR_CORES = {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"}
 RUNS = {
-    "cuda:90": QUICK | {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"},
-    "cupy:80": FEWER,
+    "cuda:90": ALL | QUICK | TENSOR_CORES,
+    "cupy:80": ALL | FEWER | TENSOR_CORES,
+    "cupy:90": {
+        "conditional_score": "ragged-float16",
+        "gpu": "scores_by_tensor and bfloat16 and (kept or narrow)",
+    },
     "triton:80": FEWER,
     "triton:90": FEWER | {name: QUICK[name] for name in ("conditional_score", "csd_loss")},
 }
@@ -100,12 +108,14 @@ def marks(executed: str) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize("executed", [pytest.param(name, marks=marks(name)) for name in RUNS])
 def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
-    kernels = execute(executed, RUNS[executed], tmp_path)
+    launched = execute(executed, RUNS[executed], tmp_path)
     if executed.startswith("triton"):
-        assert len(kernels) == 9
-    else:
-        headers = {expression_of(symbol)[0] for symbol in kernels}
-        assert headers == {*KERNELS, *TENSOR_CORES * executed.startswith("cuda")}
+        assert len(launched) == 9
+        return
+    wanted = {header_of(kernel) for names in kernels().values() for kernel in names}
+    if executed == "cupy:90":
+        wanted = {header_of(kernel) for kernel in kernels()["conditional_score"]}
+    assert {expression_of(symbol)[0] for symbol in launched} == wanted
 
 
 @pytest.mark.long
@@ -124,9 +134,9 @@ def test_ptx_of_two_architectures_is_one() -> None:
         image = ptx(header, kernel, arch)[0].decode()
         return re.sub(r"\.target \w+", "", image)
 
-    for header, kernels in KERNELS.items():
-        for kernel in kernels:
-            assert text(header, kernel, "compute_80") == text(header, kernel, "compute_90a"), kernel
+    for kernel in set().union(*kernels().values()):
+        header = header_of(kernel)
+        assert text(header, kernel, "compute_80") == text(header, kernel, "compute_90a"), kernel
 
 
 @pytest.mark.long

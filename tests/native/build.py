@@ -1,21 +1,49 @@
-"""Compiles C++ sources, kernels under cuda_shim.h among them, into a library for ctypes."""
+"""Compiles C++ sources, kernels under cuda_shim.h among them, into libraries for ctypes."""
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from ptxrun.build import compile_shared, compiler_command
 
 NATIVE_DIR = Path(__file__).resolve().parent
 CSRC = NATIVE_DIR.parents[1] / "csrc"
 DEFAULT_INCLUDES = (NATIVE_DIR, NATIVE_DIR / "fake_runtime", CSRC, CSRC / "include")
 
 
-def compiler_command() -> list[str]:
-    """The C++ compiler of the environment variable CXX, which may carry a launcher, or g++."""
-    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+# -O2 takes the kernels' templates twice as long, for code that runs about as fast.
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra")
+
+
+def operators() -> dict[str, str]:
+    """The type of the arguments of each operator with compiled kernels, by operators.def."""
+    lines = (CSRC / "operators.def").read_text()
+    return dict(re.findall(r"^DD2_OPERATOR\((\w+), (\w+)\)$", lines, re.M))
+
+
+def build_operator(op: str) -> Path:
+    """The launcher of ``op`` and its kernels for the CPU, and ``launch`` of operator_shim.cpp."""
+    sources = [
+        *sorted((CSRC / "cuda").glob(f"{op}*.cu")),
+        CSRC / "cuda" / "device.cu",
+        CSRC / "plan" / f"{op}.cpp",
+        CSRC / "plan" / "plan.cpp",
+        NATIVE_DIR / "operator_shim.cpp",
+    ]
+    headers = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *NATIVE_DIR.rglob("*.h")]
+    flags = [*FLAGS, *_own_statics(), *(f"-I{path}" for path in DEFAULT_INCLUDES)]
+    flags += [f"-DDD2_LAUNCH=launch_{op}", f"-DDD2_PARAMS={operators()[op]}"]
+    flags += ["-include", "cuda_runtime.h", "-x", "c++"]
+    return compile_shared(f"{op}_shim", sources, flags, sorted(headers))
+
+
+def _own_statics() -> list[str]:
+    """Else g++ gives all libraries of a process one copy of a template's or inline's statics."""
+    return [] if any("clang" in word for word in compiler_command()) else ["-fno-gnu-unique"]
 
 
 def build_shared(
@@ -33,17 +61,10 @@ def build_shared(
         raise ValueError("sources must name at least one file, got none")
     out_dir.mkdir(parents=True, exist_ok=True)
     library = out_dir / f"{sources[0].stem}.so"
-    # -O2 takes the kernels' templates twice as long, for code that runs about as fast.
-    command = [*compiler_command(), "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra"]
-    if not any("clang" in word for word in command):
-        # Else g++ gives all libraries of a process one copy of a template's or inline's statics.
-        command.append("-fno-gnu-unique")
+    command = [*compiler_command(), *FLAGS, "-shared", *_own_statics()]
     command += [f"-I{path}" for path in includes]
-    command += [*flags, *shlex.split(os.environ.get("DD2_SHIM_FLAGS", ""))]
-    command += [*map(str, sources), "-o", str(library)]
-    # A sanitizer's runtime is for this process, not for the compiler.
-    unloaded = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    result = subprocess.run(command, capture_output=True, text=True, env=unloaded)
+    command += [*flags, *map(str, sources), "-o", str(library)]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{result.stderr}")
     return library

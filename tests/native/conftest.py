@@ -1,29 +1,25 @@
 from __future__ import annotations
 
+import ctypes
+import functools
+import shutil
+from collections.abc import Callable
+
 import pytest
+from native.build import NATIVE_DIR, build_shared, compiler_command
 from native.structs import Shim
 
 
 @pytest.fixture(scope="session")
-def conditional_score_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return Shim("conditional_score", tmp_path_factory.mktemp("conditional_score"))
+def shim_of() -> Callable[[str], Shim]:
+    """The launcher and kernels of an operator on the CPU, compiled at the first call."""
+    return functools.cache(Shim)
 
 
 @pytest.fixture(scope="session")
-def flow_solve_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return Shim("flow_solve", tmp_path_factory.mktemp("flow_solve"))
-
-
-@pytest.fixture(scope="session")
-def image_normal_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return Shim("image_normal", tmp_path_factory.mktemp("image_normal"))
-
-
-@pytest.fixture(scope="session")
-def nearest_code_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return Shim("nearest_code", tmp_path_factory.mktemp("nearest_code"))
-
-
-@pytest.fixture(scope="session")
-def sample_code_shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return Shim("sample_code", tmp_path_factory.mktemp("sample_code"))
+def functions(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Functions of the kernels' headers."""
+    if shutil.which(compiler_command()[0]) is None:
+        pytest.skip(f"no C++ compiler {compiler_command()[0]!r}")
+    folder = tmp_path_factory.mktemp("functions")
+    return ctypes.CDLL(str(build_shared([NATIVE_DIR / "functions_shim.cpp"], folder)))

@@ -1,6 +1,6 @@
 // Runs the CUDA kernels of csrc/include/dd2 on the CPU: a fiber for each thread of a block, blocks
 // in sequence. A fiber runs until it waits at a barrier or a warp collective, so that a run is
-// deterministic and finds logic errors, not races; a kernel that spins on memory never ends.
+// deterministic and finds logic errors, not races (tests/compiled does); a kernel that spins on memory never ends.
 // Stricter than the hardware: a barrier, or a collective's mask, that counts an exited thread is a
 // deadlock. Static __shared__ memory keeps its values between blocks.
 #pragma once
@@ -20,7 +20,6 @@
 #include <vector>
 
 #include "fiber.h"
-#include "races.h"
 
 #define DD2_HOST_SHIM 1
 #define DD2_DYNAMIC_SHARED(type, name) \
@@ -68,7 +67,6 @@ struct Fiber {
   unsigned mask;        // of the collective it waits at
   int source;           // lane to read, or -1 to collect the votes
   std::uint64_t value;  // given to the collective, then its result
-  BarrierCounts passed;
 };
 
 struct alignas(128) SharedLine { unsigned char bytes[128]; };
@@ -83,8 +81,6 @@ struct Machine {
   int threads = 0;
   int current = 0;
   int at_barrier = 0;
-  races::Tokens race_tokens;
-  races::Tokens warp_tokens[1024 / warpSize];
 };
 inline Machine machine;
 
@@ -102,15 +98,12 @@ inline uint3 thread_index(int thread) {
 }
 
 inline void yield() {
-  races::to_scheduler();
   switch_context(machine.fibers[machine.current].context, machine.scheduler);
 }
 
 inline void fiber_main() {
   try {
-    races::begin_thread();
     machine.body();
-    races::end_thread();
   } catch (...) {
     machine.error = std::current_exception();
   }
@@ -120,9 +113,7 @@ inline void fiber_main() {
 }
 
 inline void barrier() {
-  const races::Ignored ignored;
   Fiber& self = machine.fibers[machine.current];
-  const races::Ordering ordering(self.passed.block, machine.race_tokens);
   self.wait = Wait::kBarrier;
   self.mask = 0;
   if (++machine.at_barrier < machine.threads) return yield();
@@ -132,7 +123,6 @@ inline void barrier() {
 
 // Returns the value of lane `source`, or the lanes whose value is not zero where source < 0.
 inline std::uint64_t collective(Wait kind, unsigned mask, std::uint64_t value, int source) {
-  const races::Ignored ignored;
   const int lane = machine.current % warpSize;
   Fiber* warp = &machine.fibers[machine.current - lane];
   const int lanes = std::min(warpSize, machine.threads - (machine.current - lane));
@@ -168,10 +158,7 @@ inline std::uint64_t collective(Wait kind, unsigned mask, std::uint64_t value, i
   return self.value;
 }
 
-inline int lane_index() {
-  const races::Ignored ignored;
-  return machine.current % warpSize;
-}
+inline int lane_index() { return machine.current % warpSize; }
 
 // A source outside the warp leaves the lane its own value, as __shfl_up_sync wants.
 template <typename T>
@@ -207,12 +194,10 @@ inline std::string deadlock() {
 }
 
 inline void run_block(std::size_t shared_bytes) {
-  const races::Block block;
   std::memset(machine.shared.data(), 0xff, machine.shared.size() * sizeof(SharedLine));
   machine.at_barrier = 0;
   for (int i = 0; i < machine.threads; ++i) {
     machine.fibers[i].wait = Wait::kReady;
-    machine.fibers[i].passed = {};
     machine.stacks.start(i, machine.fibers[i].context, fiber_main);
   }
   for (int left = machine.threads; left > 0;) {
@@ -223,7 +208,6 @@ inline void run_block(std::size_t shared_bytes) {
       stuck = false;
       machine.current = i;
       threadIdx = thread_index(i);
-      races::to_fiber(i);
       switch_context(machine.scheduler, machine.fibers[i].context);
       if (machine.error) std::rethrow_exception(std::exchange(machine.error, nullptr));
       left -= machine.fibers[i].wait == Wait::kExited;
@@ -248,7 +232,6 @@ void launch(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes, Args
       shared_bytes > 227 * 1024) {
     throw std::invalid_argument("no device accepts this launch configuration");
   }
-  const races::Ignored ignored;
   machine.body = [&] { kernel(args...); };
   machine.threads = static_cast<int>(threads);
   machine.fibers.resize(threads);
@@ -281,9 +264,6 @@ constexpr bool is_one_of = (std::is_same<T, Allowed>::value || ...);
 
 inline void __syncthreads() { dd2_shim::barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  auto& machine = dd2_shim::machine;
-  const dd2_shim::races::Ordering ordering(machine.fibers[machine.current].passed.warp,
-                                           machine.warp_tokens[machine.current / warpSize]);
   dd2_shim::collective(dd2_shim::Wait::kSyncwarp, mask, 0, -1);
 }
 

@@ -181,9 +181,5 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCupy, cache: Any) -> None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     stream = SimpleNamespace(cuda_stream=STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    for cached in (
-        "_load_kernel",
-        "_shared_limit",
-        "_processor_count",
-    ):  # a fresh cache for this test alone
+    for cached in ("_load_kernel", "_device_size"):  # a fresh cache for this test alone
         monkeypatch.setattr(launch, cached, functools.cache(getattr(launch, cached).__wrapped__))

@@ -1,9 +1,9 @@
 """The CUDA kernel of the conditional score and of its epilogue, the CSD loss, run on the CPU by the
-shim, against the float64 reference. Finds errors of logic, not races; those need compute-sanitizer
-on a GPU."""
+shim, against the float64 reference. Finds errors of logic; tests/compiled finds races."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,14 +12,13 @@ from native.structs import Shim, teacher_rows, unaligned
 from ops.cases import Case, make_case, relative_error
 
 from dd2_fast.ops import conditional_score
-from dd2_fast.ops.conditional_score.plan import way
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams, CsdLossParams
 from dd2_fast.ops.csd_loss import reference
-from dd2_fast.ops.structs import ConditionalScoreParams, CsdLossParams
 
 
 @pytest.fixture
-def kernel(conditional_score_shim: Shim) -> Shim:
-    return conditional_score_shim
+def kernel(shim_of: Callable[[str], Shim]) -> Shim:
+    return shim_of("conditional_score")
 
 
 def run(
@@ -53,7 +52,7 @@ def run(
         csd=csd or CsdLossParams(),
         **output,
     )
-    kernel.run(way(params, staged=staged), params, reverse_order=reverse_order)
+    kernel.run(params, staged=staged, reverse_order=reverse_order)
     return out
 
 

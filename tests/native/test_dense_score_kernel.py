@@ -3,25 +3,22 @@ shim with tensor cores' fragment layouts and cut-off sums, against the float64 r
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from native.structs import Shim, build_shim, unaligned
+from native.structs import Shim, unaligned
 from native.test_conditional_score_kernel import LOSSES, exact, far_codebook, run, run_loss
+from native.test_plans import workspace_size
 from ops.cases import Case, make_case, relative_error
 from pairwise import pairwise
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score
-from dd2_fast.ops.conditional_score.plan import way as row_kernel_way
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
 from dd2_fast.ops.csd_loss import reference
-from dd2_fast.ops.launch import Way
-from dd2_fast.ops.structs import ConditionalScoreParams
 
 LONGEST_WITH_JACOBIAN = 32  # codes for which the launcher takes the kernel with J u
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -29,21 +26,25 @@ MODELS = {"var": torch.bfloat16, "llamagen": torch.float16}  # seconds with each
 
 
 class DenseShim(Shim):
-    """The launcher of the tensor-core kernels, its kernels run on the CPU."""
+    """The same, given a workspace: by tensor cores."""
 
-    def __init__(self, folder: Path) -> None:
-        self.library = build_shim("dense_score", folder)
-
-    def run(self, way: Way, params: ConditionalScoreParams, *, reverse_order: bool = False) -> None:
-        """What the row kernel would solve by ``way``."""
-        staged = way == row_kernel_way(params, staged=True)
-        error = self.library.dense_score(ctypes.byref(params), staged, reverse_order)
-        assert error is None, error.decode()
+    def run(
+        self, params: ConditionalScoreParams, *, staged: bool = True, processors: int = 1,
+        reverse_order: bool = False,
+    ) -> None:  # fmt: skip
+        size = workspace_size(params)
+        # NaNs, and a line more, to show writes past the end.
+        memory = torch.full((size + 256,), 255, dtype=torch.uint8)
+        start = -memory.data_ptr() % 128
+        params.workspace = memory.data_ptr() + start
+        super().run(params, staged=staged, processors=processors, reverse_order=reverse_order)
+        rest = torch.cat([memory[:start], memory[start + size :]])
+        assert (rest == 255).all(), "a kernel wrote past the workspace"
 
 
 @pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> DenseShim:
-    return DenseShim(tmp_path_factory.mktemp("dense_score"))
+def kernel() -> DenseShim:
+    return DenseShim("conditional_score")
 
 
 # (rows, vocabulary, dim, draws, guided, top_k, top_p), each with the regime it covers

@@ -1,7 +1,9 @@
 """The CUDA kernel of the flow ODE, run on the CPU by the shim, against the float64 reference. Finds
-errors of logic, not races; those need compute-sanitizer on a GPU."""
+errors of logic; tests/compiled finds races."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,21 +11,20 @@ from native.structs import Shim, teacher_rows, unaligned
 from ops.test_flow_solve import assert_flows_to, make_inputs
 
 from dd2_fast.ops import flow_solve
-from dd2_fast.ops.flow_solve.plan import way
-from dd2_fast.ops.structs import FlowSolveParams
+from dd2_fast.ops.flow_solve.native import FlowSolveParams
 
 STAGED = pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 SOLVERS = pytest.mark.parametrize("solver", ["heun", "euler"])
 
 
 @pytest.fixture
-def kernel(flow_solve_shim: Shim) -> Shim:
-    return flow_solve_shim
+def kernel(shim_of: Callable[[str], Shim]) -> Shim:
+    return shim_of("flow_solve")
 
 
 def run(
     kernel: Shim, inputs: dict, *, staged: bool, steps: int = 5, solver: str = "heun",
-    top_k: int = 0, top_p: float = 1.0, blocks: int = 1, reverse_order: bool = False,
+    top_k: int = 0, top_p: float = 1.0, processors: int = 1, reverse_order: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     noise, logits, codebook = (inputs[n].contiguous() for n in ("noise", "logits", "codebook"))
     scale = torch.as_tensor(inputs["guidance_scale"]).expand(len(logits)).contiguous().float()
@@ -38,7 +39,7 @@ def run(
         steps=steps,
         heun=solver == "heun",
     )
-    kernel.run(way(params, staged=staged, blocks=blocks), params, reverse_order=reverse_order)
+    kernel.run(params, staged=staged, processors=processors, reverse_order=reverse_order)
     return out
 
 
@@ -79,12 +80,12 @@ def test_half_precision_logits(kernel: Shim, dtype: torch.dtype, staged: bool) -
 
 
 @STAGED
-@pytest.mark.parametrize("blocks", [2, 3, 9])
-def test_blocks_share_the_draws_of_a_row(kernel: Shim, blocks: int, staged: bool) -> None:
+@pytest.mark.parametrize("processors", [2, 3, 9])
+def test_blocks_share_the_draws_of_a_row(kernel: Shim, processors: int, staged: bool) -> None:
     inputs = make_inputs(2, 200, 6, 7)
     options = {"top_k": 50, "top_p": 0.9, "staged": staged}
     wanted = run(kernel, inputs, **options)
-    assert torch.equal(run(kernel, inputs, **options, blocks=blocks), wanted)
+    assert torch.equal(run(kernel, inputs, **options, processors=processors), wanted)
 
 
 @STAGED

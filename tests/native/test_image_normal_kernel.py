@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 
 import mpmath
 import pytest
@@ -13,13 +14,12 @@ from native.structs import Shim
 from ops.test_image_normal import REGIMES, SEEDS, assert_drawn, expected, make_indices
 from torch import Tensor
 
-from dd2_fast.ops.image_normal.plan import plan
-from dd2_fast.ops.structs import ImageNormalParams
+from dd2_fast.ops.image_normal.native import ImageNormalParams
 
 
 @pytest.fixture
-def kernel(image_normal_shim: Shim) -> Shim:
-    return image_normal_shim
+def kernel(shim_of: Callable[[str], Shim]) -> Shim:
+    return shim_of("image_normal")
 
 
 def run(
@@ -37,8 +37,7 @@ def run(
         count=count,
         stream=stream,
     )
-    (way,) = plan(params)
-    kernel.run(way, params, reverse_order=reverse_order)
+    kernel.run(params, reverse_order=reverse_order)
     assert out[-4:].isnan().all(), "written beyond the end"
     return out[:-4].reshape(len(indices), *shape)
 
@@ -66,9 +65,9 @@ def words() -> list[int]:
     return [w for w in near + list(range(0, 2**32, 2**32 // 997)) if 0 <= w < 2**32]
 
 
-def test_box_muller_to_double_precision(kernel: Shim) -> None:
+def test_box_muller_to_double_precision(functions: ctypes.CDLL) -> None:
     """A relative 2^-51, also where the logarithm, the cosine or the sine is next to zero."""
-    function = kernel.library.box_muller
+    function = functions.box_muller
     out = (ctypes.c_double * 3)()
     with mpmath.workdps(40):
         for word in words():

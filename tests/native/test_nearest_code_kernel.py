@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,22 +11,21 @@ from native.structs import Shim, unaligned
 from ops.test_nearest_code import REGIMES, assert_nearest, duplicated, invalid, make_inputs
 from torch import Tensor
 
-from dd2_fast.ops.nearest_code.plan import plan
-from dd2_fast.ops.structs import NearestCodeParams
+from dd2_fast.ops.nearest_code.native import NearestCodeParams
 
 PROCESSORS = {"many_tokens": 1, "few_tokens": 132}  # that decide a block's share of the tokens
 
 
 class Kernel(NamedTuple):
-    """The shim, and the multiprocessors that a launch is planned for."""
+    """The shim, and the multiprocessors of its device."""
 
     shim: Shim
     processors: int
 
 
 @pytest.fixture(params=PROCESSORS.values(), ids=PROCESSORS.keys())
-def kernel(request: pytest.FixtureRequest, nearest_code_shim: Shim) -> Kernel:
-    return Kernel(nearest_code_shim, request.param)
+def kernel(request: pytest.FixtureRequest, shim_of: Callable[[str], Shim]) -> Kernel:
+    return Kernel(shim_of("nearest_code"), request.param)
 
 
 def run(kernel: Kernel, x: Tensor, codebook: Tensor, reverse_order: bool = False) -> Tensor:
@@ -38,8 +38,7 @@ def run(kernel: Kernel, x: Tensor, codebook: Tensor, reverse_order: bool = False
         vocabulary=codebook.shape[0],
         dim=codebook.shape[1],
     )
-    (way,) = plan(params, kernel.processors)
-    kernel.shim.run(way, params, reverse_order=reverse_order)
+    kernel.shim.run(params, processors=kernel.processors, reverse_order=reverse_order)
     return out
 
 

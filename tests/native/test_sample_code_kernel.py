@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,7 @@ from ops.cases import make_case
 from ops.test_philox import KNOWN
 
 from dd2_fast.ops import philox, sample_code
-from dd2_fast.ops.sample_code.plan import way
-from dd2_fast.ops.structs import SampleCodeParams
+from dd2_fast.ops.sample_code.native import SampleCodeParams
 
 STAGED = pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 DTYPES = pytest.mark.parametrize(
@@ -21,8 +21,8 @@ DTYPES = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def kernel(sample_code_shim: Shim) -> Shim:
-    return sample_code_shim
+def kernel(shim_of: Callable[[str], Shim]) -> Shim:
+    return shim_of("sample_code")
 
 
 def arguments_of(case, dtype: torch.dtype = torch.float32) -> dict:
@@ -46,21 +46,21 @@ def run(
         index=None if index is None else index.data_ptr(),
         inverse_temperature=1 / temperature,
     )
-    kernel.run(way(params, staged=staged), params, reverse_order=reverse_order)
+    kernel.run(params, staged=staged, reverse_order=reverse_order)
     return out
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
-def test_philox_gives_the_known_answers(kernel: Shim, counter, key, words) -> None:
+def test_philox_gives_the_known_answers(functions: ctypes.CDLL, counter, key, words) -> None:
     out = (ctypes.c_uint * 4)()
-    kernel.library.philox((ctypes.c_uint * 4)(*counter), (ctypes.c_uint * 2)(*key), out)
+    functions.philox((ctypes.c_uint * 4)(*counter), (ctypes.c_uint * 2)(*key), out)
     assert list(out) == words
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, 2**40 + 9, -(2**63)])
-def test_uniforms_equal_the_references(kernel: Shim, seed: int) -> None:
+def test_uniforms_equal_the_references(functions: ctypes.CDLL, seed: int) -> None:
     wanted = philox.row_uniform(torch.tensor(seed), torch.arange(50), 2)
-    row_uniform = kernel.library.row_uniform
+    row_uniform = functions.row_uniform
     row_uniform.restype = ctypes.c_double
     for row in range(50):
         value = row_uniform(ctypes.c_longlong(seed), ctypes.c_longlong(row), 2)

@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native.build import DEFAULT_INCLUDES, compiler_command
+import torch
+from native.build import DEFAULT_INCLUDES, compiler_command, operators
 from native.compilers import require_nvrtc
 
-from dd2_fast.ops import extension, launch, nvrtc, structs
-from dd2_fast.ops.nearest_code.plan import FEW, MANY
+from dd2_fast.ops import extension, native, nvrtc, structs
+from dd2_fast.ops.sample_code import native as sample_code
 
 # NVRTC's front end has no offsetof, but its own name for the address in a constant.
 OFFSET = """
@@ -22,14 +23,23 @@ OFFSET = """
 #define OFFSET(type, field) __builtin_offsetof(type, field)
 #endif
 """
-HEADERS = {
-    "teacher_rows": [structs.TeacherRows],
-    "conditional_score": [structs.CsdLossParams, structs.ConditionalScoreParams],
-    "flow_solve": [structs.FlowSolveParams],
-    "image_normal": [structs.ImageNormalParams],
-    "nearest_code": [structs.NearestCodeParams],
-    "sample_code": [structs.SampleCodeParams],
-}
+
+
+def mirrored() -> list[type[ctypes.Structure]]:
+    """The arguments of every operator, and the structs inside them."""
+    found: dict[type[ctypes.Structure], None] = {}
+
+    def add(struct: type[ctypes.Structure]) -> None:
+        for _, kind, *_ in struct._fields_:
+            if issubclass(kind, ctypes.Structure):
+                add(kind)
+        found[struct] = None
+
+    for op, name in operators().items():
+        struct = structs.params_of(op)
+        assert struct.__name__ == name
+        add(struct)
+    return list(found)
 
 
 def checks(struct: type[ctypes.Structure]) -> str:
@@ -47,9 +57,10 @@ def checks(struct: type[ctypes.Structure]) -> str:
 
 
 def logit_types() -> str:
+    order = {torch.float32: "kFloat32", torch.bfloat16: "kBFloat16", torch.float16: "kFloat16"}
     return "\n".join(
-        f'static_assert(static_cast<int>(dd2::LogitType::{name}) == {i}, "{name}");'
-        for i, name in enumerate(structs.LOGIT_TYPES)
+        f'static_assert(static_cast<int>(dd2::LogitType::{order[dtype]}) == {i}, "{dtype}");'
+        for dtype, i in native.LOGIT_TYPES.items()
     )
 
 
@@ -63,9 +74,8 @@ def compile_host(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def source() -> str:
-    includes = "".join(f'#include "dd2/{header}.h"\n' for header in HEADERS)
-    mirrored = [struct for group in HEADERS.values() for struct in group]
-    return "\n".join([OFFSET, includes, logit_types(), *map(checks, mirrored)])
+    includes = "".join(f'#include "dd2/{op}.h"\n' for op in operators())
+    return "\n".join([OFFSET, includes, logit_types(), *map(checks, mirrored())])
 
 
 needs_compiler = pytest.mark.skipif(
@@ -96,19 +106,13 @@ def test_the_check_finds_a_fault(fault: str, tmp_path: Path) -> None:
 
 def test_nvrtc_agrees(source: str) -> None:
     require_nvrtc()
-    constants = (
-        '\n#include "dd2/nearest_code.cuh"\n'
-        f'static_assert(dd2::kThreads == {launch.THREADS}, "THREADS");\n'
-        f'static_assert(dd2::NearestShape<false>::kBlockTokens == {MANY}, "MANY");\n'
-        f'static_assert(dd2::NearestShape<true>::kBlockTokens == {FEW}, "FEW");\n'
-    )
-    nvrtc.compile_program(source + constants, (), "compute_80")
+    nvrtc.compile_program(source, (), "compute_80")
 
 
 @pytest.mark.skipif(extension.load()[0] is None, reason="no compiled extension")
 @pytest.mark.parametrize("fault", ["none", "moved", "size", "missing"])
 def test_an_extension_of_other_sources_is_refused(fault: str, monkeypatch) -> None:
-    fields = dict(structs.SampleCodeParams._fields_)
+    fields = dict(sample_code.SampleCodeParams._fields_)
     if fault == "moved":
         fields = {"out": fields.pop("out"), **fields}
     elif fault == "size":
@@ -116,7 +120,7 @@ def test_an_extension_of_other_sources_is_refused(fault: str, monkeypatch) -> No
     elif fault == "missing":
         del fields["index"]
     changed = type("SampleCodeParams", (ctypes.Structure,), {"_fields_": list(fields.items())})
-    monkeypatch.setattr(structs, "SampleCodeParams", changed)
+    monkeypatch.setattr(sample_code, "SampleCodeParams", changed)
     module, reason = extension.load.__wrapped__()
     assert (module is None) == (fault != "none")
-    assert fault == "none" or "SampleCodeParams differs" in reason
+    assert fault == "none" or "sample_code differs" in reason

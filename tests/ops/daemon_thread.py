@@ -9,8 +9,8 @@ import time
 
 import torch
 
-from dd2_fast.ops import structs
 from dd2_fast.ops.native import cpu_launcher
+from dd2_fast.ops.nearest_code.native import NearestCodeParams
 
 ROWS, DIM, CODES = 4096, 8, 64
 
@@ -27,7 +27,7 @@ class SlowEnd:
 def forever() -> None:
     x, codebook = torch.randn(ROWS, DIM), torch.randn(CODES, DIM)
     out = torch.empty(ROWS, dtype=torch.int64)
-    params = structs.NearestCodeParams(
+    params = NearestCodeParams(
         out=out.data_ptr(),
         x=x.data_ptr(),
         codebook=codebook.data_ptr(),

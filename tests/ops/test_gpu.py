@@ -24,9 +24,10 @@ from torch import Tensor
 from dd2_fast.ops import (
     conditional_score,
     csd_loss,
-    extension,
     flow_solve,
+    launch,
     linear_conditional_score,
+    native,
     nearest_code,
     sample_code,
 )
@@ -245,20 +246,20 @@ DENSE = {
 }
 
 
-CUDA = pytest.mark.parametrize("backend", runnable_backends(("cuda",)))
+CUDA = pytest.mark.parametrize("backend", runnable_backends(("cuda", "cupy")))
 
 
 @pytest.fixture
 def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What each launch of the score asked for; 0 where one block a row was chosen."""
-    module, sizes = extension.native(), []
-    ask = module.cuda_conditional_score_workspace
+    sizes, give = [], native.give_workspace
 
-    def record(params: Any) -> int:
-        sizes.append(ask(params))
-        return sizes[-1]
+    def record(params: Any, size: int, device: torch.device) -> Tensor | None:
+        sizes.append(size)
+        return give(params, size, device)
 
-    monkeypatch.setattr(module, "cuda_conditional_score_workspace", record)
+    monkeypatch.setattr(native, "give_workspace", record)
+    monkeypatch.setattr(launch, "give_workspace", record)
     return sizes
 
 
@@ -269,9 +270,9 @@ def dense_case(regime: tuple, dtype: torch.dtype) -> Case:
     return make_case(rows, vocabulary, dim, draws, dtype=dtype, t=(0.1, 1.0), **filters)
 
 
-def on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
+def on_gpu(arguments: dict[str, Any], backend: str) -> dict[str, Any]:
     """The float64 reference of large cases takes a CPU seconds."""
-    device = device_of("cuda")  # the CPU, where tests/compiled runs them
+    device = device_of(backend)  # the CPU, where tests/compiled runs them
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
@@ -284,7 +285,7 @@ def test_scores_by_tensor_cores_equal_float64(
     """Budgets of ``test_conditional_score.test_matches_float64``."""
     case = dense_case(regime, dtype)
     direction = torch.randn(case.x_t.shape, generator=torch.Generator().manual_seed(1))
-    exact, exact_gradient = x0_and_gradient(on_gpu(case.arguments("float64")), direction)
+    exact, exact_gradient = x0_and_gradient(on_gpu(case.arguments("float64"), backend), direction)
     assert not workspaces
     x0, gradient = x0_and_gradient(case.arguments(backend, dtype), direction)
     assert workspaces[0] > 0 and (workspaces[1] > 0) == (regime[2] <= 32)
@@ -299,7 +300,9 @@ def test_losses_by_tensor_cores_equal_float64(
     backend: str, loss: dict[str, Any], name: str, workspaces: list[int]
 ) -> None:
     case = dense_case(DENSE[name], torch.bfloat16)
-    wanted = value_and_gradients(plain_loss, {**on_gpu(make_losses(case, "float64")), **loss})
+    wanted = value_and_gradients(
+        plain_loss, {**on_gpu(make_losses(case, "float64"), backend), **loss}
+    )
     arguments = {**make_losses(case, backend, torch.bfloat16), **loss}
     computed = value_and_gradients(csd_loss, arguments)
     assert workspaces[0] > 0

@@ -96,6 +96,7 @@ def test_reasons_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     # An extension with a CUDA part would ask the device that this machine only pretends to have.
     monkeypatch.setitem(registry._UNAVAILABLE, "cuda", lambda device: None)
+    monkeypatch.setattr(extension, "load", lambda: (types.SimpleNamespace(), None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert reason() == "needs compute capability 8.0 or newer, the device has 7.5"
@@ -114,6 +115,13 @@ def test_reasons_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason() is None
     monkeypatch.undo()
     nvrtc.load.cache_clear()
+
+
+def test_cupy_without_the_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its launches are planned there."""
+    monkeypatch.setattr(extension, "load", lambda: (None, "no C++ compiler"))
+    reason = available_backends("cuda")["cupy"]
+    assert reason is not None and "planned" in reason and reason.endswith("no C++ compiler")
 
 
 def test_environment_overrides_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 // Block-wide collectives of the device kernels.
 #pragma once
 
+#include "dd2/host_device.h"
+
 #ifndef DD2_HOST_SHIM
 #define DD2_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #endif
@@ -9,8 +11,6 @@
 
 namespace dd2 {
 
-constexpr int kWarp = 32;
-constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 

@@ -99,11 +99,6 @@ struct Posterior {
   }
 };
 
-template <int kDim, typename Params>
-DD2_HD long long padded_dim(const Params& p) {
-  return (p.dim + kDim - 1) / kDim * kDim;
-}
-
 // A token's vectors in shared memory, each padded with zeros to a multiple of kDim.
 struct TokenVectors {
   float* x_t;
@@ -278,31 +273,20 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
   emit_token<kDim>(p, token, shared);
 }
 
-// Floats of dynamic shared memory that a block needs.
-template <int kDim, bool kStaged>
-DD2_HD long long conditional_score_shared_floats(const ConditionalScoreParams& p) {
-  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);
-}
-
-// Blocks a row of logits takes.
-template <int kDim>
-DD2_HD unsigned conditional_score_blocks(const ConditionalScoreParams& p) {
-  return p.csd.loss != nullptr ? 1u : static_cast<unsigned>(padded_dim<kDim>(p) / kDim);
-}
-
 // Blocks that the registers of a multiprocessor shall hold, the most without spills.
 template <int kDim, bool kJacobian, bool kStaged>
 constexpr int blocks_on_processor() {
   return kDim <= 8 ? (kJacobian || kStaged ? 3 : 4) : (kJacobian ? 1 : 2);
 }
 
-// grid (rows, conditional_score_blocks); kStaged: for filtered rows that fit in shared memory.
+// grid (rows, padded_dim / kDim, or 1 with the loss); kStaged: for filtered rows that fit in shared
+// memory.
 template <LogitType kType, int kDim, bool kJacobian, bool kStaged>
 __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kDim, kJacobian, kStaged>()))
     conditional_score_fwd_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
-  float* staged = dynamic + conditional_score_shared_floats<kDim, false>(p);
+  float* staged = dynamic + vector_floats<kDim>(p);
   __shared__ Candidates candidates;
   __shared__ Posterior<kDim, kJacobian> merged[kWarps];
   const long long row_index = blockIdx.x;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dd2/csd_loss.h"
+#include "dd2/host_device.h"
 #include "dd2/teacher_rows.h"
 
 namespace dd2 {
@@ -20,5 +21,17 @@ struct ConditionalScoreParams {
   CsdLossParams csd;          // its direction is F - x, or null
   void* workspace = nullptr;  // CUDA: bytes for tensor cores, aligned to 128; null: one block a row
 };
+
+// A code's dimensions, padded to a multiple of those that a block or thread takes at a time.
+template <int kDim, typename Params>
+DD2_HD long long padded_dim(const Params& p) {
+  return (p.dim + kDim - 1) / kDim * kDim;
+}
+
+// Floats of dynamic shared memory that hold the vectors of a block's token: four, padded.
+template <int kDim, typename Params>
+DD2_HD long long vector_floats(const Params& p) {
+  return 4 * padded_dim<kDim>(p);
+}
 
 }  // namespace dd2

@@ -9,10 +9,6 @@
 
 namespace dd2 {
 
-constexpr int kDenseWarps = 4;
-constexpr int kDenseThreads = kDenseWarps * kWarp;
-constexpr int kWarpTokens = 16;
-constexpr int kDenseTokens = kDenseWarps * kWarpTokens;
 constexpr int kStepCodes = 32;
 constexpr int kCodesInSums = 256;  // before they are moved to totals
 
@@ -150,7 +146,7 @@ struct DenseTokens {
 template <int kDim>
 struct LaneValues {
   static constexpr int kCount = kDim / 4;
-  static constexpr int kStride = kDim + 8;  // floats: four tokens' neighbours fill the banks
+  static constexpr int kStride = dense_stride(kDim);
   float* first;
 
   DD2_DEVICE explicit LaneValues(float* block) {

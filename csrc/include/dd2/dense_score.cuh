@@ -299,12 +299,6 @@ DD2_DEVICE void emit_tokens(const ConditionalScoreParams& p, const float* x0, co
   csd_write(p.csd, row, token, p.dim, x0, p.direction != nullptr ? along : nullptr, loss, part, 2);
 }
 
-// Bytes of dynamic shared memory that a block needs: two tiles and the totals.
-template <int kDim, bool kJacobian>
-DD2_HD constexpr int dense_shared_bytes() {
-  return 2 * CodeTile<kDim>::kBytes + (kJacobian ? 8 : 4) * DenseSums<kDim, kJacobian>::kValues;
-}
-
 // Blocks that the registers of a multiprocessor shall hold, the most without spills.
 template <LogitType kType, int kDim, bool kJacobian>
 DD2_HD constexpr int dense_blocks_on_processor() {

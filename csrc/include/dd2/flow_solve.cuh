@@ -172,19 +172,13 @@ DD2_DEVICE bool read_noise(const FlowSolveParams& p, long long token, const Flow
   return block_sum(check) == 0.0f;
 }
 
-// Floats of dynamic shared memory that a block needs.
-template <int kDim, bool kStaged>
-DD2_HD long long flow_solve_shared_floats(const FlowSolveParams& p) {
-  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);
-}
-
 // grid (rows, any number of blocks that share a row's draws); kStaged: for filtered rows that fit
 // in shared memory. Two blocks a multiprocessor leave the registers that it takes not to spill.
 template <LogitType kType, int kDim, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowSolveParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
   const FlowVectors vectors(dynamic, padded_dim<kDim>(p));
-  float* staged = dynamic + flow_solve_shared_floats<kDim, false>(p);
+  float* staged = dynamic + vector_floats<kDim>(p);
   __shared__ Candidates candidates;
   __shared__ WarpSums<kDim> warps;
   const long long row_index = blockIdx.x;

@@ -18,15 +18,9 @@ struct NearestShape {
   static constexpr int kTokens = kFew ? 1 : 4;             // of a lane
   static constexpr int kLanes = kFew ? kWarp / 4 : kWarp;  // that visit the same codes
   static constexpr int kStreams = kThreads / kLanes;       // stream s visits code s, s + kStreams, ...
-  static constexpr int kBlockTokens = kTokens * kLanes;
+  static constexpr int kBlockTokens = nearest_block_tokens(kFew);
+  static_assert(kBlockTokens == kTokens * kLanes, "every lane has its tokens");
 };
-
-// A block of few tokens takes a ninth of the time of one of 128, counted in the machine code for
-// sm_90a, not measured: few it is where the others would fill half the multiprocessors at most.
-DD2_HD bool nearest_code_few(long long rows, long long processors) {
-  constexpr int kBlockTokens = NearestShape<false>::kBlockTokens;
-  return 2 * ((rows + kBlockTokens - 1) / kBlockTokens) <= processors;
-}
 
 template <int kDim, int kTokens>
 DD2_DEVICE void load_tokens(const NearestCodeParams& p, long long first_token, int lanes,

@@ -9,15 +9,14 @@
 // so it stays finite however small t is, and logits far from zero lose no digits.
 #pragma once
 
+#include "dd2/host_device.h"
 #include "dd2/nvrtc.cuh"
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define DD2_HD __host__ __device__ __forceinline__
 #define DD2_PRAGMA(text) _Pragma(#text)
 #define DD2_UNROLL(count) DD2_PRAGMA(unroll count)
 #define DD2_NO_UNROLL _Pragma("unroll 1")  // of a short loop, which would cost registers
 #else
-#define DD2_HD inline __attribute__((always_inline))
 #define DD2_UNROLL(count)
 #define DD2_NO_UNROLL
 #endif

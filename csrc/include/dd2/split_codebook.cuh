@@ -2,14 +2,12 @@
 // the sum of two halves, in tiles that a block copies whole.
 #pragma once
 
-#include "dd2/conditional_score.h"
+#include "dd2/dense_workspace.h"
 #include "dd2/load_code.cuh"
 #include "dd2/mma.cuh"
 #include "dd2/posterior.cuh"
 
 namespace dd2 {
-
-constexpr int kTileCodes = 64;
 
 // 2^exponent, -126 <= exponent <= 127, and floor(log2 |value|), 128 of a value that is not finite.
 DD2_DEVICE float power_of_two(int exponent) {
@@ -30,7 +28,7 @@ struct CodeTile {
   static constexpr int kChunks = 2 * kHighChunks;
   static constexpr int kRow = kChunks * 16;            // bytes of a position
   static constexpr int kNorms = kTileCodes * kRow;     // where they begin
-  static constexpr int kBytes = kNorms + kTileCodes * 4;
+  static constexpr int kBytes = dense_tile_bytes(kDim);
 
   // Where a chunk begins: eight positions' chunks of one index lie in different banks.
   DD2_DEVICE static int offset(int position, int chunk) {
@@ -43,44 +41,6 @@ struct CodeTile {
   DD2_DEVICE static int code(int position) {
     const int tile = position / 8 % 4, column = position % 8;
     return position / 32 * 32 + column / 2 * 8 + tile * 2 + column % 2;
-  }
-};
-
-// What row_filter_kernel finds in a row; a threshold of NaN keeps no code: the row is invalid.
-struct KeptRange {
-  float threshold;
-  float largest;  // logit
-};
-
-DD2_HD int dense_dim(long long dim) { return dim <= 16 ? 16 : dim <= 32 ? 32 : 64; }
-
-// What the kernels of one call hand on, in global memory.
-struct DenseWorkspace {
-  static constexpr long long kAlignment = 128;
-
-  static constexpr long long kCentreBytes = 256;
-
-  int* exponent;         // the codebook is stored times 2^exponent
-  float* centre;         // [dense_dim], zeros behind: it is stored less this
-  unsigned char* tiles;  // CodeTile
-  KeptRange* kept;       // [rows], where the rows are filtered
-
-  DD2_HD explicit DenseWorkspace(const ConditionalScoreParams& p)
-      : exponent(static_cast<int*>(p.workspace)),
-        centre(reinterpret_cast<float*>(static_cast<unsigned char*>(p.workspace) + kAlignment)),
-        tiles(static_cast<unsigned char*>(p.workspace) + kAlignment + kCentreBytes),
-        kept(reinterpret_cast<KeptRange*>(tiles + tile_count(p) * tile_bytes(p))) {}
-
-  DD2_HD static long long tile_count(const ConditionalScoreParams& p) {
-    return (p.teacher.vocabulary + kTileCodes - 1) / kTileCodes;
-  }
-  DD2_HD static long long tile_bytes(const ConditionalScoreParams& p) {
-    return kTileCodes * 4 * (dense_dim(p.dim) + 1);
-  }
-  DD2_HD static long long bytes(const ConditionalScoreParams& p) {
-    const long long filtered = p.teacher.filtered() ? p.teacher.rows : 0;
-    return kAlignment + kCentreBytes + tile_count(p) * tile_bytes(p) +
-           filtered * static_cast<long long>(sizeof(KeptRange));
   }
 };
 

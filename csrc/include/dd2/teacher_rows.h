@@ -2,6 +2,8 @@
 // every operator over them.
 #pragma once
 
+#include "dd2/host_device.h"
+
 namespace dd2 {
 
 enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
@@ -18,12 +20,7 @@ struct TeacherRows {
   float top_p;      // 1 is off
   LogitType logit_type;
 
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-  __host__ __device__
-#endif
-  bool filtered() const {
-    return (top_k > 0 && top_k < vocabulary) || top_p < 1.0f;
-  }
+  DD2_HD bool filtered() const { return (top_k > 0 && top_k < vocabulary) || top_p < 1.0f; }
 };
 
 }  // namespace dd2

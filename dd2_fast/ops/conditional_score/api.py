@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, teacher_checks
 from ..derivatives import check_reverse_mode
 from . import schema as schema
 
@@ -68,17 +68,17 @@ def conditional_score(
 
     Source: Distilled Decoding 2 (arXiv 2510.21003), Eq. 1.
     """
-    top_k, top_p = checks.check_teacher(
+    top_k, top_p = teacher_checks.check_teacher(
         logits, codebook, uncond_logits, guidance_scale, top_k, top_p
     )
-    lead = checks.check_tokens("x_t", x_t, logits, codebook)
-    checks.check_noise_level(t)
+    lead = teacher_checks.check_tokens("x_t", x_t, logits, codebook)
+    teacher_checks.check_noise_level(t)
     checks.check_choice("prediction", prediction, PREDICTIONS)
     check_reverse_mode("conditional_score", x_t, t, logits, codebook, uncond_logits, guidance_scale)
     dtype = checks.compute_dtype(x_t, t, logits, codebook)
     rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
-    t = checks.broadcast_rows("t", t, lead, logits, dtype)
-    scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
+    t = teacher_checks.broadcast_rows("t", t, lead, logits, dtype)
+    scale = teacher_checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
     x_t = x_t.to(dtype)
     count, draws = scale.numel(), lead[-1] if len(lead) > len(rows) else 1
     x0 = torch.ops.dd2_fast.conditional_x0(

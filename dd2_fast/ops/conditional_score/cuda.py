@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ..native import cuda_launcher
 from . import native
 
 
 def conditional_x0(x_t: Tensor, *arguments: Any) -> Tensor:
     """Posterior mean; arguments as in :mod:`.reference`."""
-    return native.run(native.cuda_launch(x_t.device), None, x_t, *arguments)
+    return native.run(cuda_launcher("conditional_score", x_t.device), None, x_t, *arguments)
 
 
 def conditional_x0_vjp(grad: Tensor, x_t: Tensor, *arguments: Any) -> Tensor:
     """``J grad``; arguments as in :mod:`.reference`."""
-    return native.run(native.cuda_launch(x_t.device), grad, x_t, *arguments)
+    return native.run(cuda_launcher("conditional_score", x_t.device), grad, x_t, *arguments)

@@ -8,8 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import extension, structs
-from ..native import Launch, TeacherRows, address, cuda_launcher
+from .. import structs
+from ..native import Launch, TeacherRows, address
+
+
+class CsdLossParams(ctypes.Structure):
+    """``dd2::CsdLossParams``."""
+
+    _fields_ = [
+        *structs.fields("x fake weight loss grad_x grad_fake grad_x_t", ctypes.c_void_p),
+        ("alpha", ctypes.c_float),
+        ("dmd", ctypes.c_bool),
+        ("weight_power", ctypes.c_float),
+    ]
+
+
+class ConditionalScoreParams(ctypes.Structure):
+    """``dd2::ConditionalScoreParams``."""
+
+    _fields_ = [
+        ("teacher", structs.TeacherRows),
+        *structs.fields("out jacobian x_t t direction codebook", ctypes.c_void_p),
+        *structs.fields("draws dim", ctypes.c_longlong),
+        ("csd", CsdLossParams),
+        ("workspace", ctypes.c_void_p),
+    ]
 
 
 def call(
@@ -32,7 +55,7 @@ def call(
     x_t, t, codebook = x_t.contiguous(), t.contiguous(), codebook.contiguous()
     direction = None if direction is None else direction.contiguous()
     launch(
-        structs.ConditionalScoreParams(
+        ConditionalScoreParams(
             teacher=teacher.arguments,
             **{"out": 0, "jacobian": 0, **outputs},
             x_t=x_t.data_ptr(),
@@ -43,20 +66,6 @@ def call(
             dim=x_t.shape[2],
         )
     )
-
-
-def cuda_launch(device: torch.device) -> Launch:
-    """The CUDA kernels on the current stream of ``device``, with the workspace they ask for."""
-    run = cuda_launcher("conditional_score", device)
-
-    def launch(params: Any) -> None:
-        with torch.cuda.device(device):
-            size = extension.native().cuda_conditional_score_workspace(ctypes.addressof(params))
-        workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        params.workspace = workspace.data_ptr()
-        run(params)
-
-    return launch
 
 
 def run(launch: Launch, direction: Tensor | None, x_t: Tensor, *arguments: Any) -> Tensor:

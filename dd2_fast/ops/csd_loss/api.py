@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, teacher_checks
 from ..derivatives import check_reverse_mode
 from . import schema as schema
 
@@ -75,17 +75,17 @@ def csd_loss(
 
     Source: Distilled Decoding 2 (arXiv 2510.21003), Eq. 4; SiD (arXiv 2404.04057).
     """
-    top_k, top_p = checks.check_teacher(
+    top_k, top_p = teacher_checks.check_teacher(
         logits, codebook, uncond_logits, guidance_scale, top_k, top_p
     )
-    lead = checks.check_tokens("x_t", x_t, logits, codebook)
+    lead = teacher_checks.check_tokens("x_t", x_t, logits, codebook)
     rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
     checks.check_tensor("x", x)
     checks.check_shape("x", x, [*rows, codebook.shape[1]], "[*, C], that of logits and codebook")
     checks.check_tensor("fake_x0", fake_x0)
     checks.check_shape("fake_x0", fake_x0, x_t.shape, "that of x_t")
     checks.check_same_device("logits", logits, x=x, fake_x0=fake_x0)
-    checks.check_noise_level(t)
+    teacher_checks.check_noise_level(t)
     checks.check_choice("objective", objective, OBJECTIVES)
     alpha = checks.check_number("alpha", alpha)
     weight_power = checks.check_number("weight_power", weight_power)
@@ -94,12 +94,12 @@ def csd_loss(
     dtype = checks.compute_dtype(x, x_t, t, fake_x0, logits, codebook)
     alpha = checks.check_range("alpha", alpha, dtype)
     weight_power = checks.check_range("weight_power", weight_power, dtype)
-    t = checks.broadcast_rows("t", t, lead, logits, dtype)
-    scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
+    t = teacher_checks.broadcast_rows("t", t, lead, logits, dtype)
+    scale = teacher_checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
     factor = None
     if isinstance(weight, Tensor):
         checks.check_constant(weight=weight)
-        factor = checks.broadcast_rows("weight", weight, lead, logits, dtype)
+        factor = teacher_checks.broadcast_rows("weight", weight, lead, logits, dtype)
     elif weight not in WEIGHTS:
         raise ValueError(
             f"weight: expected one of {', '.join(map(repr, WEIGHTS))} or a tensor, got {weight!r}"

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..conditional_score.native import cuda_launch
+from ..native import cuda_launcher
 from . import native
 
 
 def csd_loss(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and gradients; arguments as in :mod:`.reference`."""
-    return native.run(cuda_launch(x.device), x, *arguments)
+    return native.run(cuda_launcher("conditional_score", x.device), x, *arguments)

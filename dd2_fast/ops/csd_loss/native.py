@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import structs
-from ..conditional_score.native import call
+from ..conditional_score.native import CsdLossParams, call
 from ..native import Launch, address
 
 
@@ -33,7 +32,7 @@ def run(
     grad_fake = torch.empty_like(fake_x0) if sid else x_t.new_empty(0)
     grad_x_t = torch.empty_like(fake_x0) if sid and wants_x_t else x_t.new_empty(0)
     direction = fake_x0 - x[:, None] if grad_x_t.numel() and alpha == 1 else None
-    csd = structs.CsdLossParams(
+    csd = CsdLossParams(
         x=x.data_ptr(),
         fake=fake_x0.data_ptr(),
         weight=address(weight),

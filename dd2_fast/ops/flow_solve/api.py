@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, teacher_checks
 from . import schema as schema
 
 SOLVERS = ("heun", "euler")
@@ -63,15 +63,15 @@ def flow_solve(
 
     Source: Distilled Decoding 1 (arXiv 2412.17153), Sec. 3.
     """
-    top_k, top_p = checks.check_teacher(
+    top_k, top_p = teacher_checks.check_teacher(
         logits, codebook, uncond_logits, guidance_scale, top_k, top_p
     )
-    lead = checks.check_tokens("noise", noise, logits, codebook)
+    lead = teacher_checks.check_tokens("noise", noise, logits, codebook)
     steps = checks.check_count("steps", steps)
     checks.check_choice("solver", solver, SOLVERS)
     dtype = checks.compute_dtype(noise, logits, codebook)
     rows, vocabulary = list(logits.shape[:-1]), logits.shape[-1]
-    scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
+    scale = teacher_checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
     count, draws = scale.numel(), lead[-1] if len(lead) > len(rows) else 1
     return torch.ops.dd2_fast.flow_solve(
         noise.detach().to(dtype).reshape(count, draws, codebook.shape[1]),

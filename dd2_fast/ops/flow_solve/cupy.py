@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ..launch import cupy_launcher, processor_count
+from ..launch import cupy_launcher
 from . import native
-from .plan import plan
 
 
 def flow_solve(noise: Tensor, *arguments: Any) -> Tensor:
     """Codes ``[R, M]``; arguments as in :mod:`.reference`."""
-    device = noise.device
-    ways = partial(plan, processors=processor_count(device))
-    return native.run(cupy_launcher(ways, device), noise, *arguments)
+    return native.run(cupy_launcher("flow_solve", noise.device), noise, *arguments)

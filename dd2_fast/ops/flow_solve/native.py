@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from .. import structs
 from ..native import Launch, TeacherRows
+
+
+class FlowSolveParams(ctypes.Structure):
+    """``dd2::FlowSolveParams``."""
+
+    _fields_ = [
+        ("teacher", structs.TeacherRows),
+        *structs.fields("out noise codebook", ctypes.c_void_p),
+        *structs.fields("draws dim steps", ctypes.c_longlong),
+        ("heun", ctypes.c_bool),
+    ]
 
 
 def run(
@@ -26,7 +39,7 @@ def run(
     noise, codebook = noise.contiguous(), codebook.contiguous()
     out = torch.empty(noise.shape[:2], dtype=torch.int64, device=noise.device)
     launch(
-        structs.FlowSolveParams(
+        FlowSolveParams(
             teacher=teacher.arguments,
             out=out.data_ptr(),
             noise=noise.data_ptr(),

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from ..launch import cupy_launcher
 from . import native
-from .plan import plan
 
 
 def image_normal(
     seeds: Tensor | None, seed: int, indices: Tensor, shape: Sequence[int], stream: int
 ) -> Tensor:
     """Normals; arguments as in :mod:`.reference`."""
-    launch = cupy_launcher(plan, indices.device)
+    launch = cupy_launcher("image_normal", indices.device)
     return native.run(launch, seeds, seed, indices, shape, stream)

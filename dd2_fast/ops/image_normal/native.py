@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,16 @@ from torch import Tensor
 
 from .. import structs
 from ..native import Launch, address
+
+
+class ImageNormalParams(ctypes.Structure):
+    """``dd2::ImageNormalParams``."""
+
+    _fields_ = [
+        *structs.fields("out indices seeds", ctypes.c_void_p),
+        *structs.fields("seed images count", ctypes.c_longlong),
+        ("stream", ctypes.c_uint),
+    ]
 
 
 def run(
@@ -26,7 +37,7 @@ def run(
     images = indices.shape[0]
     out = torch.empty((images, *shape), dtype=torch.float32, device=indices.device)
     launch(
-        structs.ImageNormalParams(
+        ImageNormalParams(
             out=out.data_ptr(),
             indices=indices.data_ptr(),
             seeds=address(seeds),

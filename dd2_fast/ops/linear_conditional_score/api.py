@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, teacher_checks
 from ..conditional_score.api import PREDICTIONS, predict
 from ..derivatives import check_reverse_mode
 from . import schema as schema
@@ -67,18 +67,20 @@ def linear_conditional_score(
     fused linear cross-entropy of Liger Kernel (arXiv 2410.10989).
     """
     _check_head(hidden, weight, bias, uncond_hidden)
-    checks.check_guidance(guidance_scale, "uncond_hidden", uncond_hidden)
-    top_k, top_p = checks.check_filters(top_k, top_p)
-    checks.check_codebook(codebook, weight.shape[0], "weight", weight)
-    lead = checks.check_tokens("x_t", x_t, hidden, codebook, "hidden")
-    checks.check_noise_level(t)
+    teacher_checks.check_guidance(guidance_scale, "uncond_hidden", uncond_hidden)
+    top_k, top_p = teacher_checks.check_filters(top_k, top_p)
+    teacher_checks.check_codebook(codebook, weight.shape[0], "weight", weight)
+    lead = teacher_checks.check_tokens("x_t", x_t, hidden, codebook, "hidden")
+    teacher_checks.check_noise_level(t)
     checks.check_choice("prediction", prediction, PREDICTIONS)
     teacher = (hidden, weight, bias, codebook, uncond_hidden, guidance_scale)
     check_reverse_mode("linear_conditional_score", x_t, t, *teacher)
     dtype = checks.compute_dtype(x_t, t, hidden, codebook)
     rows, width = list(hidden.shape[:-1]), hidden.shape[-1]
-    t = checks.broadcast_rows("t", t, lead, hidden, dtype, "hidden")
-    scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, hidden, dtype, "hidden")
+    t = teacher_checks.broadcast_rows("t", t, lead, hidden, dtype, "hidden")
+    scale = teacher_checks.broadcast_rows(
+        "guidance_scale", guidance_scale, rows, hidden, dtype, "hidden"
+    )
     x_t = x_t.to(dtype)
     count, draws = scale.numel(), lead[-1] if len(lead) > len(rows) else 1
     x0 = torch.ops.dd2_fast.linear_conditional_x0(

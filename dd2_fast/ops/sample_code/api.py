@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, teacher_checks
 from . import schema as schema
 
 
@@ -59,16 +59,16 @@ def sample_code(
 
     Source: VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525), their samplers.
     """
-    top_k, top_p = checks.check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
-    temperature = checks.check_temperature(temperature)
-    seed = checks.seed_tensor(seed, logits)
+    top_k, top_p = teacher_checks.check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
+    temperature = teacher_checks.check_temperature(temperature)
+    seed = teacher_checks.seed_tensor(seed, logits)
     rows, vocabulary = logits.shape[:-1], logits.shape[-1]
     if index is not None:
         checks.check_tensor("index", index, (torch.int64,))
         checks.check_shape("index", index, list(rows), "[*], that of logits without V")
         checks.check_same_device("logits", logits, index=index)
     dtype = checks.compute_dtype(logits)
-    scale = checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
+    scale = teacher_checks.broadcast_rows("guidance_scale", guidance_scale, rows, logits, dtype)
     count = scale.numel()
     return torch.ops.dd2_fast.sample_code(
         logits.reshape(count, vocabulary),

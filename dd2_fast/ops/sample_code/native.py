@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from .. import structs
 from ..native import Launch, TeacherRows, address
+
+
+class SampleCodeParams(ctypes.Structure):
+    """``dd2::SampleCodeParams``."""
+
+    _fields_ = [
+        ("teacher", structs.TeacherRows),
+        *structs.fields("out seed index", ctypes.c_void_p),
+        ("inverse_temperature", ctypes.c_float),
+    ]
 
 
 def run(
@@ -25,7 +37,7 @@ def run(
     index = None if index is None else index.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     launch(
-        structs.SampleCodeParams(
+        SampleCodeParams(
             teacher=teacher.arguments,
             out=out.data_ptr(),
             seed=seed.data_ptr(),

@@ -22,7 +22,7 @@ from ...differences import described, differences
 from ...losses import TeacherScore, flow_pairs
 from ...losses.target import check_teacher
 from ...models.sampling import check_seed
-from ...ops.checks import check_filters
+from ...ops.teacher_checks import check_filters
 from ...progress import progress_bar
 from ..provenance import provenance
 from .draws import cfg_of, draw_tokens

@@ -1,13 +1,14 @@
-// What the launchers of csrc/cuda ask of the CUDA runtime, recorded and, if wanted, run on the CPU.
-// After cuda_shim.h.
+// What the launchers of csrc/cuda ask of the CUDA runtime; what they launch runs on the CPU.
 #pragma once
 
 #include <cstddef>
-#include <vector>
+#include <map>
+
+#include "tensor_shim.h"
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
@@ -17,28 +18,21 @@ struct cudaFuncAttributes { std::size_t sharedSizeBytes; };
 
 namespace fake_runtime {
 
+constexpr std::size_t kUnasked = 48 * 1024;  // bytes of shared memory
+constexpr std::size_t kStatic = 1500;        // of every kernel
+
 struct Device {
-  std::size_t shared_limit;   // bytes a block can have
-  std::size_t static_shared;  // bytes of every kernel
-  int processors = 1;
-  bool runs = false;  // what is launched
+  std::size_t shared_limit;  // bytes a block can have
+  int processors;
+  std::map<const void*, std::size_t> allowed;  // dynamic shared memory, where a launcher set it
 };
 inline Device device;
 
-struct Launch {
-  const void* kernel;
-  dim3 grid, block;
-  std::size_t shared;
-  int dynamic_limit;  // the kernel's attribute, or 0 where nothing set it
-  cudaStream_t stream;
-  int count;  // launches since the record was cleared
-  std::vector<unsigned char> argument;
-};
-inline Launch launched;
-
 }  // namespace fake_runtime
 
-inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
+inline const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaSuccess ? "no error" : "invalid argument";
+}
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
@@ -54,25 +48,27 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 
 template <typename Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
-  attributes->sharedSizeBytes = fake_runtime::device.static_shared;
+  attributes->sharedSizeBytes = fake_runtime::kStatic;
   return cudaSuccess;
 }
 
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int value) {
-  fake_runtime::launched.dynamic_limit = value;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int value) {
+  // Less, and the launch of another thread would exceed it.
+  const auto most = static_cast<int>(fake_runtime::device.shared_limit - fake_runtime::kStatic);
+  if (value != most) return cudaErrorInvalidValue;
+  fake_runtime::device.allowed[reinterpret_cast<const void*>(kernel)] = value;
   return cudaSuccess;
 }
 
 template <typename Params>
 cudaError_t cudaLaunchKernel(void (*kernel)(Params), dim3 grid, dim3 block, void** arguments,
-                             std::size_t shared, cudaStream_t stream) {
-  fake_runtime::Launch& launched = fake_runtime::launched;
-  const auto* bytes = static_cast<const unsigned char*>(arguments[0]);
-  launched = {reinterpret_cast<const void*>(kernel), grid, block, shared, launched.dynamic_limit,
-              stream, launched.count + 1, {bytes, bytes + sizeof(Params)}};
-  if (fake_runtime::device.runs) {
-    dd2_shim::launch(kernel, grid, block, shared, *static_cast<const Params*>(arguments[0]));
-  }
+                             std::size_t shared, cudaStream_t) {
+  const auto& allowed = fake_runtime::device.allowed;
+  const auto found = allowed.find(reinterpret_cast<const void*>(kernel));
+  const std::size_t most =
+      found != allowed.end() ? found->second : fake_runtime::kUnasked - fake_runtime::kStatic;
+  if (shared > most) return cudaErrorInvalidValue;
+  dd2_shim::launch(kernel, grid, block, shared, *static_cast<const Params*>(arguments[0]));
   return cudaSuccess;
 }

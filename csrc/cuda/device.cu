@@ -1,5 +1,4 @@
-#include <cuda_runtime.h>
-
+#include "check.h"
 #include "launch.h"
 
 namespace dd2::cuda {
@@ -13,6 +12,11 @@ const char* unusable() {
   cudaFuncAttributes attributes;
   const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel);
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+Device current_device() {
+  return {device_attribute(cudaDevAttrMultiProcessorCount),
+          device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
 }  // namespace dd2::cuda

@@ -1,0 +1,7 @@
+#include "dense_score.cuh"
+
+namespace dd2::cuda {
+
+template bool run_dense_score<LogitType::kFloat32>(const Launch&, const ConditionalScoreParams&, void*);
+
+}  // namespace dd2::cuda
