@@ -15,6 +15,7 @@ from ..models.released import Format
 from . import formats
 from .build import build_model
 from .bundle import is_bundle, load_bundle, load_generator
+from .checksums import checked
 from .configuration import Configured, Found, configure
 from .container import Contents, open_file
 from .folder import is_folder_of_weights, open_folder
@@ -33,6 +34,7 @@ def load(
     *,
     tokenizer: Any = None,
     max_bytes: int | None = None,
+    verify: bool | None = None,
     **config: Any,
 ) -> nn.Module:
     """A model from a released file, a file of ours, a folder or a state dict.
@@ -59,6 +61,10 @@ def load(
         tokenizer: what to attach as ``.tokenizer``: a tokenizer, or what ``load`` reads one from.
         max_bytes: the memory that the contents of a file may take; None: what the environment's
             ``DD2_FAST_MAX_BYTES`` says, else 1 GiB or eight times its size, whichever is more.
+        verify: compare a file with the checksums in it, which reads all of it, some 0.4 s a GB;
+            None: where it is of at most 16 MiB. Archives of torch have checksums, and our own
+            files; PyTorch's older format and others' safetensors have none. The commands of
+            ``dd2-fast`` always compare, ``inspect`` with ``--verify``.
         config: what neither shapes nor the file tell, such as ``patch_nums``, ``n_head``,
             ``grid``, ``split``, ``codebook``; our own files need at most the last, and not that
             where they were saved with it or with a tokenizer.
@@ -69,7 +75,7 @@ def load(
         ValueError: damaged, of no known kind, unsafe to open, too large once opened, tensors that
             do not fit, or two facts that contradict each other.
     """
-    with torch.inference_mode(False), memory_limit(max_bytes):
+    with torch.inference_mode(False), memory_limit(max_bytes), checked(verify):
         attached = None if tokenizer is None else tokenizer_of(tokenizer)
         if (folder := _bundle_folder(source)) is not None:
             _check_no_config(config)

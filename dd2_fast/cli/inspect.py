@@ -38,6 +38,12 @@ def add_parser(commands: Any) -> None:
         "--tokenizer", type=Path, metavar="OTHER", help="its tokenizer's file, which tells of it"
     )
     add_config_option(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        default=None,
+        help="read all of it and compare it with the checksums inside (files up to 16 MiB: always)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         ]
     else:
         rows = _describe(contents, config, tokenizer)
+        if arguments.verify:
+            count = f"{contents.compared} compared" if contents.compared else "none in the file"
+            rows.insert(1, ("checksums", count))
     for name, value in [("file", str(path)), ("size", size_of(path)), *rows]:
         print(f"{printable(name):<14}{shown(value)}")
     return 0

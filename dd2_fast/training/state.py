@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
+from ..checkpoints.checksums import check_archive
 from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
 from ..differences import described, differences
@@ -176,6 +177,7 @@ class RunState:
         """The saved state, of this format and with this run's settings."""
         try:
             screen_zip(path)
+            check_archive(path)
             state = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:

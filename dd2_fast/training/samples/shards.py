@@ -16,8 +16,9 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...checkpoints.checksums import sha256_of_weights
 from ...differences import described, differences
 from .draws import pair_noise
 
@@ -127,19 +128,6 @@ def sha256_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sha256_of_weights(model: nn.Module) -> str:
-    """The SHA-256 over names, dtypes, shapes and bytes of a model's state dict, as hex.
-
-    So a released file and its converted copy are the same teacher. Changing the dtype changes it.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))
     return digest.hexdigest()
 
 
