@@ -108,12 +108,23 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_manifest(manifest: Manifest) -> None:
-    """Sizes that readers compute with are numbers, and the shards listed are those of the sizes."""
-    for name in ("num", "shard_size"):
-        value = manifest.settings[name]
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-    count = shard_count(manifest.settings)
+    """What readers compute with is of its type, and the shards listed are those of the sizes."""
+    settings = manifest.settings
+    for name in ("num", "shard_size", "num_tokens", "vocabulary", "dimension", "num_classes"):
+        if type(settings[name]) is not int or settings[name] < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {settings[name]!r}")
+    for name in ("cfg", "top_k", "top_p", "seed"):
+        if type(settings[name]) not in (int, float):
+            raise ValueError(f"{name}: expected a number, got {settings[name]!r}")
+    start = manifest.noise_start
+    pairs = {"samples": False, "pairs": True}[settings["kind"]]
+    if pairs and not (
+        isinstance(start, list)
+        and all(type(value) is float for value in start)
+        and type(settings["ode_steps"]) is int
+    ):
+        raise ValueError(f"expected pairs with ode_steps and noise_start, got {start!r}")
+    count = shard_count(settings)
     if manifest.shards is not None:
         if len(manifest.shards) != count:
             raise ValueError(f"expected {count} shards, got {len(manifest.shards)}")
@@ -136,7 +147,8 @@ class ShardedSamples:
 
     Args:
         folder: what dd2-fast make-data wrote.
-        verify: compare every shard with its checksum first, which reads all of them.
+        verify: compare every shard with its checksum first, which reads all of them; else each
+            is compared when it is first used.
         device: where batches go; None: the CPU.
 
     Raises:
@@ -218,13 +230,20 @@ class ShardedSamples:
                 raise FileNotFoundError(f"{path}: the shard is missing; {_AGAIN} to make it")
             if path.stat().st_size != entry.bytes:
                 raise self._damaged(path, f"of {entry.bytes} bytes, got {path.stat().st_size}")
-            if verify and (found := sha256_of_file(path)) != entry.sha256:
-                raise self._damaged(path, f"with SHA-256 {entry.sha256}, got {found}")
+            if verify:
+                self._check_sum(entry)
+
+    def _check_sum(self, entry: ShardEntry) -> None:
+        path = self.folder / entry.file
+        if (found := sha256_of_file(path)) != entry.sha256:
+            raise self._damaged(path, f"with SHA-256 {entry.sha256}, got {found}")
 
     def _shard(self, number: int) -> tuple[Tensor, Tensor]:
         """Tokens and labels as stored, which are pages of the file."""
         if number not in self._opened:
             path, count = self.folder / shard_name(number), len(self._ranges[number])
+            if self.manifest.shards is not None:
+                self._check_sum(self.manifest.shards[number])
             try:
                 with safetensors.safe_open(path, framework="pt") as file:
                     tokens, labels = (file.get_tensor(name) for name in ("tokens", "labels"))
@@ -325,6 +344,8 @@ def teacher_sizes(teacher: Any) -> dict[str, int]:
 
 
 def _close(found: list[float], stored: list[float] | None) -> bool:
-    return stored is not None and all(
-        abs(a - b) < _NOISE_TOLERANCE for a, b in zip(found, stored, strict=True)
+    return (
+        stored is not None
+        and len(stored) == len(found)
+        and all(abs(a - b) < _NOISE_TOLERANCE for a, b in zip(found, stored, strict=True))
     )
