@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 import torch
 
-from ..reading import check_regular
+from ..reading import check_regular, shown
 from . import checksums, harmless
 from .limits import TooLargeError
 from .screen import screen_older, screen_zip
@@ -39,6 +39,7 @@ class UnsafeFileError(ValueError):
     """A pickle that names more than tensors and plain data; ``names`` is what it names."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
+        names = [shown(name) for name in names]
         super().__init__(
             f"{path}: expected tensors and plain data, but its pickle calls {', '.join(names)}, "
             "which could run anything, so it was not opened; if you trust the file, open it with "
@@ -180,5 +181,5 @@ def _first_reason(error: Exception) -> str:
 def _damaged(path: Path, expected: str, reason: str) -> ValueError:
     return ValueError(
         f"{path}: expected a whole {expected} file, got {path.stat().st_size} bytes that are "
-        f"truncated or damaged ({reason})"
+        f"truncated or damaged ({shown(reason)})"
     )

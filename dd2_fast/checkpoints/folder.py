@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..reading import read_json
+from ..reading import read_json, shown
 from .container import Contents, open_file
 from .io import is_own
 from .nesting import CONFIG
@@ -52,10 +52,10 @@ def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
         raise FileNotFoundError(f"{folder}: expected {', '.join(_FILES)}, found none")
     places = read_json(index, "the list of the files").get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index}: expected a weight_map of names to files, got {places!r}")
+        raise ValueError(f"{index}: expected a weight_map of names to files, got {shown(places)}")
     for name in places.values():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise ValueError(f"{index}: expected names of files beside it, got {name!r}")
+            raise ValueError(f"{index}: expected names of files beside it, got {shown(repr(name))}")
     tree: dict[Any, Any] = {}
     parts = [open_file(folder / name) for name in sorted(set(places.values()))]
     for part in parts:
@@ -64,8 +64,8 @@ def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise ValueError(
-            f"{index}: expected the tensors {', '.join(missing[:_NAMED])}{more} in the files it "
-            "names, found none"
+            f"{index}: expected the tensors {', '.join(map(shown, missing[:_NAMED]))}{more} in the "
+            "files it names, found none"
         )
     counts = [part.compared for part in parts]
     compared = None if None in counts else min(count for count in counts if count is not None)

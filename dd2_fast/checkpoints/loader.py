@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.released import Format
+from ..reading import shown
 from . import formats
 from .build import build_model
 from .bundle import is_bundle, load_bundle, load_generator
@@ -283,13 +284,14 @@ def _unrecognised(contents: Contents, ending: str) -> str:
     expected = f"{contents.source}: expected a dd2_fast checkpoint or one of {', '.join(kinds)}"
     candidates = state_dicts(contents.tree)
     if not candidates:
-        keys = ", ".join(map(repr, list(contents.tree)[:_NAMED])) or "nothing"
+        keys = ", ".join(shown(repr(key)) for key in list(contents.tree)[:_NAMED]) or "nothing"
         return f"{expected}; found no tensors, only {keys}"
     if what := unsupported(contents):
         return f"{contents.source}: expected one of {', '.join(kinds)}, got {what}"
     largest = max(candidates, key=lambda one: len(one.tensors))
     nesting, tensors = largest.nesting, largest.tensors
-    names = ", ".join(f"{name} {list(v.shape)}" for name, v in list(tensors.items())[:_NAMED])
+    first = list(tensors.items())[:_NAMED]
+    names = ", ".join(f"{shown(name)} {list(value.shape)}" for name, value in first)
     inside = f" under {nesting}" if nesting else ""
     more = f" and {len(tensors) - _NAMED} more" if len(tensors) > _NAMED else ""
     found = f"{expected}; found {len(tensors)} tensors{inside} of none of these: {names}{more}"

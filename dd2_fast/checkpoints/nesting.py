@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..reading import shown
+
 # Where public training code keeps weights, in order of preference; averages come first anywhere.
 NESTING = (
     "ema_parameters",
@@ -65,8 +67,8 @@ class StateDict:
 
     @property
     def nesting(self) -> str:
-        """The names it lies under, with dots."""
-        return ".".join(self.path)
+        """The names it lies under, with dots, printable."""
+        return shown(".".join(self.path))
 
 
 def is_average(name: str) -> bool:
@@ -214,4 +216,4 @@ def _records(tree: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Record]
             if id(entries) not in seen:
                 seen.add(id(entries))
                 waiting.append(((*where, name), entries))
-                yield ".".join((*where, name)), entries
+                yield shown(".".join((*where, name))), entries

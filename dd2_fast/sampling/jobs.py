@@ -13,6 +13,7 @@ from ..checkpoints.files import remove_leftovers, write_atomic
 from ..checkpoints.locks import agreed, locked
 from ..differences import differences
 from ..progress import progress_bar
+from ..reading import shown
 from .arguments import check_indices, image_seed, integer
 from .sampler import Sampler
 from .sinks import RECORD, Sink, read_record
@@ -128,4 +129,4 @@ def _difference(key: str, there: Any, now: Any) -> str:
         there, now = (f"of {len(labels)} images" for labels in (there, now))
         if there == now:
             return f"labels ({now})"
-    return f"{key} (there {there}, now {now})"
+    return f"{shown(key)} (there {shown(there)}, now {now})"

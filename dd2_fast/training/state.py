@@ -22,6 +22,7 @@ from ..checkpoints.checksums import check_archive
 from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
 from ..differences import described, differences
+from ..reading import shown
 from .parallel import Parallel
 from .settings import flatten
 
@@ -186,7 +187,7 @@ class RunState:
                 f"({type(error).__name__}); delete it to start anew"
             ) from error
         if found != _FORMAT:
-            raise ValueError(f"{path}: expected state format {_FORMAT}, got {found}")
+            raise ValueError(f"{path}: expected state format {_FORMAT}, got {shown(found)}")
         saved = state["settings"]
         if path == self.final and self.extends is not None:
             saved = {**saved, self.extends: self.settings[self.extends]}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...checkpoints.checksums import sha256_of_weights
 from ...differences import described, differences
+from ...reading import shown
 from .draws import pair_noise
 
 MANIFEST = "manifest.json"
@@ -104,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
         _check_manifest(manifest)
         return manifest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a manifest of shards: {error}") from error
+        raise ValueError(f"{path}: expected a manifest of shards: {shown(str(error))}") from error
 
 
 def _check_manifest(manifest: Manifest) -> None:
