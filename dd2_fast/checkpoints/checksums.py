@@ -116,8 +116,27 @@ def sha256_of_weights(model: nn.Module) -> str:
 
     So a released file and its converted copy are the same teacher. Changing the dtype changes it.
     """
+    return _sha256(model.state_dict())
+
+
+def fingerprint(*models: nn.Module) -> str:
+    """16 hex digits that tell models by all that their results depend on.
+
+    That is their weights, the tensors in their ``data`` and their ``config``, not where they are
+    kept.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for model in models:
+        config = json.dumps(getattr(model, "config", None), sort_keys=True, default=repr)
+        digest.update(f"{type(model).__qualname__} {config}\n".encode())
+        for tensors in (model.state_dict(), getattr(model, "data", {})):
+            digest.update(_sha256(tensors).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(_bytes_of(value))
     return digest.hexdigest()

@@ -122,8 +122,8 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     sampler.check_labels(labels)
     npz = suffix == ".npz"
     sink = NpzFile(arguments.out) if npz else PngFolder(arguments.out, arguments.scale)
-    names = ("model", "tokenizer", "config", "steps", "teacher_steps", "cfg", "top_k", "top_p")
-    settings = {name: str(getattr(arguments, name)) for name in (*names, "scale")}
+    names = ("steps", "teacher_steps", "cfg", "top_k", "top_p", "scale")
+    settings = {name: str(getattr(arguments, name)) for name in names}
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
     return len(labels)
 

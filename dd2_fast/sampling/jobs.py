@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import distributed
 
+from ..checkpoints.checksums import fingerprint
 from ..checkpoints.files import remove_leftovers, write_atomic
 from ..checkpoints.locks import agreed, locked
 from ..differences import differences
@@ -40,6 +41,7 @@ def run_job(
     """Draw one image a label into the sink; what is there from an earlier run is not drawn again.
 
     A job may be extended: the labels of the earlier run, and more. Damaged images are drawn anew.
+    It goes on with the same weights and configurations alone, wherever their files are.
 
     Every process of a torch.distributed group takes its share of the chunks, and the first one
     finishes the sink. The images are those of `sampler(labels, seed=, start_index=)`.
@@ -65,7 +67,9 @@ def run_job(
     record = {"labels": labels, "seed": seed, "start_index": start_index, **(settings or {})}
     record = json.loads(json.dumps(record))  # as it is read again
     with locked(sink.output):
-        size = agreed(lambda: _open(sink, record, sampler.batch_size))
+        size = agreed(
+            lambda: _open(sink, {**record, "weights": _weights(sampler)}, sampler.batch_size)
+        )
         if size is None:
             return
         starts = range(0, len(labels), size)
@@ -84,6 +88,13 @@ def run_job(
         if world > 1:
             distributed.barrier()
         agreed(lambda: sink.finish(labels))
+
+
+def _weights(sampler: Sampler) -> str:
+    """What tells the networks that the images are drawn with."""
+    teacher = sampler.teacher if sampler.teacher_steps > 1 else None
+    networks = (sampler.generator, sampler.tokenizer, teacher)
+    return fingerprint(*(network for network in networks if network is not None))
 
 
 def _open(sink: Sink, record: dict[str, Any], batch_size: int) -> int | None:
