@@ -24,7 +24,7 @@ def balanced_labels(count: int, num_classes: int, *, shuffled_by: int | None = N
     """Return `count` labels that go round the classes, in an order a seed fixes if one is given."""
     labels = np.arange(count) % num_classes
     if shuffled_by is not None:
-        labels = np.random.default_rng(shuffled_by).permutation(labels)
+        labels = np.random.default_rng(shuffled_by % (1 << 64)).permutation(labels)
     return labels.tolist()
 
 
