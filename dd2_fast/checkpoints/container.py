@@ -17,7 +17,7 @@ import torch
 
 from ..reading import check_regular, shown
 from . import checksums, harmless
-from .limits import TooLargeError
+from .limits import Budget, TooLargeError
 from .screen import screen_older, screen_zip
 
 _LOCK = threading.RLock()
@@ -126,6 +126,7 @@ def _open_torch(
 
     Where that is due, ``check`` has compared it with its checksums and says how many there were.
     """
+    Budget(path)  # a wrong limit is no damage
     try:
         mmap = screen(path)
         compared = check(path) if checksums.is_due(path) else None

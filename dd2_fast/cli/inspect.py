@@ -145,7 +145,12 @@ def _config_rows(
 ) -> list[tuple[str, str]]:
     """Return the configuration, and what of it was given, read, inferred or a default."""
     from ..checkpoints.loader import arguments_of
+    from ..checkpoints.registry import kind_of
 
+    if tokenizer is not None:
+        family, wanted = kind_of(tokenizer).removesuffix("_tokenizer"), found.format.kind
+        if family not in wanted.split("_"):
+            raise ValueError(f"--tokenizer: expected one for a {wanted}, got a {family}_tokenizer")
     try:
         made = arguments_of(contents, found, config, tokenizer)
     except (TypeError, ValueError) as error:
