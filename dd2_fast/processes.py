@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
+import operator
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,6 +23,14 @@ _PATIENCE = 5.0  # seconds for the first that fails to say why, and for the othe
 # Shares of a job may differ by hours; one that dies is noticed at once, by its connection.
 _JOB_TIMEOUT = timedelta(days=1)
 _LOST = "another process of the job is gone and has not said why; it may have been killed"
+# Where torch keeps meshes, by module, and what empties it.
+_TENSOR = "torch.distributed.tensor"
+_CACHES = (
+    ("debug", "_clear_sharding_prop_cache"),
+    ("_redistribute", "_gen_transform_infos.cache_clear"),
+    ("_redistribute", "clear_redistribute_planner_cache"),
+    ("_collective_utils", "MeshTopoInfo.build_from_mesh.cache_clear"),
+)
 # What a collective raises where the process at its other end is gone.
 _GONE = re.compile(r"gloo/|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 
@@ -221,8 +232,22 @@ def process_group(backend: str | None = "gloo") -> Iterator[tuple[int, torch.dev
             with job.as_one():
                 yield job.rank, device
         finally:
+            _forget_meshes()
             gc.collect()  # networks that hold it
             distributed.destroy_process_group()
+
+
+def _forget_meshes() -> None:
+    """Empty the caches of torch's that hold every device mesh, and so its group, for ever.
+
+    Those of DTensor, with which FSDP2 shards: what an operator makes of shardings (one cache is
+    C++), and ways from one sharding to another.
+    """
+    if _TENSOR not in sys.modules:
+        return
+    for name, call in _CACHES:
+        with contextlib.suppress(ImportError, AttributeError):  # another version's
+            operator.attrgetter(call)(importlib.import_module(f"{_TENSOR}.{name}"))()
 
 
 @functools.cache

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..reading import shown
+
 _HEADER = 12 + 10_000  # bytes of NumPy's longest header that it would parse
 _PIECE = 1 << 20
 _SMALL, _EXPANSION = 1 << 30, 100  # what an archive may become: bytes, or times its own size
@@ -117,7 +119,7 @@ class ArchivedArray:
         except (OSError, *_BROKEN) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to nowhere
                 raise
-            reason = str(error) or type(error).__name__
+            reason = shown(str(error)) or type(error).__name__
             if not reason.startswith("expected"):
                 reason = f"expected a whole .npz archive, got a damaged one or none ({reason})"
             raise ValueError(f"{reason} in {self.path}") from error

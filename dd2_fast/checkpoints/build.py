@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..reading import shown
 from .registry import class_of
 
 _NAMED, _LONGEST = 4, 300
@@ -37,7 +38,7 @@ def build_model(
             with _Outline(len(tensors)):
                 model = class_of(kind)(**config)
         except Exception as error:  # wrong values of a configuration fail in every way there is
-            reason = str(error)[:_LONGEST] or type(error).__name__
+            reason = shown(str(error)[:_LONGEST]) or type(error).__name__
             raise ValueError(
                 f"{source}: the configuration does not build a {kind}: {reason}"
             ) from error
@@ -94,7 +95,7 @@ def one_dtype(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in floating.items():
         if value.dtype.itemsize < 2:
             raise ValueError(
-                f"{source}: {name}: expected float16, bfloat16, float32 or float64, got "
+                f"{source}: {shown(name)}: expected float16, bfloat16, float32 or float64, got "
                 f"{_sort(value)}; convert it first"
             )
     if len(counts) < 2:
@@ -156,11 +157,13 @@ def _check_numbers(source: str, config: Mapping[str, Any], tensors: Mapping[str,
             waiting += [(f"{name}.{key}", inner) for key, inner in value.items()]
         elif isinstance(value, list | tuple):
             if len(value) > largest:
-                raise ValueError(f"{source}: {name}: expected a short list, got {len(value)} items")
+                raise ValueError(
+                    f"{source}: {shown(name)}: expected a short list, got {len(value)} items"
+                )
             waiting += [(name, inner) for inner in value]
         elif isinstance(value, int) and abs(value) > largest:
             raise ValueError(
-                f"{source}: {name}: expected at most {largest}, by the sizes of its "
+                f"{source}: {shown(name)}: expected at most {largest}, by the sizes of its "
                 f"{len(tensors)} tensors, got {value}"
             )
 
@@ -182,7 +185,7 @@ def _check_tensors(source: str, expected: Mapping[str, Tensor], got: Mapping[str
     problems = []
     both = [(name, expected[name], got[name]) for name in expected if name in got]
     missing = [f"{name} {list(expected[name].shape)}" for name in expected if name not in got]
-    extra = [f"{name} {list(got[name].shape)}" for name in got if name not in expected]
+    extra = [f"{shown(name)} {list(got[name].shape)}" for name in got if name not in expected]
     misshapen = [
         f"{name} (expected {list(a.shape)}, got {list(b.shape)})"
         for name, a, b in both

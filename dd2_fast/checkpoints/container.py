@@ -15,9 +15,9 @@ from typing import Any
 import safetensors
 import torch
 
-from ..reading import check_regular
-from . import harmless
-from .limits import TooLargeError
+from ..reading import check_regular, shown
+from . import checksums, harmless
+from .limits import Budget, TooLargeError
 from .screen import screen_older, screen_zip
 
 _LOCK = threading.RLock()
@@ -39,6 +39,7 @@ class UnsafeFileError(ValueError):
     """A pickle that names more than tensors and plain data; ``names`` is what it names."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
+        names = [shown(name) for name in names]
         super().__init__(
             f"{path}: expected tensors and plain data, but its pickle calls {', '.join(names)}, "
             "which could run anything, so it was not opened; if you trust the file, open it with "
@@ -56,12 +57,15 @@ class Contents:
         container: the kind of file.
         tree: tensors and nested dictionaries by name.
         metadata: that of a safetensors file.
+        compared: how many records or tensors were compared with their checksums; 0 where there are
+            none, None where it was not asked for, see :func:`.checksums.checked`.
     """
 
     source: str
     container: str
     tree: Mapping[Any, Any]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    compared: int | None = None
 
 
 def open_file(path: Path) -> Contents:
@@ -70,7 +74,8 @@ def open_file(path: Path) -> Contents:
     Tensors are views of the memory-mapped file (PyTorch's older format, and archives that something
     else has compressed, are read instead). Of what a pickle names, tensors and the plain values of
     :mod:`.harmless` are let through. What a file declares is looked at before it is made, see
-    :class:`.limits.Budget`.
+    :class:`.limits.Budget`, and small files, or all that :func:`.checksums.checked` says, are
+    compared with their checksums.
 
     Raises:
         FileNotFoundError: no such file. UnsafeFileError: a pickle that could run code.
@@ -83,9 +88,11 @@ def open_file(path: Path) -> Contents:
     if start[8:9] == b"{":
         return _open_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
-        return Contents(str(path), "PyTorch", _open_torch(path, screen_zip))
+        tree, compared = _open_torch(path, screen_zip, checksums.check_archive)
+        return Contents(str(path), "PyTorch", tree, compared=compared)
     if start.startswith(b"\x80"):
-        return Contents(str(path), "PyTorch, older format", _open_torch(path, screen_older))
+        tree, compared = _open_torch(path, screen_older, lambda path: 0)
+        return Contents(str(path), "PyTorch, older format", tree, compared=compared)
     for beginning, what in _NO_CHECKPOINT.items():
         if start.lstrip().lower().startswith(beginning):
             raise ValueError(f"{path}: expected a PyTorch or safetensors file, got {what}")
@@ -103,13 +110,26 @@ def _open_safetensors(path: Path) -> Contents:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise _damaged(path, "safetensors", str(error)) from error
-    return Contents(str(path), "safetensors", tensors, metadata)
+    compared = None
+    if checksums.is_due(path):
+        try:
+            compared = checksums.check_tensors(tensors, metadata)
+        except ValueError as error:
+            raise _damaged(path, "safetensors", str(error)) from error
+    return Contents(str(path), "safetensors", tensors, metadata, compared)
 
 
-def _open_torch(path: Path, screen: Callable[[Path], bool]) -> Mapping[Any, Any]:
-    """The object in a file that ``screen`` has looked at, which says whether it can be mapped."""
+def _open_torch(
+    path: Path, screen: Callable[[Path], bool], check: Callable[[Path], int]
+) -> tuple[Mapping[Any, Any], int | None]:
+    """The object in a file that ``screen`` has looked at, which says whether it can be mapped.
+
+    Where that is due, ``check`` has compared it with its checksums and says how many there were.
+    """
+    Budget(path)  # a wrong limit is no damage
     try:
         mmap = screen(path)
+        compared = check(path) if checksums.is_due(path) else None
     except TooLargeError:
         raise
     except ValueError as error:
@@ -125,7 +145,7 @@ def _open_torch(path: Path, screen: Callable[[Path], bool]) -> Mapping[Any, Any]
         raise _damaged(path, "PyTorch", _first_reason(error)) from error
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path}: expected a dictionary of tensors, got {type(tree).__name__}")
-    return tree
+    return tree, compared
 
 
 @contextmanager
@@ -162,5 +182,5 @@ def _first_reason(error: Exception) -> str:
 def _damaged(path: Path, expected: str, reason: str) -> ValueError:
     return ValueError(
         f"{path}: expected a whole {expected} file, got {path.stat().st_size} bytes that are "
-        f"truncated or damaged ({reason})"
+        f"truncated or damaged ({shown(reason)})"
     )

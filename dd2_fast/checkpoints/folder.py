@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..reading import read_json
+from ..reading import read_json, shown
 from .container import Contents, open_file
 from .io import is_own
 from .nesting import CONFIG
@@ -42,7 +43,7 @@ def open_folder(folder: Path) -> Contents:
         whole, tree = _open_parts(folder)
     if config and not is_own(whole):
         tree[CONFIG] = config
-    return Contents(str(folder), f"folder, {whole.container}", tree, whole.metadata)
+    return replace(whole, source=str(folder), container=f"folder, {whole.container}", tree=tree)
 
 
 def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
@@ -51,21 +52,21 @@ def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
         raise FileNotFoundError(f"{folder}: expected {', '.join(_FILES)}, found none")
     places = read_json(index, "the list of the files").get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index}: expected a weight_map of names to files, got {places!r}")
+        raise ValueError(f"{index}: expected a weight_map of names to files, got {shown(places)}")
     for name in places.values():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise ValueError(f"{index}: expected names of files beside it, got {name!r}")
+            raise ValueError(f"{index}: expected names of files beside it, got {shown(repr(name))}")
     tree: dict[Any, Any] = {}
-    part = None
-    for name in sorted(set(places.values())):
-        part = open_file(folder / name)
+    parts = [open_file(folder / name) for name in sorted(set(places.values()))]
+    for part in parts:
         tree |= part.tree
     missing = [name for name in places if name not in tree]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise ValueError(
-            f"{index}: expected the tensors {', '.join(missing[:_NAMED])}{more} in the files it "
-            "names, found none"
+            f"{index}: expected the tensors {', '.join(map(shown, missing[:_NAMED]))}{more} in the "
+            "files it names, found none"
         )
-    assert part is not None
-    return part, tree
+    counts = [part.compared for part in parts]
+    compared = None if None in counts else min(count for count in counts if count is not None)
+    return replace(parts[-1], compared=compared), tree

@@ -1,7 +1,8 @@
 """One model a file: safetensors whose metadata holds the kind and the configuration as JSON.
 
 Beside the weights a file may hold what else the model needs: tensors that its constructor takes, as
-``data.NAME``, and its tokenizer, as ``tokenizer.NAME`` with a kind and configuration of its own.
+``data.NAME``, and its tokenizer, as ``tokenizer.NAME`` with a kind and configuration of its own. A
+second entry of the metadata has checksums, which versions before it lack.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 
 from ..reading import parse_json, shown
 from .build import build_model, overlapping
+from .checksums import OWN, checksums
 from .container import Contents, open_file
 from .files import remove_leftovers, replacing
 from .registry import KINDS, kind_of
 
-_KEY = "dd2_fast"
 _DATA = "data."
 _TOKENIZER = "tokenizer."
 
@@ -58,12 +59,12 @@ def save(
         header["tokenizer"] = {"kind": kind_of(tokenizer), "config": tokenizer.config}
         tensors |= {_TOKENIZER + name: value for name, value in tokenizer.state_dict().items()}
     text = json.dumps(header, sort_keys=True)
-    tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     tensors |= {name: tensors[name].clone() for name in overlapping(tensors)}  # tied weights
     remove_leftovers(path)
     with replacing(path) as temporary:
         try:
-            safetensors.torch.save_file(tensors, temporary, {_KEY: text})
+            safetensors.torch.save_file(tensors, temporary, checksums(tensors, text))
         except safetensors.SafetensorError as error:
             raise OSError(f"{path}: cannot write: {error}") from error
 
@@ -89,7 +90,7 @@ def load_model(path: str | Path) -> nn.Module:
 
 def is_own(contents: Contents) -> bool:
     """Whether ``contents`` are those of a file that :func:`save` wrote."""
-    return _KEY in contents.metadata
+    return OWN in contents.metadata
 
 
 def own_header(contents: Contents) -> dict[str, Any]:
@@ -97,16 +98,16 @@ def own_header(contents: Contents) -> dict[str, Any]:
 
     ``data`` names the tensors beside the weights, ``tokenizer`` has the kind and config of one.
     """
-    source, text = contents.source, contents.metadata.get(_KEY)
+    source, text = contents.source, contents.metadata.get(OWN)
     if text is None:
-        raise ValueError(f"{source}: expected a dd2_fast checkpoint (metadata {_KEY!r}), got none")
-    header = parse_json(text, f"{source}: metadata {_KEY!r}")
+        raise ValueError(f"{source}: expected a dd2_fast checkpoint (metadata {OWN!r}), got none")
+    header = parse_json(text, f"{source}: metadata {OWN!r}")
     header = {"metadata": {}, **{key: part for key, part in header.items() if part is not None}}
     parts = [header, header["tokenizer"]] if "tokenizer" in header else [header]
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("config"), dict):
             raise ValueError(
-                f"{source}: expected kind and config in metadata {_KEY!r}, got {shown(part)}"
+                f"{source}: expected kind and config in metadata {OWN!r}, got {shown(part)}"
             )
         if not isinstance(part.get("kind"), str) or part["kind"] not in KINDS:
             raise ValueError(

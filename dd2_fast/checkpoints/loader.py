@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models.released import Format
+from ..reading import shown
 from . import formats
 from .build import build_model
 from .bundle import is_bundle, load_bundle, load_generator
+from .checksums import checked
 from .configuration import Configured, Found, configure
 from .container import Contents, open_file
 from .folder import is_folder_of_weights, open_folder
@@ -33,6 +35,7 @@ def load(
     *,
     tokenizer: Any = None,
     max_bytes: int | None = None,
+    verify: bool | None = None,
     **config: Any,
 ) -> nn.Module:
     """A model from a released file, a file of ours, a folder or a state dict.
@@ -59,6 +62,10 @@ def load(
         tokenizer: what to attach as ``.tokenizer``: a tokenizer, or what ``load`` reads one from.
         max_bytes: the memory that the contents of a file may take; None: what the environment's
             ``DD2_FAST_MAX_BYTES`` says, else 1 GiB or eight times its size, whichever is more.
+        verify: compare a file with the checksums in it, which reads all of it, some 0.4 s a GB;
+            None: where it is of at most 16 MiB. Archives of torch have checksums, and our own
+            files; PyTorch's older format and others' safetensors have none. The commands of
+            ``dd2-fast`` always compare, ``inspect`` with ``--verify``.
         config: what neither shapes nor the file tell, such as ``patch_nums``, ``n_head``,
             ``grid``, ``split``, ``codebook``; our own files need at most the last, and not that
             where they were saved with it or with a tokenizer.
@@ -69,7 +76,7 @@ def load(
         ValueError: damaged, of no known kind, unsafe to open, too large once opened, tensors that
             do not fit, or two facts that contradict each other.
     """
-    with torch.inference_mode(False), memory_limit(max_bytes):
+    with torch.inference_mode(False), memory_limit(max_bytes), checked(verify):
         attached = None if tokenizer is None else tokenizer_of(tokenizer)
         if (folder := _bundle_folder(source)) is not None:
             _check_no_config(config)
@@ -277,13 +284,14 @@ def _unrecognised(contents: Contents, ending: str) -> str:
     expected = f"{contents.source}: expected a dd2_fast checkpoint or one of {', '.join(kinds)}"
     candidates = state_dicts(contents.tree)
     if not candidates:
-        keys = ", ".join(map(repr, list(contents.tree)[:_NAMED])) or "nothing"
+        keys = ", ".join(shown(repr(key)) for key in list(contents.tree)[:_NAMED]) or "nothing"
         return f"{expected}; found no tensors, only {keys}"
     if what := unsupported(contents):
         return f"{contents.source}: expected one of {', '.join(kinds)}, got {what}"
     largest = max(candidates, key=lambda one: len(one.tensors))
     nesting, tensors = largest.nesting, largest.tensors
-    names = ", ".join(f"{name} {list(v.shape)}" for name, v in list(tensors.items())[:_NAMED])
+    first = list(tensors.items())[:_NAMED]
+    names = ", ".join(f"{shown(name)} {list(value.shape)}" for name, value in first)
     inside = f" under {nesting}" if nesting else ""
     more = f" and {len(tensors) - _NAMED} more" if len(tensors) > _NAMED else ""
     found = f"{expected}; found {len(tensors)} tensors{inside} of none of these: {names}{more}"

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..reading import shown
+
 # Where public training code keeps weights, in order of preference; averages come first anywhere.
 NESTING = (
     "ema_parameters",
@@ -33,11 +35,13 @@ _DEEPEST, _LONGEST, _WIDEST = 8, 1000, 8  # levels, characters of a name, prefix
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\."
 )
-_AVERAGE = re.compile(
-    r"(?:^|[^a-z])(?:emas?|swa|avg|average[ds]?|shadow|polyak)(?:[^a-z]|$)|^ema(?=model|params)",
-    re.IGNORECASE,
+_PARTS = r"model|net|network|params?|weights|state|dict"
+_AVERAGE = re.compile(  # of a name in small letters whose words are apart
+    r"(?:^|[^a-z])(?:emas?|swa|avg|averag(?:e|es|ed|ing)|movingaverages?|shadow|polyak)(?:[^a-z]|$)"
+    rf"|(?:^|[^a-z])(?:ema|swa|avg)(?:{_PARTS})|(?:{_PARTS})(?:ema|swa|avg)(?:[^a-z]|$)"
+    rf"|^mean_?(?:{_PARTS}|teacher)"
 )
-_CAPITALS = re.compile(r"[a-z](?:EMA|Ema|SWA)(?![a-z])|^(?:ema|EMA|Ema)[A-Z]")
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler|(?:^|_)opt$", re.IGNORECASE)
 # Scalars that averages keep among their weights; that of torch's tells that it is one.
 _TELLING = "n_averaged"
@@ -65,13 +69,13 @@ class StateDict:
 
     @property
     def nesting(self) -> str:
-        """The names it lies under, with dots."""
-        return ".".join(self.path)
+        """The names it lies under, with dots, printable."""
+        return shown(".".join(self.path))
 
 
 def is_average(name: str) -> bool:
     """Whether training code calls averaged weights so: ``ema``, ``model_ema``, ``swa_model``..."""
-    return bool(_AVERAGE.search(name) or _CAPITALS.search(name))
+    return _AVERAGE.search(_WORDS.sub("_", name).lower()) is not None
 
 
 def state_dicts(tree: Mapping[Any, Any]) -> list[StateDict]:
@@ -214,4 +218,4 @@ def _records(tree: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Record]
             if id(entries) not in seen:
                 seen.add(id(entries))
                 waiting.append(((*where, name), entries))
-                yield ".".join((*where, name)), entries
+                yield shown(".".join((*where, name))), entries

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from .picture import Panel, check_png, draw_panels, text_chunk, write_png
+from .settings import SEEDS, integer
 from .table import NAMES, quality_table
 
 _CLASSES, _PER_CLASS, _SCALE = 10, 8, 6
 _RUNS = 15
+_MOST_SAMPLES = 1_000_000  # they are held in memory
 _BATCHES = (1, 10, 80)
 _SPEED_NOTE = """\
 one step saves the passes that wait for one another, not arithmetic: a CPU core, which a large batch
@@ -46,9 +48,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("demo.png"), help="picture to write (default demo.png)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+    parser.add_argument("--seed", type=integer(*SEEDS), default=0, help="of every draw (default 0)")
     parser.add_argument(
-        "--samples", type=int, default=5000, help="images a row of the table (default 5000)"
+        "--samples",
+        type=integer(2 * _CLASSES, _MOST_SAMPLES),
+        default=5000,
+        help="images a row of the table (default 5000)",
     )
     parser.add_argument("--model", default="digits", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
@@ -56,8 +61,6 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the picture and print the tables."""
-    if arguments.samples < 2 * _CLASSES:
-        raise ValueError(f"--samples: expected at least {2 * _CLASSES}, got {arguments.samples}")
     check_png(arguments.out)
     from ..checkpoints.locks import locked
 

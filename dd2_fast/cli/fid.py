@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .settings import MOST, integer
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
@@ -19,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("reference", type=Path, help="the same of the reference")
     parser.add_argument(
         "--max-bytes",
-        type=int,
+        type=integer(1, MOST),
         help="what an archive may hold once unpacked (default: 1 GiB, or 100 times its own size)",
     )
     parser.set_defaults(run=run)

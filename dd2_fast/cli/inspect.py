@@ -38,6 +38,12 @@ def add_parser(commands: Any) -> None:
         "--tokenizer", type=Path, metavar="OTHER", help="its tokenizer's file, which tells of it"
     )
     add_config_option(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        default=None,
+        help="read all of it and compare it with the checksums inside (files up to 16 MiB: always)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         ]
     else:
         rows = _describe(contents, config, tokenizer)
+        if arguments.verify:
+            count = f"{contents.compared} compared" if contents.compared else "none in the file"
+            rows.insert(1, ("checksums", count))
     for name, value in [("file", str(path)), ("size", size_of(path)), *rows]:
         print(f"{printable(name):<14}{shown(value)}")
     return 0
@@ -136,7 +145,12 @@ def _config_rows(
 ) -> list[tuple[str, str]]:
     """Return the configuration, and what of it was given, read, inferred or a default."""
     from ..checkpoints.loader import arguments_of
+    from ..checkpoints.registry import kind_of
 
+    if tokenizer is not None:
+        family, wanted = kind_of(tokenizer).removesuffix("_tokenizer"), found.format.kind
+        if family not in wanted.split("_"):
+            raise ValueError(f"--tokenizer: expected one for a {wanted}, got a {family}_tokenizer")
     try:
         made = arguments_of(contents, found, config, tokenizer)
     except (TypeError, ValueError) as error:

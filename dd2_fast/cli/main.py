@@ -86,7 +86,10 @@ def _run(argv: Sequence[str] | None, job: processes.Job) -> int:
         return EXIT_ERROR
     if job.rank > 0 and not getattr(arguments, "shared", False):
         return 0
-    code = arguments.run(arguments)
+    from ..checkpoints.checksums import checked
+
+    with checked(getattr(arguments, "verify", True)):
+        code = arguments.run(arguments)
     _flush()
     return code
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .settings import add_config_option, load_model
+from .settings import MOST, SEEDS, add_config_option, integer, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -29,8 +29,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint")
     add_config_option(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--num", type=int, required=True, help="how many samples")
-    parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
+    parser.add_argument("--num", type=integer(1, MOST), required=True, help="how many samples")
+    parser.add_argument(
+        "--seed", type=integer(*SEEDS), default=0, help="of the whole job (default 0)"
+    )
     parser.add_argument(
         "--labels",
         choices=("balanced", "uniform"),
@@ -38,18 +40,25 @@ def add_parser(commands: Any) -> None:
         help="go round the classes, or draw them (default balanced)",
     )
     parser.add_argument("--cfg", type=float, help="guidance of the teacher (default: none)")
-    parser.add_argument("--top-k", type=int, default=0, help="logits to keep (default 0: all)")
+    parser.add_argument(
+        "--top-k", type=integer(0), default=0, help="logits to keep (default 0: all)"
+    )
     parser.add_argument("--top-p", type=float, default=1.0, help="mass to keep (default 1)")
     parser.add_argument(
         "--pairs", action="store_true", help="DD1's pairs of noise and tokens, not plain samples"
     )
-    parser.add_argument("--ode-steps", type=int, help="Heun steps of the pairs' flow (default 20)")
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="images a pass (default 64); changes speed only"
+        "--ode-steps", type=integer(1), help="Heun steps of the pairs' flow (default 20)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=integer(1),
+        default=64,
+        help="images a pass (default 64); changes speed only",
     )
     parser.add_argument(
         "--shard-size",
-        type=int,
+        type=integer(1),
         default=4096,
         help="images a file (default 4096); a kill loses at most one file a process",
     )

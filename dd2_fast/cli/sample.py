@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .picture import check_png, tile, write_png
-from .settings import add_config_option, load_model
+from .settings import MOST, SEEDS, add_config_option, integer, load_model
 
+_LARGEST_SCALE = 1 << 10
 # What would be taken for a file and become a folder.
 _OTHER_FILES = (
     *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".h5"),
@@ -35,28 +36,43 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
     add_config_option(parser)
     parser.add_argument(
-        "--steps", type=int, default=1, help="passes of the generator; 2 for DD1's second step"
+        "--steps",
+        type=integer(1, 2),
+        default=1,
+        help="passes of the generator; 2 for DD1's second step",
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--labels", type=_labels, help="classes, for example 0,1,2")
-    wanted.add_argument("--num", type=int, help="how many images, going round the classes")
+    wanted.add_argument(
+        "--num", type=integer(1, MOST), help="how many images, going round the classes"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder, .png or .npz file")
-    parser.add_argument("--seed", type=int, default=0, help="of the whole job (default 0)")
     parser.add_argument(
-        "--start-index", type=int, default=0, help="index of the first image (default 0)"
+        "--seed", type=integer(*SEEDS), default=0, help="of the whole job (default 0)"
+    )
+    parser.add_argument(
+        "--start-index",
+        type=integer(0, MOST),
+        default=0,
+        help="index of the first image (default 0)",
     )
     parser.add_argument(
         "--teacher-steps",
-        type=int,
+        type=integer(0),
         default=0,
         help="k > 1 draws the last k - 1 steps anew from the teacher (default 0: one step)",
     )
     parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps")
-    parser.add_argument("--top-k", type=int, default=0, help="logits they keep (default 0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="mass they keep (default 1)")
-    parser.add_argument("--batch-size", type=int, help="images a pass; does not change them")
     parser.add_argument(
-        "--scale", type=int, default=1, help="enlarge each pixel this many times (default 1)"
+        "--top-k", type=integer(0), default=0, help="logits they keep (default 0: all)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="mass they keep (default 1)")
+    parser.add_argument("--batch-size", type=integer(1), help="images a pass; does not change them")
+    parser.add_argument(
+        "--scale",
+        type=integer(1, _LARGEST_SCALE),
+        default=1,
+        help="enlarge each pixel this many times (default 1)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run, shared=True)
@@ -66,10 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the images and write them."""
     from ..sampling import process_group
 
-    if arguments.num is not None and not 1 <= arguments.num < 1 << 63:
-        raise ValueError(f"--num: expected at least 1 and less than 2^63, got {arguments.num}")
-    if arguments.scale < 1:
-        raise ValueError(f"--scale: expected at least 1, got {arguments.scale}")
     suffix = arguments.out.suffix.lower()
     if suffix in _OTHER_FILES and not arguments.out.is_dir():
         raise ValueError(f"--out: expected a folder, a .png or a .npz file, got {arguments.out}")
@@ -122,8 +134,8 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     sampler.check_labels(labels)
     npz = suffix == ".npz"
     sink = NpzFile(arguments.out) if npz else PngFolder(arguments.out, arguments.scale)
-    names = ("model", "tokenizer", "config", "steps", "teacher_steps", "cfg", "top_k", "top_p")
-    settings = {name: str(getattr(arguments, name)) for name in (*names, "scale")}
+    names = ("steps", "teacher_steps", "cfg", "top_k", "top_p", "scale")
+    settings = {name: str(getattr(arguments, name)) for name in names}
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
     return len(labels)
 

@@ -6,13 +6,17 @@ import argparse
 import dataclasses
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..reading import shown
 from ..training.settings import as_field, configure, parse_config
 
 T = TypeVar("T")
+SEEDS = (-(1 << 63), (1 << 63) - 1)
+MOST = (1 << 63) - 1  # of what counts images
+_WIDEST = 1 << 31  # of what makes arrays
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +29,23 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="what the file does not tell, as in patch_nums=1,2,3 or n_head=32, grid=24, split=5",
     )
+
+
+def integer(low: int, high: int = _WIDEST) -> Callable[[str], int]:
+    """The type of an argument that is an integer in ``low..high``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"expected an integer in {low}..{high}, got {shown(text)}"
+            )
+        return value
+
+    return parse
 
 
 def load_model(path: Path, tokenizer: Path | None, assignments: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..reading import read_text
 from ..training.settings import configure, parse_config
-from .settings import add_config_option, apply_settings, field_types
+from .settings import SEEDS, add_config_option, apply_settings, field_types, integer
 from .table import quality_table
 
 _RECIPES = {
@@ -28,6 +28,7 @@ _RECIPES = {
 _CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"
 _SOURCES = ("teacher", "tokenizer", "data")
 _CLOSE = 1e-4
+_MOST_THREADS = 1 << 12
 
 
 def config_names() -> list[str]:
@@ -58,7 +59,9 @@ def add_parser(commands: Any) -> None:
         help="take stage 1 of another run, made with the same settings of it",
     )
     parser.add_argument("--out", type=Path, help="folder to write (default runs/RECIPE)")
-    parser.add_argument("--seed", type=int, help="of the whole run (default: the recipe's)")
+    parser.add_argument(
+        "--seed", type=integer(0, SEEDS[1]), help="of the whole run (default: the recipe's)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -69,12 +72,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--backend", help="of every operator; torch is the plain reference trainer")
     parser.add_argument(
         "--check-parity",
-        type=int,
+        type=integer(1),
         metavar="N",
         help="train nothing: N steps of every stage, fused beside plain torch, and their "
         "differences",
     )
-    parser.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
+    parser.add_argument(
+        "--threads", type=integer(1, _MOST_THREADS), help="threads of torch (default: all cores)"
+    )
     parser.add_argument("--list", action="store_true", help="print the fields and their values")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run, shared=True)
@@ -101,8 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name}={_value(config, name)}")
         return 0
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     if arguments.check_parity is not None:
         return _check_parity(module, config, arguments)

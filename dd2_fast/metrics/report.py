@@ -150,4 +150,4 @@ class _Reference:
 
 def _seed(seed: int, stream: int, part: int) -> int:
     """Return a seed of its own for every stream of numbers and every part of the job."""
-    return (seed * 1_000_003 + stream) * 1_000_003 + part
+    return ((seed * 1_000_003 + stream) * 1_000_003 + part) % (1 << 63)

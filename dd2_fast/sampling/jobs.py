@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from torch import distributed
 
+from ..checkpoints.checksums import fingerprint
 from ..checkpoints.files import remove_leftovers, write_atomic
 from ..checkpoints.locks import agreed, locked
 from ..differences import differences
 from ..progress import progress_bar
+from ..reading import shown
 from .arguments import check_indices, image_seed, integer
 from .sampler import Sampler
 from .sinks import RECORD, Sink, read_record
@@ -22,7 +24,7 @@ def balanced_labels(count: int, num_classes: int, *, shuffled_by: int | None = N
     """Return `count` labels that go round the classes, in an order a seed fixes if one is given."""
     labels = np.arange(count) % num_classes
     if shuffled_by is not None:
-        labels = np.random.default_rng(shuffled_by).permutation(labels)
+        labels = np.random.default_rng(shuffled_by % (1 << 64)).permutation(labels)
     return labels.tolist()
 
 
@@ -39,6 +41,7 @@ def run_job(
     """Draw one image a label into the sink; what is there from an earlier run is not drawn again.
 
     A job may be extended: the labels of the earlier run, and more. Damaged images are drawn anew.
+    It goes on with the same weights and configurations alone, wherever their files are.
 
     Every process of a torch.distributed group takes its share of the chunks, and the first one
     finishes the sink. The images are those of `sampler(labels, seed=, start_index=)`.
@@ -64,7 +67,9 @@ def run_job(
     record = {"labels": labels, "seed": seed, "start_index": start_index, **(settings or {})}
     record = json.loads(json.dumps(record))  # as it is read again
     with locked(sink.output):
-        size = agreed(lambda: _open(sink, record, sampler.batch_size))
+        size = agreed(
+            lambda: _open(sink, {**record, "weights": _weights(sampler)}, sampler.batch_size)
+        )
         if size is None:
             return
         starts = range(0, len(labels), size)
@@ -83,6 +88,13 @@ def run_job(
         if world > 1:
             distributed.barrier()
         agreed(lambda: sink.finish(labels))
+
+
+def _weights(sampler: Sampler) -> str:
+    """What tells the networks that the images are drawn with."""
+    teacher = sampler.teacher if sampler.teacher_steps > 1 else None
+    networks = (sampler.generator, sampler.tokenizer, teacher)
+    return fingerprint(*(network for network in networks if network is not None))
 
 
 def _open(sink: Sink, record: dict[str, Any], batch_size: int) -> int | None:
@@ -128,4 +140,4 @@ def _difference(key: str, there: Any, now: Any) -> str:
         there, now = (f"of {len(labels)} images" for labels in (there, now))
         if there == now:
             return f"labels ({now})"
-    return f"{key} (there {there}, now {now})"
+    return f"{shown(key)} (there {shown(there)}, now {now})"

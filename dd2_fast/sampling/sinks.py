@@ -28,6 +28,7 @@ RECORD = ".job.json"
 _DIGEST = hashlib.sha256().digest_size
 _LONGEST = (1 << 16) - 1  # bytes of an archive's comment
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file's first; the same job makes the same bytes
+_NAME = "dd2_fast"  # of the text in a PNG
 _GO_ON = "the same command goes on"
 
 
@@ -64,7 +65,8 @@ class Sink(Protocol):
 class PngFolder:
     """One PNG an image, `<index>_<label>.png`, each pixel enlarged `scale` times.
 
-    The job's record stays with them, so that no other job's images get among them.
+    Its name is a text inside, too. The job's record stays with them, so that no other job's images
+    get among them.
     """
 
     parts = "*.png"
@@ -92,7 +94,8 @@ class PngFolder:
     def write(self, indices: range, labels: Sequence[int], images: np.ndarray) -> None:
         enlarged = images.repeat(self.scale, axis=1).repeat(self.scale, axis=2)
         for index, label, image in zip(indices, labels, enlarged, strict=True):
-            write_atomic(self._path(index, label), png(image))
+            path = self._path(index, label)
+            write_atomic(path, png(image, path.stem))
 
     def finish(self, labels: Sequence[int]) -> None:
         there = set(os.listdir(self.folder))
@@ -109,8 +112,8 @@ class PngFolder:
 class NpzFile:
     """The archive that ADM's evaluation reads: `arr_0` uint8 [N, H, W, 3] and the labels `arr_1`.
 
-    Until the job is done its parts, each with its SHA-256 at its end, lie in the folder
-    `<name>.parts` beside it. The archive's comment is the job's record without its labels.
+    Until the job is done its parts, each with the SHA-256 of it and its name at its end, lie in the
+    folder `<name>.parts` beside it. The archive's comment is the job's record without its labels.
     """
 
     parts = "*.npy"
@@ -170,7 +173,7 @@ class NpzFile:
         data = io.BytesIO()
         np.save(data, images)
         whole = data.getvalue()
-        write_atomic(self._path(first), whole + hashlib.sha256(whole).digest())
+        write_atomic(self._path(first), whole + _digest(self._path(first), whole))
 
     def _read(self, first: int) -> np.ndarray | None:
         """The images of a part; None where it is missing or damaged."""
@@ -179,7 +182,7 @@ class NpzFile:
         except FileNotFoundError:
             return None
         whole, digest = data[:-_DIGEST], data[-_DIGEST:]
-        if hashlib.sha256(whole).digest() != digest:
+        if _digest(self._path(first), whole) != digest:
             return None
         return np.load(io.BytesIO(whole))
 
@@ -229,17 +232,23 @@ class NpzFile:
             self.folder.rmdir()
 
 
+def _digest(path: Path, data: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + data).digest()
+
+
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def png(image: np.ndarray) -> bytes:
-    """The PNG file of an image uint8 [H, W, 3]."""
+def png(image: np.ndarray, name: str) -> bytes:
+    """The PNG file of an image uint8 [H, W, 3], with its name as a text inside."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, "PNG")
+    data, about = io.BytesIO(), PngInfo()
+    about.add_text(_NAME, name)
+    Image.fromarray(image).save(data, "PNG", pnginfo=about)
     return data.getvalue()
 
 
@@ -270,12 +279,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _is_png(path: Path) -> bool:
-    """Whether a whole PNG is there, by the checksums of its parts."""
+    """Whether a whole PNG of that name is there, by the checksums of its parts.
+
+    Those of earlier versions do not have their names inside.
+    """
     from PIL.PngImagePlugin import PngImageFile  # Image.open refuses what --scale makes large
 
     try:
         with PngImageFile(path) as image:
             image.verify()
+            return image.info.get(_NAME, path.stem) == path.stem
     except (OSError, SyntaxError, ValueError, IndexError):
         return False
-    return True

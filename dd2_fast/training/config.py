@@ -12,6 +12,7 @@ from ..losses import TimeDistribution
 from ..ops.csd_loss.api import OBJECTIVES
 from .settings import configure, flatten, parse_config  # noqa: F401 (where they once were)
 
+_LARGEST = (1 << 63) - 1
 _MAY_BE_ZERO = object()
 # Numbers of zero or more; every other number of a configuration is positive.
 Count = Annotated[int, _MAY_BE_ZERO]
@@ -19,7 +20,7 @@ Amount = Annotated[float, _MAY_BE_ZERO]
 
 
 class Checked:
-    """Checks the sign of every number of a configuration, before any work."""
+    """Checks the sign and size of every number of a configuration, before any work."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
@@ -33,6 +34,8 @@ class Checked:
             if value < 0 or (value == 0 and not zero):
                 wanted = "zero or more" if zero else "a positive number"
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
+            if isinstance(value, int) and value > _LARGEST:
+                raise ValueError(f"{name}: expected at most {_LARGEST}, got {value}")
 
 
 def one_of(name: str, value: str, known: Sequence[str]) -> None:

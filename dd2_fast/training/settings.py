@@ -129,7 +129,7 @@ def parse_config(assignments: Sequence[str], argument: str = "--config") -> dict
             raise ValueError(f"{argument}: expected key=value, got {assignment!r}")
         if name in config:
             raise ValueError(f"{argument}: expected each key once, got {name!r} twice")
-        if name in ("source", "tokenizer", "max_bytes"):
+        if name in ("source", "tokenizer", "max_bytes", "verify"):
             raise ValueError(f"{argument}: expected a setting of the model, got {name!r}")
         config[name] = _setting(text)
     return config

@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from ..checkpoints.bundle import SETTINGS
+from ..checkpoints.checksums import check_archive
 from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
 from ..differences import described, differences
+from ..reading import shown
 from .parallel import Parallel
 from .settings import flatten
 
@@ -176,6 +178,7 @@ class RunState:
         """The saved state, of this format and with this run's settings."""
         try:
             screen_zip(path)
+            check_archive(path)
             state = torch.load(path, weights_only=True, map_location="cpu")
             found = state["format"]
         except Exception as error:
@@ -184,7 +187,7 @@ class RunState:
                 f"({type(error).__name__}); delete it to start anew"
             ) from error
         if found != _FORMAT:
-            raise ValueError(f"{path}: expected state format {_FORMAT}, got {found}")
+            raise ValueError(f"{path}: expected state format {_FORMAT}, got {shown(found)}")
         saved = state["settings"]
         if path == self.final and self.extends is not None:
             saved = {**saved, self.extends: self.settings[self.extends]}

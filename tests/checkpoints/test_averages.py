@@ -22,6 +22,7 @@ NAMES = [
     *("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_params"),
     *("ema_parameters", "params_ema", "net_ema", "EMA", "modelEMA", "ema_0.9999"),
     *("swa_model", "averaged_model", "average", "model_avg", "shadow"),
+    *("swaModel", "AveragedModel", "emaModel", "modelema", "movingAverage", "mean_teacher"),
 ]
 
 

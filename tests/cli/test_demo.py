@@ -45,7 +45,7 @@ def test_demo_writes_the_picture_and_the_tables(tmp_path: Path, capsys) -> None:
         (["--out", "{tmp}/demo.jpg"], "--out: expected a name that ends in .png"),
         (["--out", "{tmp}/folder.png"], "is a folder"),
         (["--out", "{tmp}/file/demo.png"], "cannot write to the folder"),
-        (["--samples", "3"], "--samples: expected at least 20, got 3"),
+        (["--samples", "3"], "--samples: expected an integer in 20..1000000, got 3"),
         (["--model", "nonesuch"], "model: expected a bundled name 'digits'"),
     ],
 )

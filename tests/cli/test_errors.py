@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 
 from dd2_fast.cli import main
+from dd2_fast.cli.main import build_parser
 from dd2_fast.sampling.sources import bundled_path
 
 OUT = "new"  # an output that no command with an error makes
@@ -90,23 +92,100 @@ def test_broken_checkpoints(files: Path, fails, name: str) -> None:
         fails("demo", "--model", path, "--out", f"{OUT}.png", naming=shown)
 
 
-@pytest.mark.parametrize("value", BAD_NUMBERS)
-def test_numbers_that_are_none(fails, value: str) -> None:
-    commands = {
-        "sample": ("--num", "--seed", "--start-index", "--steps", "--batch-size", "--scale"),
-        "make-data": ("--num", "--seed", "--ode-steps", "--batch-size", "--shard-size", "--top-k"),
-        "train": ("--seed", "--threads", "--check-parity"),
-        "demo": ("--seed", "--samples"),
-    }
-    needed = {
-        "sample": ["--num", "1", "--out", OUT],
-        "make-data": ["digits", "--num", "1", "--out", OUT],
-        "train": ["toy", "--out", OUT],
-        "demo": ["--out", f"{OUT}.png"],
-    }
-    for command, options in commands.items():
-        for option in options:
-            fails(command, *needed[command], f"{option}={value}", naming=option)
+COMMANDS = {
+    "sample": ["--num", "1", "--out", OUT],
+    "make-data": ["digits", "--num", "1", "--out", OUT],
+    "train": ["toy", "--out", OUT],
+    "demo": ["--out", f"{OUT}.png"],
+    "fid": ["x", "y"],
+    "info": [],
+    "plot": ["x"],
+    "inspect": ["x"],
+    "convert": ["x", f"{OUT}.safetensors"],
+}
+TOP = 2**63 - 1
+INTEGERS = {  # every one there is, with its range
+    "sample --num": (1, TOP),
+    "sample --seed": (-TOP - 1, TOP),
+    "sample --start-index": (0, TOP),
+    "sample --steps": (1, 2),
+    "sample --teacher-steps": (0, 2**31),
+    "sample --top-k": (0, 2**31),
+    "sample --batch-size": (1, 2**31),
+    "sample --scale": (1, 1024),
+    "make-data --num": (1, TOP),
+    "make-data --seed": (-TOP - 1, TOP),
+    "make-data --top-k": (0, 2**31),
+    "make-data --ode-steps": (1, 2**31),
+    "make-data --batch-size": (1, 2**31),
+    "make-data --shard-size": (1, 2**31),
+    "train --seed": (0, TOP),
+    "train --threads": (1, 4096),
+    "train --check-parity": (1, 2**31),
+    "demo --seed": (-TOP - 1, TOP),
+    "demo --samples": (20, 1_000_000),
+    "fid --max-bytes": (1, TOP),
+}
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    return next(one.choices for one in actions if isinstance(one, argparse._SubParsersAction))
+
+
+def test_the_tables_name_every_integer_of_every_command() -> None:
+    numbers = [
+        f"{command} {action.option_strings[-1]}"
+        for command, parser in commands().items()
+        for action in parser._actions
+        if action.type is int or "integer" in getattr(action.type, "__qualname__", "")
+    ]
+    assert sorted(numbers) == sorted(INTEGERS)
+    assert commands().keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_out_of_their_ranges(fails, name: str) -> None:
+    (command, option), (low, high) = name.split(), INTEGERS[name]
+    values = (*BAD_NUMBERS, "1e3", "1,2", "9" * 5000, str(10**30), str(-(10**30)), "\x1b[2J")
+    for value in (*values, str(low - 1), str(high + 1)):
+        error = fails(command, *COMMANDS[command], f"{option}={value}", naming=option)
+        assert f"{option}: expected an integer in {low}..{high}, got " in error
+    parser = commands()[command]
+    for value in (low, high):
+        argv = [*COMMANDS[command], f"{option}={value}"]
+        assert value in vars(parser.parse_args(argv)).values()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sample", "--labels=0,1", f"--seed={-TOP - 1}", "--out", f"{OUT}.png"],
+        ["sample", "--num=2", f"--seed={TOP}", f"--start-index={TOP - 2}", "--out", OUT],
+        ["sample", "--num=2", f"--seed={-TOP - 1}", "--out", f"{OUT}.npz"],
+        ["sample", "--num=2", f"--batch-size={2**31}", "--scale=64", "--out", OUT],
+        ["make-data", "random-var", "--num=2", f"--seed={-TOP - 1}", "--out", OUT],
+        ["make-data", "random-var", "--num=2", f"--seed={TOP}", f"--batch-size={2**31}"]
+        + [f"--shard-size={2**31}", f"--top-k={2**31}", "--pairs", "--ode-steps=1", "--out", OUT],
+    ],
+)
+def test_the_ends_of_the_ranges_work(tmp_path: Path, monkeypatch, capsys, argv: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv, "--quiet"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [-TOP - 1, TOP])
+def test_every_seed_evaluates(seed: int) -> None:
+    from dd2_fast.metrics.report import _seed
+
+    assert 0 <= _seed(seed, 4, 1000) <= TOP
+    assert _seed(5, 2, 3) == (5 * 1_000_003 + 2) * 1_000_003 + 3
+
+
+@pytest.mark.parametrize("recipe", ["digits", "toy", "tiny_var"])
+def test_seeds_that_no_recipe_takes(fails, recipe: str) -> None:
+    for value in ("-1", str(TOP + 1), str(10**30), "1.5", "x"):
+        fails("train", recipe, "--out", OUT, "--set", f"seed={value}", naming="seed")
 
 
 HUGE = str(10**30)

@@ -12,6 +12,7 @@ from checkpoints.tiny import teacher_tensors, tokenizer_tensors
 
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
+from dd2_fast.models import VQTokenizer
 
 pytestmark = pytest.mark.usefixtures("family")
 
@@ -93,3 +94,21 @@ def test_what_cannot_be_inspected_is_one_line(tmp_path: Path, capsys) -> None:
         assert main(["inspect", str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert message in error and error.startswith("dd2-fast: error: ") and error.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_family(tmp_path: Path, capsys) -> None:
+    checkpoints.save(tmp_path / "vq.safetensors", VQTokenizer(vocabulary=4, dimension=2, width=8))
+    torch.save(teacher_tensors(), tmp_path / "x.pth")
+    argv = ["inspect", str(tmp_path / "x.pth"), "--tokenizer", str(tmp_path / "vq.safetensors")]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("--tokenizer: expected one for a tiny_teacher, got a vq_tokenizer\n")
+
+
+def test_a_limit_that_is_none_is_no_damage(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("DD2_FAST_MAX_BYTES", "1e9")
+    for name, new in (("x.pth", True), ("x.pt", False)):
+        torch.save(teacher_tensors(), tmp_path / name, _use_new_zipfile_serialization=new)
+        assert main(["inspect", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("dd2-fast: error: DD2_FAST_MAX_BYTES: expected a number of bytes")

@@ -125,9 +125,12 @@ def test_run_again_with_other_settings(tmp_path, capsys) -> None:
     ("argv", "message"),
     [
         (["x/y", "--num", "1"], "no file or folder at 'x/y'"),
-        (["digits", "--num", "0"], "num: expected at least 1, got 0"),
+        (["digits", "--num", "0"], "--num: expected an integer in 1.."),
         (["digits", "--num", "1", "--ode-steps", "3"], "--ode-steps: expected with --pairs only"),
-        (["digits", "--num", "1", "--pairs", "--ode-steps", "0"], "ode_steps: expected at least 1"),
+        (
+            ["digits", "--num", "1", "--pairs", "--ode-steps", "0"],
+            "--ode-steps: expected an integer in 1..",
+        ),
         (
             ["digits", "--num", "1", "--top-p", "0"],
             "top_p: expected a probability in (0, 1], got 0.0",

@@ -92,9 +92,9 @@ def test_what_looks_like_another_file_becomes_no_folder(tmp_path: Path, capsys) 
     [
         (["--labels", "0,x"], "argument --labels: expected integers separated by commas"),
         (["--labels", "11"], "labels: expected values in 0..9, got 11"),
-        (["--num", "0"], "--num: expected at least 1 and less than 2^63, got 0"),
-        (["--num", "2", "--scale", "0"], "--scale: expected at least 1, got 0"),
-        (["--num", "2", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (["--num", "0"], "--num: expected an integer in 1.."),
+        (["--num", "2", "--scale", "0"], "--scale: expected an integer in 1..1024, got 0"),
+        (["--num", "2", "--batch-size", "0"], "--batch-size: expected an integer in 1.."),
         (["--num", "2", "--teacher-steps", "99"], "teacher_steps: expected 0 to 17"),
         (["--num", "2", "--model", "x/y"], "model: no file or folder at 'x/y'"),
         (["--num", "2", "--labels", "1"], "not allowed with argument"),
@@ -103,7 +103,7 @@ def test_what_looks_like_another_file_becomes_no_folder(tmp_path: Path, capsys) 
         (["--num", "2", "--teacher-steps", "2", "--cfg", "nan"], "cfg: expected a finite number"),
         (["--num", "2", "--top-k", "5"], "top_k: expected with teacher_steps of at least 2 alone"),
         (["--num", str(10**15)], "Unable to allocate"),
-        (["--num", "2", "--seed", str(2**64)], "seed: expected an integer of 64 bits"),
+        (["--num", "2", "--seed", str(2**64)], "--seed: expected an integer in -9223"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, argv, message) -> None:

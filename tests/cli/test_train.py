@@ -106,7 +106,7 @@ def test_an_interruption_says_that_it_resumes(tmp_path, capsys, monkeypatch) -> 
         (["--set", "nonesuch=1"], "expected one of the fields seed,"),
         (["--set", "distill.steps=-3"], "error: distill.steps: expected zero or more, got -3"),
         (["--set", "distil.steps=3"], "--set: did you mean distill.steps?"),
-        (["--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["--threads", "0"], "--threads: expected an integer in 1..4096, got 0"),
         (["--out", "{tmp}/file/run"], "{tmp}/file/run: cannot write"),
     ],
 )

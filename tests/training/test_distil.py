@@ -150,9 +150,9 @@ from dd2_fast.training.recipes import distil
 family, out, sharding, micro = sys.argv[1:]
 execution = {"sharding": sharding, "micro_batch": int(micro)}
 distil.run(test_distil.config(family, execution=execution), Path(out), progress=False)
-# A thread of gloo's that is left may abort the interpreter as it ends; FSDP2 still leaves it.
+# A thread of gloo's that is left may abort the interpreter as it ends.
 names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-assert sharding == "shard" or not any("gloo" in name for name in names), names
+assert not any("gloo" in name for name in names), names
 """
 
 

@@ -33,6 +33,7 @@ from dd2_fast.training.samples.shards import (
     ShardedPairs,
     ShardedSamples,
     ShardEntry,
+    sha256_of_file,
     sha256_of_weights,
 )
 from dd2_fast.training.stages import GroundTruthScoreStage, RegressionStage
@@ -185,6 +186,9 @@ def test_values_that_would_index_other_memory_are_refused(folder, name, value, m
     stored = safetensors.torch.load_file(path)
     stored[name].view(-1)[3] = value
     safetensors.torch.save_file(stored, path, {"dd2_fast_shard": '{"number": 1, "of": 25}'})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][1]["sha256"] = sha256_of_file(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
         ValueError, match=f"shard-00001.safetensors: expected a shard with {message}"
     ):
@@ -312,8 +316,9 @@ def test_only_the_rows_asked_for_are_read(tmp_path) -> None:
     }
     safetensors.torch.save_file(stored, path)
     settings = dict(num=count, shard_size=count, num_tokens=256, vocabulary=4, num_classes=1)
-    entry = ShardEntry(path.name, path.stat().st_size, "")
-    manifest = Manifest({**settings, "kind": "samples", "dimension": 1}, {}, [entry])
+    settings |= dict(kind="samples", dimension=1, seed=0, cfg=0.0, top_k=0, top_p=1.0)
+    entry = ShardEntry(path.name, path.stat().st_size, sha256_of_file(path))
+    manifest = Manifest(settings, {}, [entry])
     (tmp_path / "manifest.json").write_bytes(manifest.to_json())
     del stored
     samples = ShardedSamples(tmp_path)

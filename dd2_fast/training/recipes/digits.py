@@ -14,6 +14,8 @@ from ...checkpoints.bundle import PARTS, Bundle
 from ...losses import TeacherScore
 from ...models import ARTeacher, DD2Generator, DD2Guidance, VQTokenizer
 from ..config import (
+    Checked,
+    Count,
     CsdConfig,
     NetworkConfig,
     PairsConfig,
@@ -43,10 +45,10 @@ _FEWEST_SAMPLES = 500
 
 
 @dataclass(frozen=True)
-class DigitsConfig:
+class DigitsConfig(Checked):
     """Every setting of the digits recipe; ``watch`` and ``overwrite`` do not change its result."""
 
-    seed: int = 0
+    seed: Count = 0
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -55,12 +57,13 @@ class DigitsConfig:
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     distill: CsdConfig = field(default_factory=CsdConfig)
-    classifier_epochs: int = 30
+    classifier_epochs: Count = 30
     evaluation_samples: int = 5000
     watch: WatchConfig = WatchConfig(save_every=30.0, images_every=300)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.evaluation_samples < _FEWEST_SAMPLES:
             raise ValueError(
                 f"evaluation_samples: expected at least {_FEWEST_SAMPLES}, "

@@ -15,7 +15,7 @@ from ...checkpoints import save
 from ...losses import TeacherScore
 from ...models import DD2Generator, DD2Guidance, TableTeacher
 from ...ops import nearest_code
-from ..config import CsdConfig, PairsConfig, RegressionConfig, Stage1Config
+from ..config import Checked, Count, CsdConfig, PairsConfig, RegressionConfig, Stage1Config
 from ..loop import Stage
 from ..samples.pool import PairPool
 from ..stages import GroundTruthScoreStage, PairsStage, RegressionStage
@@ -38,7 +38,7 @@ class ToyNetworkConfig:
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(Checked):
     """Settings of a toy.
 
     ``kind`` is ``"pair"``, two tokens {(0,0),(1,1)}, or ``"random"``, a random correlated table of
@@ -46,8 +46,8 @@ class ToyConfig:
     """
 
     kind: str = "pair"
-    seed: int = 0
-    table_seed: int = 0
+    seed: Count = 0
+    table_seed: Count = 0
     num_tokens: int = 3
     network: ToyNetworkConfig = field(default_factory=ToyNetworkConfig)
     pairs: PairsConfig = PairsConfig(count=20000, batch=5000)
@@ -69,6 +69,7 @@ class ToyConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
         if not 2 <= self.num_tokens <= 6:

@@ -43,6 +43,7 @@ from .shards import (
 
 _SUM = ".sha256"
 _MOST_SHARDS = 1_000_000
+_LATER = ("teacher_config", "tokenizer_config")
 
 
 def make_shards(
@@ -132,8 +133,15 @@ def _score_settings(score: TeacherScore, ode_steps: int | None) -> dict[str, Any
         **teacher_sizes(teacher),
         "teacher": type(teacher).__name__,
         "teacher_sha256": sha256_of_weights(teacher),
+        "teacher_config": _config_of(teacher),
         "tokenizer_sha256": None if tokenizer is None else sha256_of_weights(tokenizer),
+        "tokenizer_config": _config_of(tokenizer),
     }
+
+
+def _config_of(model: Any) -> Any:
+    """The configuration of a network as a manifest has it, None where it has none."""
+    return json.loads(json.dumps(getattr(model, "config", None), default=repr))
 
 
 def _open(folder: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> list[int]:
@@ -146,7 +154,9 @@ def _open(folder: Path, settings: dict[str, Any], made_by: dict[str, Any]) -> li
             manifest = replace(manifest, noise_start=noise_start(settings))
         _write(folder / MANIFEST, manifest.to_json())
     manifest = read_manifest(folder)
-    different = differences(manifest.settings, settings)
+    # Manifests of earlier versions do not have all of them.
+    wanted = {k: v for k, v in settings.items() if k in manifest.settings or k not in _LATER}
+    different = differences(manifest.settings, wanted)
     if different:
         raise ValueError(
             f"{folder}: expected samples made with the same settings; different: "

@@ -17,10 +17,12 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...checkpoints.checksums import sha256_of_weights
 from ...condition import ClassCondition, Condition, Rows, condition_of
 from ...differences import described, differences
+from ...reading import shown
 from .draws import pair_noise
 
 MANIFEST = "manifest.json"
@@ -106,16 +108,27 @@ def read_manifest(folder: Path) -> Manifest:
         _check_manifest(manifest)
         return manifest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a manifest of shards: {error}") from error
+        raise ValueError(f"{path}: expected a manifest of shards: {shown(str(error))}") from error
 
 
 def _check_manifest(manifest: Manifest) -> None:
-    """Sizes that readers compute with are numbers, and the shards listed are those of the sizes."""
-    for name in ("num", "shard_size"):
-        value = manifest.settings[name]
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-    count = shard_count(manifest.settings)
+    """What readers compute with is of its type, and the shards listed are those of the sizes."""
+    settings = manifest.settings
+    for name in ("num", "shard_size", "num_tokens", "vocabulary", "dimension", "num_classes"):
+        if type(settings[name]) is not int or settings[name] < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {settings[name]!r}")
+    for name in ("cfg", "top_k", "top_p", "seed"):
+        if type(settings[name]) not in (int, float):
+            raise ValueError(f"{name}: expected a number, got {settings[name]!r}")
+    start = manifest.noise_start
+    pairs = {"samples": False, "pairs": True}[settings["kind"]]
+    if pairs and not (
+        isinstance(start, list)
+        and all(type(value) is float for value in start)
+        and type(settings["ode_steps"]) is int
+    ):
+        raise ValueError(f"expected pairs with ode_steps and noise_start, got {start!r}")
+    count = shard_count(settings)
     if manifest.shards is not None:
         if len(manifest.shards) != count:
             raise ValueError(f"expected {count} shards, got {len(manifest.shards)}")
@@ -133,25 +146,13 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_weights(model: nn.Module) -> str:
-    """The SHA-256 over names, dtypes, shapes and bytes of a model's state dict, as hex.
-
-    A released file and its converted copy thus count as the same teacher; another dtype does not.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))
-    return digest.hexdigest()
-
-
 class ShardedSamples:
     """A teacher's samples in shards, of either kind; only the rows that are asked for are read.
 
     Args:
         folder: what dd2-fast make-data wrote.
-        verify: compare every shard with its checksum first, which reads all of them.
+        verify: compare every shard with its checksum first, which reads all of them; else each
+            is compared when it is first used.
         device: where batches go; None: the CPU.
 
     Raises:
@@ -243,13 +244,20 @@ class ShardedSamples:
                 raise FileNotFoundError(f"{path}: the shard is missing; {_AGAIN} to make it")
             if path.stat().st_size != entry.bytes:
                 raise self._damaged(path, f"of {entry.bytes} bytes, got {path.stat().st_size}")
-            if verify and (found := sha256_of_file(path)) != entry.sha256:
-                raise self._damaged(path, f"with SHA-256 {entry.sha256}, got {found}")
+            if verify:
+                self._check_sum(entry)
+
+    def _check_sum(self, entry: ShardEntry) -> None:
+        path = self.folder / entry.file
+        if (found := sha256_of_file(path)) != entry.sha256:
+            raise self._damaged(path, f"with SHA-256 {entry.sha256}, got {found}")
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         """``tokens`` and the conditions' tensors as stored, which are pages of the file."""
         if number not in self._opened:
             path, count = self.folder / shard_name(number), len(self._ranges[number])
+            if self.manifest.shards is not None:
+                self._check_sum(self.manifest.shards[number])
             try:
                 with safetensors.safe_open(path, framework="pt") as file:
                     start, every = self.condition.name, list(file.keys())
@@ -359,6 +367,8 @@ def _read(stored: Tensor) -> Tensor:
 
 
 def _close(found: list[float], stored: list[float] | None) -> bool:
-    return stored is not None and all(
-        abs(a - b) < _NOISE_TOLERANCE for a, b in zip(found, stored, strict=True)
+    return (
+        stored is not None
+        and len(stored) == len(found)
+        and all(abs(a - b) < _NOISE_TOLERANCE for a, b in zip(found, stored, strict=True))
     )
