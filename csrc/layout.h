@@ -64,6 +64,9 @@ void append_fields(const T& value, const char* start, std::vector<Field>& fields
     } else if constexpr (count == 11) {
       const auto& [a, b, c, d, e, f, g, h, i, j, k] = value;
       append(a, b, c, d, e, f, g, h, i, j, k);
+    } else if constexpr (count == 12) {
+      const auto& [a, b, c, d, e, f, g, h, i, j, k, l] = value;
+      append(a, b, c, d, e, f, g, h, i, j, k, l);
     } else {
       static_assert(count == 5, "add a line for this number of fields");
     }

@@ -6,3 +6,4 @@
 #include "dd2/image_normal.h"
 #include "dd2/nearest_code.h"
 #include "dd2/sample_code.h"
+#include "dd2/small_network.h"

@@ -160,6 +160,13 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     return _module(op, backend)
 
 
+def has_kernel(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a call of ``op`` without ``backend=`` would run compiled code here."""
+    named = _default or os.environ.get("DD2_FAST_BACKEND", "")
+    names = (named,) if named in BACKENDS else BACKENDS
+    return any(n != "torch" and _unusable(op, n, device, dtype) is None for n in names)
+
+
 @functools.cache
 def _warn_reference_only() -> None:
     warnings.warn(

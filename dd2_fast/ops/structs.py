@@ -91,6 +91,39 @@ class SampleCodeParams(ctypes.Structure):
     ]
 
 
+class SmallTransformer(ctypes.Structure):
+    """``dd2::SmallTransformer``."""
+
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        *fields("classes tokens dim width layers heads", ctypes.c_int),
+    ]
+
+
+class SmallGeneratorParams(ctypes.Structure):
+    """``dd2::SmallGeneratorParams``."""
+
+    _fields_ = [
+        ("network", SmallTransformer),
+        *fields("decoder x indices labels embeddings pixels", ctypes.c_void_p),
+        *fields("seed images", ctypes.c_longlong),
+        *fields("head_width head_blocks decoder_width", ctypes.c_int),
+    ]
+
+
+class SmallTeacherParams(ctypes.Structure):
+    """``dd2::SmallTeacherParams``."""
+
+    _fields_ = [
+        ("network", SmallTransformer),
+        *fields("codebook labels index seeds out", ctypes.c_void_p),
+        ("images", ctypes.c_longlong),
+        *fields("prefix vocabulary", ctypes.c_int),
+        ("top_k", ctypes.c_longlong),
+        *fields("top_p scale", ctypes.c_float),
+    ]
+
+
 def layout_of(struct: type[ctypes.Structure]) -> tuple[int, tuple[tuple[int, int], ...]]:
     """The size, and (offset, size) of every field, those of structs inside it one by one."""
     return ctypes.sizeof(struct), tuple(_places(struct, 0))

@@ -1,0 +1,273 @@
+"""Small networks' weights, packed as the kernels of ``small_generator`` and ``small_teacher`` read
+them.
+
+The packed copy is no part of a network: it is kept beside it while the network's tensors are those
+it was made of, at the versions that torch counts at each change in place. (What goes through
+``.data``, or memory shared with NumPy, torch does not count.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+
+from ..ops.small_network import (
+    MOST_TOKENS,
+    PANEL,
+    WIDEST,
+    GeneratorSizes,
+    TeacherSizes,
+    Writer,
+)
+from .head import FlowHead, time_embedding
+from .tokenizer import VQTokenizer
+from .transformer import CausalTransformer
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_EVERY_HOOK = [getattr(every_module, f"_global{name}") for name in _HOOKS]
+_version, _address = attrgetter("_version"), Tensor.data_ptr
+
+Pack = Callable[[Writer], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A network's weights, in its dtype and on its device, and the sizes that go with them."""
+
+    weights: Tensor
+    sizes: tuple[int, ...]
+
+
+class _Kept:
+    """A network's packed weights, None where the kernels do not cover it, with what tells whether
+    they are still its own."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parts: list[nn.Module],
+        fresh: Callable[[], list[nn.Module] | None],
+        pack: Pack,
+    ) -> None:
+        """``fresh`` makes parts of ``network`` as they should be, to be compared, or None;
+        ``pack`` writes them and the network's own tensors."""
+        modules = [network, *(module for part in parts for module in part.modules())]
+        of_kinds = [m.__dict__[k] for m in modules for k in ("_parameters", "_buffers", "_modules")]
+        self._dicts = [kept for kept in of_kinds if kept]
+        self._held = list(chain.from_iterable(map(dict.values, self._dicts)))
+        self._tensors = [held for held in self._held if isinstance(held, Tensor)]
+        self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
+        self._state = self._now()
+        self.packed: Packed | None = None
+        if _are_plain(modules, self._tensors) and _same(parts, fresh):
+            with torch.inference_mode(False), torch.no_grad():
+                writer = Writer()
+                sizes = pack(writer)
+                dtype = next(parts[0].parameters()).dtype
+                self.packed = Packed(writer.array().to(dtype), sizes)
+
+    def _now(self) -> list[int]:
+        held = chain.from_iterable(map(dict.values, self._dicts))
+        tensors = self._tensors
+        return [*map(id, held), *map(_version, tensors), *map(_address, tensors)]
+
+    def current(self) -> bool:
+        """Whether the network's tensors are those that were packed, as they were then."""
+        return self._now() == self._state
+
+    def hooked(self) -> bool:
+        """Whether something waits for the call of a part."""
+        return any(self._hooks) or any(_EVERY_HOOK)
+
+
+_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def _of(network: nn.Module, make: Callable[[], _Kept]) -> Packed | None:
+    """A network's weights, packed anew after a change; None where the kernels cannot run it."""
+    kept = _kept.get(network)
+    if kept is None or not kept.current():
+        try:
+            kept = _kept[network] = make()
+        except RuntimeError:  # a tensor of inference mode has no version
+            return None
+    return None if kept.hooked() else kept.packed
+
+
+def packed_generator(generator: Any) -> Packed | None:
+    """The weights of a ``DD2Generator`` over a :class:`.CausalTransformer`: backbone and head."""
+    backbone, head = generator.backbone, generator.head
+
+    def pack(writer: Writer) -> tuple[int, ...]:
+        _pack_transformer(writer, backbone)
+        _pack_head(writer, head, backbone.norm)
+        width = head.input.out_features
+        sizes = GeneratorSizes(*_sizes(backbone), head_width=width, head_blocks=head.blocks)
+        return sizes
+
+    def fresh() -> list[nn.Module] | None:
+        width = head.input.out_features
+        if not _fits(backbone, width):
+            return None
+        made = CausalTransformer(**backbone.backbone_config)
+        return [made, FlowHead(dimension=made.dimension, features=made.width, width=width,
+                               blocks=head.blocks)]  # fmt: skip
+
+    return _of(generator, lambda: _Kept(generator, [backbone, head], fresh, pack))
+
+
+def packed_decoder(tokenizer: VQTokenizer) -> Packed | None:
+    """The weights of a tokenizer's decoder."""
+
+    def pack(writer: Writer) -> tuple[int, ...]:
+        _pack_decoder(writer, tokenizer)
+        return (tokenizer.config["width"],)
+
+    def fresh() -> list[nn.Module] | None:
+        config = tokenizer.config
+        if tokenizer.num_tokens > MOST_TOKENS or not _narrow(config["width"]):
+            return None
+        return [VQTokenizer(**config).decoder]
+
+    return _of(tokenizer, lambda: _Kept(tokenizer, [tokenizer.decoder], fresh, pack))
+
+
+def packed_teacher(teacher: Any) -> Packed | None:
+    """The weights of an ``ARTeacher``: backbone and classifier."""
+    backbone, classifier = teacher.backbone, teacher.classifier
+
+    def pack(writer: Writer) -> tuple[int, ...]:
+        _pack_transformer(writer, backbone)
+        writer.layer(*_after_norm(backbone.norm, classifier))
+        return TeacherSizes(*_sizes(backbone))
+
+    def fresh() -> list[nn.Module] | None:
+        if not _fits(backbone):
+            return None
+        made = CausalTransformer(**backbone.backbone_config)
+        return [made, nn.Linear(made.width, len(teacher.codebook))]
+
+    return _of(teacher, lambda: _Kept(teacher, [backbone, classifier], fresh, pack))
+
+
+def _narrow(width: int) -> bool:
+    return width % PANEL == 0 and 0 < width <= WIDEST
+
+
+def _fits(backbone: CausalTransformer, *widths: int) -> bool:
+    """Whether a transformer is within what the kernels have room for."""
+    return (
+        type(backbone) is CausalTransformer
+        and all(map(_narrow, (backbone.width, *widths)))
+        and backbone.width // backbone.heads % PANEL == 0
+        and backbone.num_tokens <= MOST_TOKENS
+        and backbone.dimension <= WIDEST
+    )
+
+
+def _are_plain(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
+    """Whether the modules compute what their classes say, of ordinary tensors of one kind."""
+    dtypes = {t.dtype for t in tensors if isinstance(t, nn.Parameter)}
+    return (
+        len(dtypes) == len({t.device for t in tensors}) == 1
+        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(t.is_floating_point() for t in tensors)
+        and not any("forward" in m.__dict__ or hasattr(m, "parametrizations") for m in modules)
+    )
+
+
+def _same(parts: list[nn.Module], fresh: Callable[[], list[nn.Module] | None]) -> bool:
+    """Whether parts are built as fresh ones: the same layers with the same settings."""
+    with torch.device("meta"):
+        made = fresh()
+    if made is None:
+        return False
+
+    def told(part: nn.Module) -> list[Any]:
+        return [(name, type(m), m.extra_repr()) for name, m in part.named_modules()]
+
+    return [told(part) for part in parts] == [told(part) for part in made]
+
+
+def _sizes(backbone: CausalTransformer) -> tuple[int, int, int, int]:
+    classes = backbone.class_embedding.num_embeddings
+    return classes, backbone.width, len(backbone.blocks), backbone.heads
+
+
+def _wide(layer: Any) -> tuple[Tensor, Tensor]:
+    """A layer's weight and bias, to be combined with others before one rounding."""
+    weight, bias = (t.to(torch.float64, copy=True) for t in (layer.weight, layer.bias))
+    return weight, bias
+
+
+def _after_norm(norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """A layer that takes over the gain and the bias of the norm before it."""
+    (weight, bias), (gain, shift) = _wide(layer), _wide(norm)
+    return weight * gain, bias + weight @ shift
+
+
+def _pack_transformer(writer: Writer, backbone: CausalTransformer) -> None:
+    writer.floats(backbone.class_embedding.weight.double())
+    writer.floats(backbone.positions.double())
+    writer.layer(*_wide(backbone.input))
+    width, size = backbone.width, backbone.width // backbone.heads
+    block: Any
+    for block in backbone.blocks:
+        weight, bias = _after_norm(block.attention_norm, block.qkv)
+        weight[:width] *= size**-0.5  # the queries
+        bias[:width] *= size**-0.5
+        writer.layer(weight, bias)
+        writer.layer(*_wide(block.projection))
+        writer.layer(*_after_norm(block.mlp_norm, block.expand))
+        writer.layer(*_wide(block.contract))
+
+
+def _pack_head(writer: Writer, head: FlowHead, norm: nn.LayerNorm) -> None:
+    weight, bias = _after_norm(norm, head.condition)
+    frequencies = head.constants.frequencies
+    dtype = head.input.weight.dtype
+    time = time_embedding(1.0, frequencies.to(torch.promote_types(dtype, torch.float32)))
+    first, _, second = head.time.children()
+    (w1, b1), (w2, b2) = _wide(first), _wide(second)
+    hidden = nn.functional.silu(w1 @ time.to(dtype).double() + b1)
+    writer.layer(weight, bias + w2 @ hidden + b2)
+    writer.layer(*_wide(head.input))
+    weight, bias = _wide(head.modulation)
+    width, blocks = head.input.out_features, head.blocks
+    for scale in [3 * i + 1 for i in range(blocks + 1)]:
+        bias[scale * width : (scale + 1) * width] += 1
+    for i, (expand, contract) in enumerate(zip(head.expand, head.contract, strict=True)):
+        rows = slice(3 * i * width, 3 * (i + 1) * width)
+        writer.layer(weight[rows], bias[rows])
+        writer.layer(*_wide(expand))
+        writer.layer(*_wide(contract))
+    writer.layer(weight[3 * blocks * width :], bias[3 * blocks * width :])
+    writer.layer(*_wide(head.output))
+
+
+def _pack_decoder(writer: Writer, tokenizer: VQTokenizer) -> None:
+    first, residual, _, up, _, last = tokenizer.decoder.children()
+    body: Any = residual.body
+    _, inner, _, mix = body
+    writer.floats(tokenizer.shift.double())
+    writer.floats(tokenizer.scale.double())
+
+    def taps(weight: Tensor) -> Tensor:
+        return weight.permute(0, 2, 3, 1).flatten(1)  # [O, (dy, dx, C)]
+
+    for layer in (first, inner, mix):
+        weight, bias = _wide(layer)
+        writer.layer(taps(weight), bias)
+    weight, bias = _wide(up)  # [C, O, 2, 2]
+    writer.layer(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4))
+    weight, bias = _wide(last)  # [1, C, 3, 3]
+    writer.layer(weight[0].flatten(1).T, torch.zeros_like(bias).expand(9))
+    writer.floats(bias)
