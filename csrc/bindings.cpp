@@ -94,6 +94,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("layouts") = layouts;
 
 #ifdef DD2_WITH_CUDA
+#define DD2_CPU_OPERATOR(name, Params)
 #define DD2_OPERATOR(name, Params) register_cuda(m, "cuda_" #name, &dd2::cuda::launch_##name);
 #include "operators.def"
 #undef DD2_OPERATOR

@@ -9,9 +9,8 @@ it was made of, at the versions that torch counts at each change in place. (What
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,127 +34,148 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _EVERY_HOOK = [getattr(every_module, f"_global{name}") for name in _HOOKS]
 _version, _address = attrgetter("_version"), Tensor.data_ptr
 
-Pack = Callable[[Writer], tuple[int, ...]]
+Parts = Callable[[Any], list[nn.Module]]
+Fresh = Callable[[Any], list[nn.Module] | None]
+Pack = Callable[[Writer, Any], tuple[int, ...]]
 
 
-@dataclass(frozen=True)
 class Packed:
-    """A network's weights, in its dtype and on its device, and the sizes that go with them."""
+    """A network's packed weights, and what tells whether they are still its own.
+
+    Attributes:
+        weights: in the network's dtype, on its device. sizes: those that go with them.
+    """
 
     weights: Tensor
-    sizes: tuple[int, ...]
+    sizes: Any
 
-
-class _Kept:
-    """A network's packed weights, None where the kernels do not cover it, with what tells whether
-    they are still its own."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        parts: list[nn.Module],
-        fresh: Callable[[], list[nn.Module] | None],
-        pack: Pack,
-    ) -> None:
-        """``fresh`` makes parts of ``network`` as they should be, to be compared, or None;
-        ``pack`` writes them and the network's own tensors."""
+    def __init__(self, network: nn.Module, parts: list[nn.Module]) -> None:
         modules = [network, *(module for part in parts for module in part.modules())]
         of_kinds = [m.__dict__[k] for m in modules for k in ("_parameters", "_buffers", "_modules")]
-        self._dicts = [kept for kept in of_kinds if kept]
-        self._held = list(chain.from_iterable(map(dict.values, self._dicts)))
+        self._places = [kept.values() for kept in of_kinds if kept]
+        self._held = list(chain.from_iterable(self._places))
         self._tensors = [held for held in self._held if isinstance(held, Tensor)]
-        self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
+        # What moves or converts a network does so with all of its parameters.
+        self._first = next(parts[0].parameters())
         self._state = self._now()
-        self.packed: Packed | None = None
-        if _are_plain(modules, self._tensors) and _same(parts, fresh):
-            with torch.inference_mode(False), torch.no_grad():
-                writer = Writer()
-                sizes = pack(writer)
-                dtype = next(parts[0].parameters()).dtype
-                self.packed = Packed(writer.array().to(dtype), sizes)
+        self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
+        self.covered = _are_plain(modules, self._tensors)
 
     def _now(self) -> list[int]:
-        held = chain.from_iterable(map(dict.values, self._dicts))
-        tensors = self._tensors
-        return [*map(id, held), *map(_version, tensors), *map(_address, tensors)]
+        return [_address(self._first), *map(_version, self._tensors)]
+
+    def whole(self) -> bool:
+        """Whether the network has the parts and tensors that it had."""
+        held = [*chain.from_iterable(self._places)]
+        return len(held) == len(self._held) and all(map(is_, held, self._held))
 
     def current(self) -> bool:
-        """Whether the network's tensors are those that were packed, as they were then."""
-        return self._now() == self._state
+        """Whether they are as they were, too."""
+        return self.whole() and self._now() == self._state
 
-    def hooked(self) -> bool:
-        """Whether something waits for the call of a part."""
-        return any(self._hooks) or any(_EVERY_HOOK)
+    def usable(self) -> bool:
+        """Whether the weights are current and stand for the network: no hook waits for its parts,
+        and nothing traces or counts torch's operations."""
+        return (
+            self.covered
+            and self.current()
+            and not any(self._hooks)
+            and not any(_EVERY_HOOK)
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch.compiler.is_compiling()
+        )
 
 
-_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 
 
-def _of(network: nn.Module, make: Callable[[], _Kept]) -> Packed | None:
-    """A network's weights, packed anew after a change; None where the kernels cannot run it."""
-    kept = _kept.get(network)
-    if kept is None or not kept.current():
+def _of(network: Any, parts: Parts, fresh: Fresh, pack: Pack) -> Packed | None:
+    """A network's weights, packed anew after a change; None where the kernels cannot run it.
+
+    Args:
+        parts: of the network. fresh: parts as they should be, to be compared, or None.
+        pack: writes the parts and the network's own tensors.
+    """
+    packed = _packed.get(network)
+    if packed is None or not packed.current():
+        known = packed is not None and packed.covered and packed.whole()
         try:
-            kept = _kept[network] = make()
+            packed = Packed(network, parts(network))
         except RuntimeError:  # a tensor of inference mode has no version
             return None
-    return None if kept.hooked() else kept.packed
+        packed.covered = packed.covered and (known or _same(network, parts, fresh))
+        if packed.covered:
+            with torch.inference_mode(False), torch.no_grad():
+                writer = Writer()
+                packed.sizes = pack(writer, network)
+                packed.weights = writer.array().to(next(network.parameters()).dtype)
+        _packed[network] = packed
+    return packed if packed.usable() else None
 
 
 def packed_generator(generator: Any) -> Packed | None:
     """The weights of a ``DD2Generator`` over a :class:`.CausalTransformer`: backbone and head."""
-    backbone, head = generator.backbone, generator.head
-
-    def pack(writer: Writer) -> tuple[int, ...]:
-        _pack_transformer(writer, backbone)
-        _pack_head(writer, head, backbone.norm)
-        width = head.input.out_features
-        sizes = GeneratorSizes(*_sizes(backbone), head_width=width, head_blocks=head.blocks)
-        return sizes
-
-    def fresh() -> list[nn.Module] | None:
-        width = head.input.out_features
-        if not _fits(backbone, width):
-            return None
-        made = CausalTransformer(**backbone.backbone_config)
-        return [made, FlowHead(dimension=made.dimension, features=made.width, width=width,
-                               blocks=head.blocks)]  # fmt: skip
-
-    return _of(generator, lambda: _Kept(generator, [backbone, head], fresh, pack))
+    return _of(generator, _generator_parts, _fresh_generator, _pack_generator)
 
 
 def packed_decoder(tokenizer: VQTokenizer) -> Packed | None:
     """The weights of a tokenizer's decoder."""
-
-    def pack(writer: Writer) -> tuple[int, ...]:
-        _pack_decoder(writer, tokenizer)
-        return (tokenizer.config["width"],)
-
-    def fresh() -> list[nn.Module] | None:
-        config = tokenizer.config
-        if tokenizer.num_tokens > MOST_TOKENS or not _narrow(config["width"]):
-            return None
-        return [VQTokenizer(**config).decoder]
-
-    return _of(tokenizer, lambda: _Kept(tokenizer, [tokenizer.decoder], fresh, pack))
+    return _of(tokenizer, _decoder_parts, _fresh_decoder, _pack_decoder)
 
 
 def packed_teacher(teacher: Any) -> Packed | None:
     """The weights of an ``ARTeacher``: backbone and classifier."""
-    backbone, classifier = teacher.backbone, teacher.classifier
+    return _of(teacher, _teacher_parts, _fresh_teacher, _pack_teacher)
 
-    def pack(writer: Writer) -> tuple[int, ...]:
-        _pack_transformer(writer, backbone)
-        writer.layer(*_after_norm(backbone.norm, classifier))
-        return TeacherSizes(*_sizes(backbone))
 
-    def fresh() -> list[nn.Module] | None:
-        if not _fits(backbone):
-            return None
-        made = CausalTransformer(**backbone.backbone_config)
-        return [made, nn.Linear(made.width, len(teacher.codebook))]
+def _generator_parts(generator: Any) -> list[nn.Module]:
+    return [generator.backbone, generator.head]
 
-    return _of(teacher, lambda: _Kept(teacher, [backbone, classifier], fresh, pack))
+
+def _fresh_generator(generator: Any) -> list[nn.Module] | None:
+    backbone, head = generator.backbone, generator.head
+    width = generator.config["head_width"]
+    if not _fits(backbone, width):
+        return None
+    made = CausalTransformer(**backbone.backbone_config)
+    sizes = {"dimension": made.dimension, "features": made.width}
+    return [made, FlowHead(**sizes, width=width, blocks=head.blocks)]
+
+
+def _pack_generator(writer: Writer, generator: Any) -> GeneratorSizes:
+    backbone, head = generator.backbone, generator.head
+    _pack_transformer(writer, backbone)
+    _pack_head(writer, head, backbone.norm)
+    return GeneratorSizes(*_sizes(backbone), head.input.out_features, head.blocks)
+
+
+def _decoder_parts(tokenizer: VQTokenizer) -> list[nn.Module]:
+    return [tokenizer.decoder]
+
+
+def _fresh_decoder(tokenizer: VQTokenizer) -> list[nn.Module] | None:
+    config = tokenizer.config
+    if tokenizer.num_tokens > MOST_TOKENS or not _narrow(config["width"]):
+        return None
+    return [VQTokenizer(**config).decoder] if config["dimension"] <= WIDEST else None
+
+
+def _teacher_parts(teacher: Any) -> list[nn.Module]:
+    return [teacher.backbone, teacher.classifier]
+
+
+def _fresh_teacher(teacher: Any) -> list[nn.Module] | None:
+    backbone = teacher.backbone
+    if not _fits(backbone):
+        return None
+    made = CausalTransformer(**backbone.backbone_config)
+    return [made, nn.Linear(made.width, len(teacher.codebook))]
+
+
+def _pack_teacher(writer: Writer, teacher: Any) -> TeacherSizes:
+    _pack_transformer(writer, teacher.backbone)
+    writer.layer(*_after_norm(teacher.backbone.norm, teacher.classifier))
+    return TeacherSizes(*_sizes(teacher.backbone))
 
 
 def _narrow(width: int) -> bool:
@@ -184,17 +204,15 @@ def _are_plain(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
     )
 
 
-def _same(parts: list[nn.Module], fresh: Callable[[], list[nn.Module] | None]) -> bool:
+def _same(network: Any, parts: Parts, fresh: Fresh) -> bool:
     """Whether parts are built as fresh ones: the same layers with the same settings."""
     with torch.device("meta"):
-        made = fresh()
-    if made is None:
-        return False
+        made = fresh(network)
 
     def told(part: nn.Module) -> list[Any]:
         return [(name, type(m), m.extra_repr()) for name, m in part.named_modules()]
 
-    return [told(part) for part in parts] == [told(part) for part in made]
+    return made is not None and list(map(told, parts(network))) == list(map(told, made))
 
 
 def _sizes(backbone: CausalTransformer) -> tuple[int, int, int, int]:
@@ -253,7 +271,7 @@ def _pack_head(writer: Writer, head: FlowHead, norm: nn.LayerNorm) -> None:
     writer.layer(*_wide(head.output))
 
 
-def _pack_decoder(writer: Writer, tokenizer: VQTokenizer) -> None:
+def _pack_decoder(writer: Writer, tokenizer: VQTokenizer) -> tuple[int]:
     first, residual, _, up, _, last = tokenizer.decoder.children()
     body: Any = residual.body
     _, inner, _, mix = body
@@ -271,3 +289,4 @@ def _pack_decoder(writer: Writer, tokenizer: VQTokenizer) -> None:
     weight, bias = _wide(last)  # [1, C, 3, 3]
     writer.layer(weight[0].flatten(1).T, torch.zeros_like(bias).expand(9))
     writer.floats(bias)
+    return (tokenizer.config["width"],)

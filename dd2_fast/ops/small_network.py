@@ -133,7 +133,7 @@ def blocks(weights: Reader, h: Tensor, layers: int, heads: int) -> Tensor:
     """The transformer's blocks over ``h [B, n, width]``."""
     batch, length, width = h.shape
     for _ in range(layers):
-        qkv = weights.apply(normalize(h), 3 * width).view(batch, length, 3, heads, -1)
+        qkv = weights.apply(normalize(h), 3 * width).view(batch, length, 3, heads, width // heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
         h = h + weights.apply(mixed.transpose(1, 2).reshape(h.shape), width)

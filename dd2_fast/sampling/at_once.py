@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..ops.small_network import GeneratorSizes
 from .noise import image_noise
 
 _OP = "small_generator"
+Draw = Callable[[int, Tensor, Tensor], Tensor]  # seed, indices [B] and labels [B]
 
 
 class AtOnce:
@@ -34,10 +36,25 @@ class AtOnce:
             and type(generator.backbone) is CausalTransformer
             and type(tokenizer) is VQTokenizer
         )
-        self._drawn: dict[bool, tuple[Packed, Packed | None, Drawn]] = {}
+        self._draws: dict[tuple[str, bool], tuple[Packed, Packed | None, Draw]] = {}
 
     def draw(self, seed: int, indices: Tensor, labels: Tensor, images: bool) -> Tensor | None:
         """Embeddings ``[B, n, C]``, or images ``[B, 3, H, W]``, of noise under a seed."""
+        if not self._covered:
+            return None
+        key = registry.named(), images
+        kept = self._draws.get(key)
+        if kept is not None:
+            generator, decoder, draw = kept
+            if generator.usable() and (decoder is None or decoder.usable()):
+                return draw(seed, indices, labels)
+        made = self._make(images)
+        if made is None:
+            return None
+        self._draws[key] = made
+        return made[2](seed, indices, labels)
+
+    def _make(self, images: bool) -> tuple[Packed, Packed | None, Draw] | None:
         if not self._runs() or "forward" in self._generator.__dict__:
             return None
         packed, decoder = packed_generator(self._generator), None
@@ -47,22 +64,26 @@ class AtOnce:
             decoder = packed_decoder(self._tokenizer)
             if decoder is None:
                 return None
+        return packed, decoder, self._drawn(packed, decoder)
+
+    def _drawn(self, packed: Packed, decoder: Packed | None) -> Draw:
         codebook = self._tokenizer.codebook
         shape = self._generator.num_tokens, codebook.shape[1]
         weights = None if decoder is None else decoder.weights
-        sizes = _sizes(packed, decoder)
-        if codebook.device.type != "cpu":
+        classes, width, layers, heads, head_width, head_blocks, _ = packed.sizes
+        of_decoder = 0 if decoder is None else decoder.sizes[0]
+        sizes = GeneratorSizes(classes, width, layers, heads, head_width, head_blocks, of_decoder)
+        if codebook.device.type == "cpu":
+            return Drawn(packed.weights, weights, sizes, *shape)
+
+        def draw(seed: int, indices: Tensor, labels: Tensor) -> Tensor:
+            indices, labels = indices.to(codebook.device), labels.to(codebook.device)
             noise = image_noise(seed, indices, shape)
-            weights = None if decoder is None else decoder.weights
-            results = small_generator(
-                noise, labels, packed.weights, weights, _sizes(packed, decoder)
-            )
-            return results[images]
-        kept = self._drawn.get(images)
-        if kept is None or kept[0] is not packed or kept[1] is not decoder:
-            drawn = Drawn(packed.weights, weights, sizes, *shape)
-            kept = self._drawn[images] = packed, decoder, drawn
-        return kept[2](seed, indices.contiguous(), labels.contiguous())
+            return small_generator(noise, labels, packed.weights, weights, sizes)[
+                decoder is not None
+            ]
+
+        return draw
 
     def decode(self, embeddings: Tensor) -> Tensor | None:
         """Images of embeddings."""
@@ -81,9 +102,3 @@ class AtOnce:
         return codebook.dtype == torch.float32 and registry.has_kernel(
             _OP, codebook.device, codebook.dtype
         )
-
-
-def _sizes(generator: Packed, decoder: Packed | None) -> GeneratorSizes:
-    classes, width, layers, heads, head_width, head_blocks, _ = generator.sizes
-    of_decoder = 0 if decoder is None else decoder.sizes[0]
-    return GeneratorSizes(classes, width, layers, heads, head_width, head_blocks, of_decoder)

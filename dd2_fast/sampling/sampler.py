@@ -203,13 +203,11 @@ class Sampler(nn.Module):
         """
         check_output(output)
         y = self.check_labels(labels)
-        index = check_indices(indices, integer(start_index, "start_index"), len(y))
+        index = check_indices(indices, integer(start_index, "start_index"), y.shape[0])
         seed = image_seed(seed)
-        device = self.tokenizer.codebook.device
-        count = len(y)
+        count = y.shape[0]
         if not count:
             y = index = torch.zeros(1, dtype=torch.int64, device="cpu")
-        y, index = y.to(device), index.to(device)
         one = count <= self.batch_size and not progress
         result = self._small(y, index, seed, output) if one else None
         if result is None:
@@ -249,11 +247,13 @@ class Sampler(nn.Module):
         self, labels: Tensor, indices: Tensor, seed: int, output: str, progress: bool
     ) -> Tensor:
         """The results of all batches."""
+        device = self.tokenizer.codebook.device
+        labels, indices = labels.to(device), indices.to(device)
         batches = zip(labels.split(self.batch_size), indices.split(self.batch_size), strict=True)
         parts, faults = [], Faults()
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(self._all_modules))
-            stack.enter_context(outside_autocast(labels.device))
+            stack.enter_context(outside_autocast(device))
             bar = None
             if progress:
                 bar = stack.enter_context(progress_bar(len(labels), show=True))

@@ -43,14 +43,16 @@ class Drawn:
         )
 
     def __call__(self, seed: int, indices: Tensor, labels: Tensor) -> Tensor:
-        """Images, or embeddings, of int64 ``indices [B]`` and ``labels [B]``, both contiguous."""
-        out = torch.empty((len(labels), *self._shape))
+        """Images, or embeddings, of int64 ``indices [B]`` and ``labels [B]``."""
+        indices, labels = indices.cpu().contiguous(), labels.cpu().contiguous()
+        count = labels.shape[0]
+        out = torch.empty((count, *self._shape), dtype=torch.float32, device="cpu")
         params = structs.SmallGeneratorParams.from_buffer_copy(self._constant)
         params.indices, params.labels = indices.data_ptr(), labels.data_ptr()
         if self._kept[1] is None:
             params.embeddings = out.data_ptr()
         else:
             params.pixels = out.data_ptr()
-        params.seed, params.images = seed, len(labels)
+        params.seed, params.images = seed, count
         self._run(ctypes.addressof(params), torch.get_num_threads())
         return out
