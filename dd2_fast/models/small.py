@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
+from ..ops import registry
+from ..ops.small_generator import small_generator
 from ..ops.small_network import (
     MOST_TOKENS,
     PANEL,
@@ -27,7 +29,6 @@ from ..ops.small_network import (
     Writer,
 )
 from .head import FlowHead, time_embedding
-from .tokenizer import VQTokenizer
 from .transformer import CausalTransformer
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -82,6 +83,7 @@ class Packed:
             and not any(self._hooks)
             and not any(_EVERY_HOOK)
             and not torch._C._len_torch_dispatch_stack()
+            and torch._C._functorch.peek_interpreter_stack() is None
             and not torch.compiler.is_compiling()
         )
 
@@ -118,9 +120,22 @@ def packed_generator(generator: Any) -> Packed | None:
     return _of(generator, _generator_parts, _fresh_generator, _pack_generator)
 
 
-def packed_decoder(tokenizer: VQTokenizer) -> Packed | None:
-    """The weights of a tokenizer's decoder."""
+def packed_decoder(tokenizer: Any) -> Packed | None:
+    """The weights of the decoder of a ``VQTokenizer``."""
     return _of(tokenizer, _decoder_parts, _fresh_decoder, _pack_decoder)
+
+
+def decoded_at_once(tokenizer: Any, embeddings: Tensor) -> Tensor | None:
+    """Images ``[B, 3, H, W]`` of embeddings ``[B, n, C]`` by one call of ``small_generator``; None
+    where it does not cover the tokenizer, or gradients are wanted."""
+    if torch.is_grad_enabled() or embeddings.dtype != torch.float32:
+        return None
+    if not registry.has_kernel("small_generator", embeddings.device, embeddings.dtype):
+        return None
+    packed = packed_decoder(tokenizer)
+    if packed is None:
+        return None
+    return small_generator(embeddings, None, None, packed.weights, packed.sizes)[1]
 
 
 def packed_teacher(teacher: Any) -> Packed | None:
@@ -149,15 +164,15 @@ def _pack_generator(writer: Writer, generator: Any) -> GeneratorSizes:
     return GeneratorSizes(*_sizes(backbone), head.input.out_features, head.blocks)
 
 
-def _decoder_parts(tokenizer: VQTokenizer) -> list[nn.Module]:
+def _decoder_parts(tokenizer: Any) -> list[nn.Module]:
     return [tokenizer.decoder]
 
 
-def _fresh_decoder(tokenizer: VQTokenizer) -> list[nn.Module] | None:
+def _fresh_decoder(tokenizer: Any) -> list[nn.Module] | None:
     config = tokenizer.config
     if tokenizer.num_tokens > MOST_TOKENS or not _narrow(config["width"]):
         return None
-    return [VQTokenizer(**config).decoder] if config["dimension"] <= WIDEST else None
+    return [type(tokenizer)(**config).decoder] if config["dimension"] <= WIDEST else None
 
 
 def _teacher_parts(teacher: Any) -> list[nn.Module]:
@@ -271,7 +286,7 @@ def _pack_head(writer: Writer, head: FlowHead, norm: nn.LayerNorm) -> None:
     writer.layer(*_wide(head.output))
 
 
-def _pack_decoder(writer: Writer, tokenizer: VQTokenizer) -> tuple[int]:
+def _pack_decoder(writer: Writer, tokenizer: Any) -> GeneratorSizes:
     first, residual, _, up, _, last = tokenizer.decoder.children()
     body: Any = residual.body
     _, inner, _, mix = body
@@ -289,4 +304,4 @@ def _pack_decoder(writer: Writer, tokenizer: VQTokenizer) -> tuple[int]:
     weight, bias = _wide(last)  # [1, C, 3, 3]
     writer.layer(weight[0].flatten(1).T, torch.zeros_like(bias).expand(9))
     writer.floats(bias)
-    return (tokenizer.config["width"],)
+    return GeneratorSizes(decoder_width=tokenizer.config["width"])

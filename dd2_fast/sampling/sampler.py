@@ -145,7 +145,7 @@ class Sampler(nn.Module):
         generate: Function = self.generator
         if self.steps > 1:
             generate = functools.partial(self.generator, steps=self.steps)
-        decode: Function = self._decode if self._plain() else self.tokenizer.decode
+        decode: Function = self.tokenizer.decode
         if self._compiling is not None:
             # Not the noise: Inductor's products of 64-bit integers gave other numbers (torch 2.13).
             generate, decode = (torch.compile(f, **self._compiling) for f in (generate, decode))
@@ -170,10 +170,6 @@ class Sampler(nn.Module):
         codebook = self.tokenizer.codebook
         noise = image_noise(seed, indices, (self.num_tokens, codebook.shape[1]))
         return generate(noise.to(codebook.dtype), labels)
-
-    def _decode(self, embeddings: Tensor) -> Tensor:
-        images = self._networks_at_once().decode(embeddings)
-        return self.tokenizer.decode(embeddings) if images is None else images
 
     def forward(
         self,

@@ -56,7 +56,10 @@ def test_a_line_break_is_refused(tmp_path: Path) -> None:
         module("ninja").NinjaFile(tmp_path).rule("cxx", ["g++\n"])
 
 
-KERNELS = ("conditional_score", "flow_solve", "image_normal", "nearest_code", "sample_code")
+KERNELS = (
+    *("conditional_score", "flow_solve", "image_normal", "nearest_code", "sample_code"),
+    *("small_generator", "small_teacher"),
+)
 
 
 @pytest.mark.parametrize("levels", [("generic",), ("v2",), ("v2", "v3"), ("v2", "v3", "v4")])

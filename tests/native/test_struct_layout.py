@@ -29,6 +29,11 @@ HEADERS = {
     "image_normal": [structs.ImageNormalParams],
     "nearest_code": [structs.NearestCodeParams],
     "sample_code": [structs.SampleCodeParams],
+    "small_network": [
+        structs.SmallTransformer,
+        structs.SmallGeneratorParams,
+        structs.SmallTeacherParams,
+    ],
 }
 
 

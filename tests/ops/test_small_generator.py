@@ -82,7 +82,7 @@ def packed(regime: Regime, device: str = "cpu") -> tuple[Tensor, Tensor, Generat
     generator, tokenizer = (network.to(device) for network in networks(regime))
     of_generator, decoder = packed_generator(generator), packed_decoder(tokenizer)
     assert of_generator is not None and decoder is not None
-    sizes = of_generator.sizes._replace(decoder_width=decoder.sizes[0])
+    sizes = of_generator.sizes._replace(decoder_width=decoder.sizes.decoder_width)
     return of_generator.weights, decoder.weights, sizes
 
 
