@@ -16,6 +16,8 @@ constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kSums = kLanes == 16 ? 24 : 12;  // registers that hold sums
 constexpr int kMostRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 3;
 
+constexpr int kAhead = 512;  // weights to fetch ahead: a small batch finds them outside the L2
+
 // Panels of a tile: enough sums to hide the latency of an addition, none in memory.
 constexpr int panels_of(int rows) {
   const int fit = kSums / (rows * kPanelVectors);
@@ -60,6 +62,10 @@ DD2_NOINLINE void tile(const Rows x, const float* w, const Matrix& matrix,
   const float* at = x.at;
   for (int k = 0; k < matrix.inputs; ++k) {
     Vec weight[kVectors];
+#pragma GCC unroll 16
+    for (int p = 0; p < kPanels; ++p) {
+      __builtin_prefetch(w + k * row_stride + p * panel_stride + kAhead);
+    }
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       weight[v] = load(w + k * row_stride + v / kPanelVectors * panel_stride +
