@@ -1,6 +1,7 @@
 """One-step sampling against the teacher's own steps: the bundled digits, and with ``-m slow``
 VAR-d16's and, on a GPU, LlamaGen-L's shape with random weights. One step is timed whole and in its
-parts, in bfloat16, compiled, and replayed as CUDA graphs.
+parts, in bfloat16, compiled, and replayed as CUDA graphs; the digits' networks, which are one call
+of ``small_generator`` or ``small_teacher``, by their modules too.
 
 pytest bench/bench_sampling.py --benchmark-only [-m "slow or not slow"]
 """
@@ -71,10 +72,13 @@ def psnr(images: Tensor, wanted: Tensor) -> float:
 def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
-    ``name``: teacher, or one_step with _generator or _decoder, _bf16, _compiled, _graphs after it.
+    ``name``: teacher, or one_step with _generator or _decoder, _bf16, _compiled, _graphs after it;
+    _modules at the end for what is one call otherwise.
     """
     labels = torch.arange(count) % generator.num_classes
-    if name == "teacher":
+    if "modules" in name:
+        generator, teacher = called_by_modules(generator, teacher)
+    if name.startswith("teacher"):
         return by_teacher(
             generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
         )
@@ -88,6 +92,14 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
             decode = torch.compile(decode, dynamic=False)
         return torch.inference_mode()(lambda: decode(latents).float())
     return lambda: sampler(labels, output="latent" if "generator" in name else "pt")
+
+
+def called_by_modules(generator: Any, teacher: Any) -> tuple[Any, Any]:
+    """Copies whose modules are called, because a hook waits there."""
+    generator, teacher = copy.deepcopy((generator, teacher))
+    for network in (generator, generator.tokenizer.decoder, teacher.backbone):
+        network.register_forward_hook(lambda *arguments: None)
+    return generator, teacher
 
 
 def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
@@ -110,7 +122,9 @@ BF16 = [f"{name}_bf16{how}" for name in ("one_step", *PARTS) for how in ("", "_c
 ON_GPU = ("teacher", "one_step_bf16", "one_step_bf16_graphs", "one_step_bf16_compiled_graphs")
 LARGE = ("var_d16_64", "llamagen_l_1", "llamagen_l_64")
 SMALL_CASES = [
-    (size, v) for size in ("digits_1", "digits_80") for v in ("teacher", "one_step", *PARTS)
+    (size, v)
+    for size in ("digits_1", "digits_80")
+    for v in ("teacher", "one_step", *PARTS, "teacher_modules", "one_step_modules")
 ]
 SLOW_CASES = [("var_d16_1", v) for v in ("teacher", "one_step", *PARTS, *BF16)]
 if "cuda" in DEVICES:
@@ -141,6 +155,9 @@ def problem(size: str, device: str) -> Problem:
         result = call()
         assert len(result) == count and result.isfinite().all()
         plain = make(re.sub("_(bf16|graphs).*", "", variant))[0]
+        if model == "digits" and "decoder" not in variant:
+            by_modules = make(f"{variant.removesuffix('_modules')}_modules")[0]()
+            assert (result - by_modules).abs().max() < 1e-5, f"{variant}: not timed"
         with FlopCounterMode(display=False) as counter:
             wanted = plain()
         info: dict[str, Any] = {"flops": counter.get_total_flops()}

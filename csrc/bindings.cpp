@@ -116,15 +116,19 @@ PYBIND11_MODULE(_C, m) {
   m.attr("build_info") = info;
 
   py::dict layouts;
-#define DD2_OPERATOR(name, Params)                                  \
-  layouts[#name] = layout_tuple(dd2::layout_##name());              \
-  register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name);          \
+#define DD2_CPU_OPERATOR(name, Params)                 \
+  layouts[#name] = layout_tuple(dd2::layout_##name()); \
+  register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name);
+#define DD2_OPERATOR(name, Params)                         \
+  layouts[#name] = layout_tuple(dd2::layout_##name());     \
+  register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name); \
   register_plan(m, "plan_" #name, &dd2::plan_##name);
 #include "operators.def"
 #undef DD2_OPERATOR
   m.attr("layouts") = layouts;
 
 #ifdef DD2_WITH_CUDA
+#define DD2_CPU_OPERATOR(name, Params)
 #define DD2_OPERATOR(name, Params)                                 \
   register_cuda(m, "cuda_" #name, &dd2::cuda::launch_##name);      \
   register_workspace(m, "cuda_workspace_" #name, &dd2::plan_##name);

@@ -54,7 +54,9 @@ struct Plan {
   long long workspace = 0;       // bytes that params.workspace had better point to
 };
 
-// Of every operator: its plan, in plan/<name>.cpp, and where the fields of its arguments lie.
+// Of every operator: its plan where it has GPU kernels, and where the fields of its arguments lie;
+// in plan/<name>.cpp.
+#define DD2_CPU_OPERATOR(name, Params) Layout layout_##name();
 #define DD2_OPERATOR(name, Params)                              \
   Plan plan_##name(const Params& params, const Device& device); \
   Layout layout_##name();

@@ -103,6 +103,11 @@ def draw_tokens(
     scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
     about = functools.partial(condition_of(teacher).about, labels)
     choose = categorical(scale, top_k, top_p, seed, index, about)
+    at_once = getattr(teacher, "draw_at_once", None)
+    if at_once is not None:
+        tokens = at_once(labels, scale, top_k, top_p, seed, index, prefix)
+        if tokens is not None:
+            return tokens
     guided = isinstance(scale, Tensor) or scale != 1.0
     return teacher.generate(labels, choose, guided=guided, prefix=prefix)
 

@@ -163,6 +163,22 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     return _module(op, backend)
 
 
+def has_kernel(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a call of ``op`` without ``backend=`` would run compiled code here."""
+    return _has_kernel(op, named(), device, dtype)
+
+
+def named() -> str:
+    """The backend that calls without ``backend=`` take; "" for the first usable."""
+    return _default or os.environ.get("DD2_FAST_BACKEND", "")
+
+
+@functools.cache
+def _has_kernel(op: str, named: str, device: torch.device, dtype: torch.dtype) -> bool:
+    names = (named,) if named in BACKENDS else BACKENDS
+    return any(n != "torch" and _unusable(op, n, device, dtype) is None for n in names)
+
+
 @functools.cache
 def _warn_reference_only() -> None:
     warnings.warn(

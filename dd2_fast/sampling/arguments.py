@@ -22,7 +22,8 @@ def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int
             f"are of 64 bits, got {start}"
         )
     if indices is None:
-        return torch.arange(count, device="cpu") + start
+        index = torch.arange(count, device="cpu")
+        return index + start if start else index
     if start:
         raise ValueError("indices: expected either indices or start_index, got both")
     if isinstance(indices, Tensor) and indices.dtype != torch.int64:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -29,6 +30,7 @@ from .arguments import (
     image_seed,
     integer,
 )
+from .at_once import AtOnce
 from .buckets import BucketedCall, Function
 from .faults import Faults
 from .noise import image_noise
@@ -105,6 +107,7 @@ class Sampler(nn.Module):
         self._cuda_graphs = cuda_graphs
         self._compiling: dict[str, Any] | None = None
         self._calls: tuple[Function, Function] | None = None
+        self._at_once: AtOnce | None = None
         if dtype is not None:
             self.to(dtype)
 
@@ -115,7 +118,7 @@ class Sampler(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but compiled and captured functions, which a copy makes anew."""
-        return {**self.__dict__, "_calls": None}
+        return {**self.__dict__, "_calls": None, "_at_once": None}
 
     def compile(self, *args: Any, **settings: Any) -> None:
         """Compile the generator and the decoder in place by `torch.compile` at fixed shapes.
@@ -166,6 +169,10 @@ class Sampler(nn.Module):
         self, generate: Function, seed: int | Tensor, indices: Tensor, labels: Rows
     ) -> Tensor:
         """Embeddings [B, n, C] from the noise of a seed (one number, or int64 [B])."""
+        if self._plain() and isinstance(seed, int):
+            drawn = self._networks_at_once().draw(seed, indices, labels, images=False)
+            if drawn is not None:
+                return drawn
         codebook = self.tokenizer.codebook
         noise = image_noise(seed, indices, (self.num_tokens, codebook.shape[1]))
         return generate(noise.to(codebook.dtype), labels)
@@ -202,28 +209,67 @@ class Sampler(nn.Module):
         count = condition.count(y)
         index = check_indices(indices, integer(start_index, "start_index"), count)
         seed = image_seed(seed)
-        device = self.tokenizer.codebook.device
         if not count:
             index = torch.zeros(1, dtype=torch.int64, device="cpu")
             y = condition.draw("balanced", 0, index)
-        y, index = condition.to(y, device), index.to(device)
-        size = self.batch_size
-        batches = zip(condition.split(y, size), index.split(size), strict=True)
+        one = count <= self.batch_size and not progress
+        result = self._small(y, index, seed, output) if one else None
+        if result is None:
+            result = self._drawn(y, index, seed, output, progress and count > 0)
+        if not count:
+            result = result[:0].clone()
+        if output == "np":
+            return result.numpy()
+        return to_pil(result) if output == "pil" else result
+
+    def _small(self, labels: Rows, indices: Tensor, seed: int, output: str) -> Tensor | None:
+        """What `_batch` returns, by one call of a kernel; None where that does not cover it, and
+        where the result is not finite, so that `_batch` finds out why.
+
+        It has no part of torch's modes, each of which costs some percent of a digit.
+        """
+        if self.teacher_steps > 1 or output == "tokens" or not self._plain():
+            return None
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self._small(labels, indices, seed, output)
+        drawn = self._networks_at_once().draw(seed, indices, labels, images=output != "latent")
+        if drawn is None or not math.isfinite(drawn.sum()):
+            return None
+        return to_uint8(drawn) if output in ("np", "pil") else drawn
+
+    def _plain(self) -> bool:
+        """Whether the networks run as they are, neither compiled nor captured."""
+        return self._compiling is None and not self._cuda_graphs
+
+    def _networks_at_once(self) -> AtOnce:
+        if self._at_once is None:
+            self._at_once = AtOnce(self.generator, self.tokenizer)
+        return self._at_once
+
+    def _drawn(
+        self, labels: Rows, indices: Tensor, seed: int, output: str, progress: bool
+    ) -> Tensor:
+        """The results of all batches."""
+        condition, size = self.condition, self.batch_size
+        device = self.tokenizer.codebook.device
+        labels, indices = condition.to(labels, device), indices.to(device)
+        batches = zip(condition.split(labels, size), indices.split(size), strict=True)
         parts, faults = [], Faults(condition)
         # A bar that is not shown costs as much as a twentieth of a digit.
-        shown = progress_bar(count, show=True) if progress else nullcontext()
+        shown = progress_bar(len(indices), show=True) if progress else nullcontext()
         with evaluation_mode(self._all_modules), outside_autocast(device), shown as bar:
             for label, part in batches:
-                parts.append(self._batch(label, part, seed, output, faults))
+                drawn = self._small(label, part, seed, output)
+                if drawn is None:
+                    drawn = self._batch(label, part, seed, output, faults)
+                parts.append(drawn)
                 if bar is not None:
                     bar.update(len(part))
         faults.check()
         # A copy, of one part too: those of inference mode could not be changed or trained on.
         with torch.inference_mode(False):
-            result = torch.cat(parts if count else [parts[0][:0]])
-        if output == "np":
-            return result.numpy()
-        return to_pil(result) if output == "pil" else result
+            return torch.cat(parts)
 
     @torch.inference_mode()
     def _batch(

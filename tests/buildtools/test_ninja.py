@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from buildtools_stubs import ODD, ROOT, module, real_gxx
-from native.build import operators
+from native.build import cpu_operators
 
 COMPILE = ["$flags", "-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
 
@@ -67,7 +67,7 @@ def test_the_best_level_that_was_built_is_taken(levels: tuple[str, ...], tmp_pat
         "static const char* taken = nullptr;",
     ]
     for level in levels:
-        for kernel, params in operators().items():
+        for kernel, params in cpu_operators().items():
             lines.append(
                 f"namespace dd2::cpu::{level} {{ void launch_{kernel}(const {params}&, int) "
                 f'{{ taken = "{level}"; }} }}'

@@ -19,10 +19,15 @@ DEFAULT_INCLUDES = (NATIVE_DIR, NATIVE_DIR / "fake_runtime", CSRC, CSRC / "inclu
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra")
 
 
-def operators() -> dict[str, str]:
+def operators(kind: str = "DD2_OPERATOR") -> dict[str, str]:
     """The type of the arguments of each operator with compiled kernels, by operators.def."""
     lines = (CSRC / "operators.def").read_text()
-    return dict(re.findall(r"^DD2_OPERATOR\((\w+), (\w+)\)$", lines, re.M))
+    return dict(re.findall(rf"^{kind}\((\w+), (\w+)\)$", lines, re.M))
+
+
+def cpu_operators() -> dict[str, str]:
+    """Those without GPU kernels too."""
+    return operators("DD2_(?:CPU_)?OPERATOR")
 
 
 def build_operator(op: str) -> Path:

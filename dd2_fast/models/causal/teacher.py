@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,10 +10,16 @@ from torch import Tensor, nn
 
 from ...ambient import constant
 from ...condition import ClassCondition
+from ...ops import registry
+from ...ops.small_network import TeacherSizes
+from ...ops.small_teacher import small_teacher
 from ..attached import Attached
-from ..checks import embed_tokens, start_tokens
-from ..sampling import Choose, TokenByToken
+from ..checks import check_drawn, embed_tokens, start_tokens
+from ..sampling import Choose, TokenByToken, step_seed
+from ..small import packed_teacher
 from .transformer import CausalTransformer
+
+_METHODS = {"generate", "logits", "steps"}  # another of these is not what one call computes
 
 
 class ARTeacher(TokenByToken, Attached):
@@ -102,3 +109,47 @@ class ARTeacher(TokenByToken, Attached):
             tokens[:, here] = choose(here, logits[:batch], logits[batch:] if guided else None)
             known = self.codebook[tokens[:, here]]
         return tokens
+
+    @constant
+    def draw_at_once(
+        self,
+        labels: Tensor,
+        scale: float,
+        top_k: int,
+        top_p: float,
+        seed: int,
+        index: Tensor | None,
+        prefix: Tensor | None,
+    ) -> Tensor | None:
+        """What :func:`.sampling.draw_tokens` returns, by one call of ``small_teacher``; None where
+        it does not cover the network."""
+        if type(self) is not ARTeacher or not _METHODS.isdisjoint(self.__dict__):
+            return None
+        codebook = self.codebook
+        if codebook.dtype != torch.float32 or not registry.has_kernel(
+            "small_teacher", codebook.device, codebook.dtype
+        ):
+            return None
+        packed = packed_teacher(self)
+        if packed is None:
+            return None
+        self.condition.check(labels, device=codebook.device)
+        tokens, first = start_tokens(labels, self.num_tokens, prefix, len(codebook))
+        seeds = [step_seed(seed, position) for position in range(self.num_tokens)]
+        drawn = small_teacher(
+            tokens,
+            labels,
+            torch.arange(len(labels), device=codebook.device) if index is None else index,
+            torch.tensor(seeds, dtype=torch.int64, device=codebook.device),
+            packed.weights,
+            codebook,
+            TeacherSizes(*packed.sizes),
+            prefix=first,
+            guidance_scale=scale,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        if drawn.device.type == "cpu":
+            about = functools.partial(self.condition.about, labels)
+            check_drawn(drawn[:, first:], first, len(codebook), index, about)
+        return drawn

@@ -11,6 +11,7 @@ from ...ambient import constant, own_precision
 from ...ops import nearest_code
 from ..checks import check_embeddings, check_tokens
 from ..kernels import unit_range
+from ..small import decoded_at_once
 
 
 class _Residual(nn.Module):
@@ -124,5 +125,10 @@ class VQTokenizer(nn.Module):
         check_embeddings(
             "embeddings", embeddings, self.num_tokens, codebook.shape[1], codebook.device
         )
-        raw = torch.addcmul(self.shift, embeddings.to(codebook.dtype), self.scale)
+        embeddings = embeddings.to(codebook.dtype)
+        if not torch.compiler.is_compiling():
+            images = decoded_at_once(self, embeddings)
+            if images is not None:
+                return images
+        raw = torch.addcmul(self.shift, embeddings, self.scale)
         return unit_range(self._decoded(raw)).repeat(1, 3, 1, 1)

@@ -1,0 +1,279 @@
+// Layers of small networks on CPUs: products of a few rows with packed weights (dd2/small_network.h),
+// norms, activations, attention. Rows are tokens or pixels, with their channels side by side.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "dd2/small_network.h"
+#include "memory.h"
+#include "simd.h"
+
+namespace dd2::cpu::DD2_ISA {
+namespace {
+
+constexpr int kPanelVectors = kPanel / kLanes;
+constexpr int kSums = kLanes == 16 ? 24 : 12;  // registers that hold sums
+constexpr int kMostRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 3;
+
+constexpr int kAhead = 512;  // weights to fetch ahead: a small batch finds them outside the L2
+
+// Panels of a tile: enough sums to hide the latency of an addition, none in memory.
+constexpr int panels_of(int rows) {
+  const int fit = kSums / (rows * kPanelVectors);
+  return fit < 1 ? 1 : fit > 4 ? 4 : fit;
+}
+
+// A matrix [inputs][16 * panels], row_stride floats between the rows of a panel.
+struct Matrix {
+  const float* panels;
+  int64_t row_stride, panel_stride;
+  int inputs, count;  // of panels
+};
+
+DD2_INLINE Matrix matrix(const PackedLayer& layer) {
+  return {layer.panels, kPanel, static_cast<int64_t>(kPanel) * layer.inputs, layer.inputs,
+          layer.outputs / kPanel};
+}
+
+enum class Into { kSet, kAdd };
+
+// Rows of inputs: of row r, number k is at[r * stride + k * step].
+struct Rows {
+  const float* at;
+  int64_t stride, step = 1;
+
+  DD2_INLINE Rows from(int row) const { return {at + row * stride, stride, step}; }
+};
+
+// out = bias + x W or out += bias + x W for kRows rows and kPanels panels; `bias` may be null.
+template <int kRows, int kPanels>
+DD2_NOINLINE void tile(const Rows x, const float* w, const Matrix& matrix,
+                       const float* bias, float* out, int64_t out_stride, Into into) {
+  constexpr int kVectors = kPanels * kPanelVectors;
+  Vec sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    const Vec start = bias != nullptr ? load(bias + v * kLanes) : Vec{};
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sum[r][v] = start;
+  }
+  const int64_t row_stride = matrix.row_stride, panel_stride = matrix.panel_stride;
+  const float* at = x.at;
+  for (int k = 0; k < matrix.inputs; ++k) {
+    Vec weight[kVectors];
+#pragma GCC unroll 16
+    for (int p = 0; p < kPanels; ++p) {
+      __builtin_prefetch(w + k * row_stride + p * panel_stride + kAhead);
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      weight[v] = load(w + k * row_stride + v / kPanelVectors * panel_stride +
+                       v % kPanelVectors * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec value = broadcast(at[r * x.stride]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * weight[v];
+    }
+    at += x.step;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      float* target = out + r * out_stride + v * kLanes;
+      store(target, into == Into::kAdd ? load(target) + sum[r][v] : sum[r][v]);
+    }
+  }
+}
+
+// The panels from `first` on that are left when tiles of kPanels are done.
+template <int kRows, int kPanels>
+DD2_INLINE void row_tile(const Rows& x, const Matrix& m, const float* bias, float* out,
+                         int64_t out_stride, Into into, int first, int last) {
+  for (; first + kPanels <= last; first += kPanels) {
+    tile<kRows, kPanels>(x, m.panels + first * m.panel_stride, m,
+                         bias != nullptr ? bias + first * kPanel : nullptr, out + first * kPanel,
+                         out_stride, into);
+  }
+  if constexpr (kPanels > 1) {
+    row_tile<kRows, kPanels - 1>(x, m, bias, out, out_stride, into, first, last);
+  }
+}
+
+template <int kRows>
+DD2_INLINE void few_rows(int rows, const Rows& x, const Matrix& m, const float* bias, float* out,
+                         int64_t out_stride, Into into, int first, int last) {
+  if (rows == kRows) {
+    row_tile<kRows, panels_of(kRows)>(x, m, bias, out, out_stride, into, first, last);
+  } else if constexpr (kRows > 1) {
+    few_rows<kRows - 1>(rows, x, m, bias, out, out_stride, into, first, last);
+  }
+}
+
+// out [rows][16 * panels] = bias + x W, or += with Into::kAdd. A few panels at a time, so that their
+// weights come from memory once, whatever the rows.
+void product(const Rows& x, int rows, const Matrix& m, const float* bias, float* out,
+             int64_t out_stride, Into into = Into::kSet) {
+  constexpr int kAtATime = panels_of(kMostRows) > 1 ? panels_of(kMostRows) : 4;
+  for (int first = 0; first < m.count; first += kAtATime) {
+    const int last = first + kAtATime < m.count ? first + kAtATime : m.count;
+    int row = 0;
+    for (; row + kMostRows <= rows; row += kMostRows) {
+      row_tile<kMostRows, panels_of(kMostRows)>(x.from(row), m, bias, out + row * out_stride,
+                                                out_stride, into, first, last);
+    }
+    if (row < rows) {
+      few_rows<kMostRows - 1>(rows - row, x.from(row), m, bias, out + row * out_stride, out_stride,
+                              into, first, last);
+    }
+  }
+}
+
+DD2_INLINE void apply(const PackedLayer& layer, const float* x, int64_t x_stride, int rows,
+                      float* out, int64_t out_stride, Into into = Into::kSet) {
+  product({x, x_stride}, rows, matrix(layer), layer.bias, out, out_stride, into);
+}
+
+DD2_INLINE Vec magnitude(Vec x) { return (Vec)((UintVec)x & 0x7fffffffu); }
+
+// 2^x, for x beyond +-126 what it is there.
+DD2_INLINE Vec exp2_within(Vec x) {
+  x = max(x, broadcast(-126.0f));
+  x = x < broadcast(126.0f) ? x : broadcast(126.0f);
+  const Vec shifted = x + broadcast(0x1.8p23f);
+  const Vec fraction = x - (shifted - broadcast(0x1.8p23f));
+  Vec p = broadcast(1.32546026725322e-3f);  // as in exp2_nonpositive
+  p = p * fraction + 9.671999141573906e-3f;
+  p = p * fraction + 5.550779402256012e-2f;
+  p = p * fraction + 2.4022231996059418e-1f;
+  p = p * fraction + 6.931469440460205e-1f;
+  p = p * fraction + 1.0f;
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+// x / (1 + exp(-x)).
+DD2_INLINE Vec silu(Vec x) { return x / (exp2_within(x * -kLog2E) + 1.0f); }
+
+// x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3))).
+DD2_INLINE Vec gelu_tanh(Vec x) {
+  const Vec exponent = x * (x * x * -0.10294324f + -2.3022082f);
+  return x / (exp2_within(exponent) + 1.0f);
+}
+
+// x Phi(x), where Phi(-a) exp(a^2 / 2) is a polynomial of 1 / (1 + 0.32 a), to 2e-9 of the result.
+DD2_INLINE Vec gelu_erf(Vec x) {
+  const Vec a = magnitude(x), t = broadcast(1.0f) / (a * 0.32f + 1.0f);
+  Vec p = broadcast(0.04586691f);
+  p = p * t - 0.24134197f;
+  p = p * t + 0.4094871f;
+  p = p * t - 0.16757719f;
+  p = p * t + 0.21925026f;
+  p = p * t + 0.10448582f;
+  p = p * t + 0.12982908f;
+  const Vec tail = x * (p * t * exp2_within(a * a * (-0.5f * kLog2E)));
+  return x >= Vec{} ? x - tail : tail;
+}
+
+template <typename Function>
+DD2_INLINE void map(float* values, int64_t count, const Function& function) {
+  for (int64_t i = 0; i < count; i += kLanes) store(values + i, function(load(values + i)));
+}
+
+constexpr float kNormEps = 1e-5f;
+
+// LayerNorm without gain and bias: each(offset, vector) takes the results, kLanes rows at a time.
+template <typename Each>
+DD2_INLINE void normalize_rows(const float* x, int rows, int width, const Each& each) {
+  for (int first = 0; first < rows; first += kLanes) {
+    const int count = rows - first < kLanes ? rows - first : kLanes;
+    const float* start = x + static_cast<int64_t>(first) * width;
+    const auto row = [&](int r) { return start + static_cast<int64_t>(r < count ? r : 0) * width; };
+    const Vec mean = lane_sums([&](int r) __attribute__((always_inline)) {
+                       const float* values = row(r);
+                       Vec sum{};
+                       for (int i = 0; i < width; i += kLanes) sum += load(values + i);
+                       return sum;
+                     }) / static_cast<float>(width);
+    const Vec square = lane_sums([&](int r) __attribute__((always_inline)) {
+      const float* values = row(r);
+      const Vec centre = broadcast(mean[r]);
+      Vec sum{};
+      for (int i = 0; i < width; i += kLanes) {
+        const Vec centred = load(values + i) - centre;
+        sum += centred * centred;
+      }
+      return sum;
+    });
+    const Vec variance = square / static_cast<float>(width) + kNormEps;
+    Vec rate;
+    for (int r = 0; r < kLanes; ++r) rate[r] = __builtin_sqrtf(variance[r]);
+    rate = 1.0f / rate;
+    for (int r = 0; r < count; ++r) {
+      const float* values = row(r);
+      const Vec centre = broadcast(mean[r]), factor = broadcast(rate[r]);
+      for (int i = 0; i < width; i += kLanes) {
+        each(first + r, i, (load(values + i) - centre) * factor);
+      }
+    }
+  }
+}
+
+DD2_INLINE void normalize(const float* x, int rows, int width, float* out) {
+  normalize_rows(x, rows, width, [&](int r, int i, Vec v) {
+    store(out + static_cast<int64_t>(r) * width + i, v);
+  });
+}
+
+// The softmax of every column of scores [keys][16]; column i is of query `first` + i, which sees
+// keys up to its own.
+DD2_INLINE void causal_softmax(float* scores, int keys, int first) {
+  for (int v = 0; v < kPanel; v += kLanes) {
+    const IntVec query = lane_numbers() + (first + v);
+    Vec largest = load(scores + v);
+    for (int j = 1; j < keys; ++j) {
+      const Vec score = load(scores + j * kPanel + v);
+      largest = query >= j ? max(score, largest) : largest;
+    }
+    Vec total{};
+    for (int j = 0; j < keys; ++j) {
+      const Vec score = load(scores + j * kPanel + v);
+      const Vec e = exp2_nonpositive((query >= j ? score - largest : broadcast(-1e4f)) * kLog2E);
+      total += e;
+      store(scores + j * kPanel + v, e);
+    }
+    const Vec rate = 1.0f / total;
+    for (int j = 0; j < keys; ++j) {
+      store(scores + j * kPanel + v, load(scores + j * kPanel + v) * rate);
+    }
+  }
+}
+
+// softmax over the first `count` of `padded` scores, in place; the others become 0.
+DD2_INLINE void softmax(float* scores, int count, int padded) {
+  for (int j = count; j < padded; ++j) scores[j] = negative_infinity();
+  Vec largest = load(scores);
+  for (int j = kLanes; j < padded; j += kLanes) largest = max(load(scores + j), largest);
+  const Vec top = broadcast(reduce_max(largest));
+  Vec total{};
+  for (int j = 0; j < padded; j += kLanes) {
+    const Vec e = exp2_nonpositive((load(scores + j) - top) * kLog2E);
+    total += e;
+    store(scores + j, e);
+  }
+  const Vec rate = broadcast(1.0f / reduce_add(total));
+  for (int j = 0; j < padded; j += kLanes) store(scores + j, load(scores + j) * rate);
+}
+
+// h += MLP(LN(h)); `y [rows][width]` and `wide [rows][4 width]` are scratch.
+DD2_INLINE void mlp(const PackedBlock& block, float* h, int rows, int width, float* y, float* wide) {
+  normalize(h, rows, width, y);
+  apply(block.expand, y, width, rows, wide, 4 * width);
+  map(wide, static_cast<int64_t>(rows) * 4 * width, gelu_tanh);
+  apply(block.contract, wide, 4 * width, rows, h, width, Into::kAdd);
+}
+
+}  // namespace
+}  // namespace dd2::cpu::DD2_ISA

@@ -1,0 +1,24 @@
+// Arguments of the kernel of the small teacher; plain data.
+#pragma once
+
+#include "dd2/small_network.h"
+
+namespace dd2 {
+
+// Tokens of a teacher, one after the other.
+struct SmallTeacherParams {
+  SmallTransformer network;  // and its classifier's weights
+  const float* codebook;     // [vocabulary, dim]
+  const long long* labels;   // [images]
+  const long long* index;    // [images], the numbers of the images under the seeds
+  const long long* seeds;    // [tokens], of each step
+  long long* out;            // [images, tokens]; the first `prefix` are there already
+  long long images;
+  int prefix;
+  int vocabulary;
+  long long top_k;
+  float top_p;
+  float scale;  // of guidance; 1: none
+};
+
+}  // namespace dd2

@@ -1,0 +1,69 @@
+"""Arguments of the compiled kernels from tensors; used by ``cpu``, ``cuda`` and ``cupy``."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import structs
+from ..native import Launch, address
+from ..small_network import SmallTransformer
+
+
+class SmallGeneratorParams(ctypes.Structure):
+    """``dd2::SmallGeneratorParams``."""
+
+    _fields_ = [
+        ("network", SmallTransformer),
+        *structs.fields("decoder x indices labels embeddings pixels", ctypes.c_void_p),
+        *structs.fields("seed images", ctypes.c_longlong),
+        *structs.fields("head_width head_blocks decoder_width", ctypes.c_int),
+    ]
+
+
+def run(
+    launch: Launch,
+    x: Tensor,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    decoder: Tensor | None,
+    sizes: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and images by ``launch(params)``; arguments as in :mod:`.reference`."""
+    x = x.contiguous()
+    labels = None if labels is None else labels.contiguous()
+    batch, tokens, dim = x.shape
+    side = 0 if decoder is None else 2 * math.isqrt(tokens)
+    embeddings = torch.empty_like(x)
+    if weights is None:
+        embeddings.copy_(x)
+    pixels = x.new_empty(batch, 3, side, side)
+    launch(
+        SmallGeneratorParams(
+            network(weights, sizes, tokens, dim),
+            decoder=address(decoder),
+            x=x.data_ptr(),
+            labels=address(labels),
+            embeddings=embeddings.data_ptr(),
+            pixels=pixels.data_ptr(),
+            images=batch,
+            **others(sizes),
+        )
+    )
+    return embeddings, pixels
+
+
+def network(
+    weights: Tensor | None, sizes: Sequence[int], tokens: int, dim: int
+) -> SmallTransformer:
+    classes, width, layers, heads, *_ = sizes
+    return SmallTransformer(address(weights), classes, tokens, dim, width, layers, heads)
+
+
+def others(sizes: Sequence[int]) -> dict[str, int]:
+    """The sizes beside those of the transformer."""
+    return dict(zip(("head_width", "head_blocks", "decoder_width"), sizes[4:], strict=True))
