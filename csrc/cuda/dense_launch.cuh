@@ -17,7 +17,7 @@ constexpr long long kSplitBlocks = 64;  // each reads the whole codebook once
 template <LogitType kType>
 void launch_row_filter(const ConditionalScoreParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.teacher.rows));
-  const size_t staged = static_cast<size_t>(p.teacher.vocabulary) * sizeof(float);
+  const size_t staged = static_cast<size_t>(p.teacher.staged_floats()) * sizeof(float);
   if (fits_shared(row_filter_kernel<kType, true>, staged, kOp)) {
     launch(row_filter_kernel<kType, true>, grid, kThreads, staged, stream, p, kOp);
   } else {

@@ -11,7 +11,7 @@ constexpr const char* kOp = "sample_code";
 template <LogitType kType>
 void launch_type(const SampleCodeParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.teacher.rows));
-  const size_t staged = static_cast<size_t>(p.teacher.vocabulary) * sizeof(float);
+  const size_t staged = static_cast<size_t>(p.teacher.staged_floats()) * sizeof(float);
   if (fits_shared(sample_code_fwd_kernel<kType, true>, staged, kOp)) {
     launch(sample_code_fwd_kernel<kType, true>, grid, kThreads, staged, stream, p, kOp);
   } else {

@@ -27,6 +27,10 @@ class TeacherRows(ctypes.Structure):
     def filtered(self) -> bool:
         return 0 < self.top_k < self.vocabulary or self.top_p < 1
 
+    def staged_floats(self) -> int:
+        """What a row takes in shared memory: whole fours."""
+        return -(-self.vocabulary // 4) * 4
+
 
 class CsdLossParams(ctypes.Structure):
     """``dd2::CsdLossParams``."""

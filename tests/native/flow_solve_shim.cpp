@@ -1,5 +1,6 @@
 // csrc/cuda/flow_solve.cu and its kernels on the CPU.
 #include "named_kernels.h"
+#include "tensor_shim.h"
 
 #include "cuda/flow_solve.cu"
 

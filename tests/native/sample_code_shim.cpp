@@ -1,5 +1,6 @@
 // csrc/cuda/sample_code.cu and its kernels on the CPU.
 #include "named_kernels.h"
+#include "tensor_shim.h"
 
 #include "cuda/sample_code.cu"
 

@@ -45,6 +45,10 @@ inline unsigned char* shared_address(const void* shared) {
   return static_cast<unsigned char*>(const_cast<void*>(shared));
 }
 
+inline unsigned add_to_shared(unsigned char* word, unsigned value) {
+  return atomicAdd(reinterpret_cast<unsigned*>(word), value);
+}
+
 // What each lane of a warp gives to an instruction, for the others to read.
 template <typename T>
 const T* exchange(const T& mine) {

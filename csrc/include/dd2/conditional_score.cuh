@@ -281,7 +281,7 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
 // Floats of dynamic shared memory that a block needs.
 template <int kDim, bool kStaged>
 DD2_HD long long conditional_score_shared_floats(const ConditionalScoreParams& p) {
-  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);
+  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.staged_floats() : 0);
 }
 
 // Blocks a row of logits takes.
@@ -303,11 +303,11 @@ __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kDim, kJacobian
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + conditional_score_shared_floats<kDim, false>(p);
-  __shared__ Candidates candidates;
+  __shared__ Selection selection;
   __shared__ Posterior<kDim, kJacobian> merged[kWarps];
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);
-  const KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, candidates);
+  const KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, selection);
   if (kept.invalid) {
     for (long long c = threadIdx.x; c < p.dim; c += kThreads) {
       shared.x0[c] = shared.along[c] = quiet_nan();

@@ -11,8 +11,8 @@ namespace dd2 {
 // Of a row without filters, which row_filter_kernel has not seen.
 template <typename Row>
 DD2_DEVICE KeptRange unfiltered_range(const Row& row, const TeacherRows& p) {
-  const RowSummary summary = summarize(row, p.vocabulary);
-  return kept_range({summary.stats.largest, negative_infinity(), summary.invalid});
+  const RowSummary summary = summarize<false>(row, static_cast<int>(p.vocabulary), nullptr);
+  return kept_range({summary.largest, negative_infinity(), summary.invalid});
 }
 
 // grid (any): block b looks at tokens b, b + gridDim.x, ... and solves those that need it.

@@ -175,7 +175,7 @@ DD2_DEVICE bool read_noise(const FlowSolveParams& p, long long token, const Flow
 // Floats of dynamic shared memory that a block needs.
 template <int kDim, bool kStaged>
 DD2_HD long long flow_solve_shared_floats(const FlowSolveParams& p) {
-  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);
+  return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.staged_floats() : 0);
 }
 
 // grid (rows, any number of blocks that share a row's draws); kStaged: for filtered rows that fit
@@ -185,11 +185,11 @@ __global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowS
   DD2_DYNAMIC_SHARED(float, dynamic);
   const FlowVectors vectors(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + flow_solve_shared_floats<kDim, false>(p);
-  __shared__ Candidates candidates;
+  __shared__ Selection selection;
   __shared__ WarpSums<kDim> warps;
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);
-  KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, candidates);
+  KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, selection);
   const bool valid = !kept.invalid && codebook_is_finite(p);
   if (kStaged) kept.has_logits = keep_logits(row, p.teacher.vocabulary, staged, kept.count);
   for (int m = blockIdx.y; m < static_cast<int>(p.draws); m += gridDim.y) {

@@ -1,4 +1,5 @@
-// Tensor-core products of halves and the loads that feed them, as one warp's instructions.
+// Tensor-core products of halves and the loads that feed them, as one warp's instructions, and what
+// else takes an address in shared memory.
 //
 // Layouts are those of the PTX ISA. With g = lane / 4 and q = lane % 4, a lane holds of
 //   A [16, 16]  a[i] = rows g + 8 (i % 2), columns 2q + 8 (i / 2) and the next
@@ -27,6 +28,7 @@ using dd2_shim::load_matrices;
 using dd2_shim::load_matrices_transposed;
 using dd2_shim::multiply_add;
 using dd2_shim::pack_halves;
+using dd2_shim::add_to_shared;
 using dd2_shim::shared_address;
 using dd2_shim::wait_for_copies;
 
@@ -36,6 +38,18 @@ using SharedAddress = unsigned;
 
 DD2_DEVICE SharedAddress shared_address(const void* shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// Adds to a word of shared memory; what it held.
+DD2_DEVICE unsigned add_to_shared(SharedAddress word, unsigned value) {
+  unsigned before = 0;
+#ifdef __CUDA_ARCH__
+  asm volatile("atom.shared.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(word), "r"(value)
+               : "memory");
+#endif
+  return before;
 }
 
 // d += A B.

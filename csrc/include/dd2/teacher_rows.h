@@ -19,11 +19,17 @@ struct TeacherRows {
   LogitType logit_type;
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-  __host__ __device__
+#define DD2_METHOD __host__ __device__
+#else
+#define DD2_METHOD
 #endif
-  bool filtered() const {
+  DD2_METHOD bool filtered() const {
     return (top_k > 0 && top_k < vocabulary) || top_p < 1.0f;
   }
+
+  // What a row takes in shared memory: whole fours.
+  DD2_METHOD long long staged_floats() const { return (vocabulary + 3) / 4 * 4; }
+#undef DD2_METHOD
 };
 
 }  // namespace dd2

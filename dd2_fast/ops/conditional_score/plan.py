@@ -24,7 +24,7 @@ def way(p: ConditionalScoreParams, *, staged: bool) -> Way:
     width = _WIDTHS[0] if p.dim <= _WIDTHS[0] else _WIDTHS[1]
     blocks = -(-p.dim // width)
     kernel = _name(LOGIT_TYPES[p.teacher.logit_type], width, bool(p.direction), staged)
-    floats = 4 * blocks * width + (p.teacher.vocabulary if staged else 0)
+    floats = 4 * blocks * width + (p.teacher.staged_floats() if staged else 0)
     grid = p.teacher.rows, 1 if p.csd.loss else blocks
     return Way("conditional_score", kernel, grid, 4 * floats)
 

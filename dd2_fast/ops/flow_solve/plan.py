@@ -22,7 +22,7 @@ def way(p: FlowSolveParams, *, staged: bool, blocks: int = 1) -> Way:
     draws of a row."""
     width = _WIDTHS[0] if p.dim <= _WIDTHS[0] else _WIDTHS[1]
     kernel = _name(LOGIT_TYPES[p.teacher.logit_type], width, staged)
-    floats = 4 * -(-p.dim // width) * width + (p.teacher.vocabulary if staged else 0)
+    floats = 4 * -(-p.dim // width) * width + (p.teacher.staged_floats() if staged else 0)
     return Way("flow_solve", kernel, (p.teacher.rows, blocks), 4 * floats)
 
 

@@ -18,7 +18,7 @@ KERNELS = [_name(*choice) for choice in product(LOGIT_TYPES, (False, True))]
 def way(p: SampleCodeParams, *, staged: bool) -> Way:
     """The launch with a row's logits in shared memory, or without."""
     kernel = _name(LOGIT_TYPES[p.teacher.logit_type], staged)
-    shared = 4 * p.teacher.vocabulary if staged else 0
+    shared = 4 * p.teacher.staged_floats() if staged else 0
     return Way("sample_code", kernel, (p.teacher.rows, 1), shared)
 
 
