@@ -7,6 +7,10 @@
 
 namespace dd2 {
 
+struct FloatMax {
+  DD2_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
 // Sums over the finite logits of a row.
 struct RowSums {
   float largest;
@@ -26,7 +30,7 @@ struct RowSums {
   // Those of the block.
   DD2_DEVICE RowSums reduce() const {
     __shared__ float4 partial[kWarps];
-    const float4 mine = make_float4(warp_reduce(largest, Max()), warp_reduce(sum, Add()),
+    const float4 mine = make_float4(warp_reduce(largest, FloatMax()), warp_reduce(sum, Add()),
                                     warp_reduce(square, Add()), 0.0f);
     __syncthreads();
     if (lane_index() == 0) partial[warp_index()] = mine;
@@ -35,7 +39,7 @@ struct RowSums {
     total.clear();
     for (int w = 0; w < kWarps; ++w) {
       const float4 v = partial[w];
-      total.largest = Max()(v.x, total.largest);
+      total.largest = fmaxf(v.x, total.largest);
       total.sum += v.y;
       total.square += v.z;
     }
@@ -51,39 +55,43 @@ DD2_DEVICE RowSummary summary_of(const RowSums& sums, int finite, bool invalid) 
           invalid};
 }
 
-// Reads a row, to `staged` too if kStaged. Four logits at a time and without a look at any of them,
-// which finds out whether all are finite; if not, once more.
+// Sums a row of fours, and stages it, without a look at any logit: right where all are finite.
+template <bool kStaged, bool kGuided, typename Row>
+DD2_DEVICE void sum_fours(const Row& row, int vocabulary, float* staged, RowSums& sums) {
+  for_each_loaded(
+      vocabulary / 4, [&](int i) { return row.template load_four<kGuided>(i); },
+      [&](const auto& four, int i) {
+        const Logits<4> logits = row.template guide<kGuided>(four);
+        const float(&v)[4] = logits.value;
+        if (kStaged) reinterpret_cast<float4*>(staged)[i] = make_float4(v[0], v[1], v[2], v[3]);
+        for (int n = 0; n < 4; ++n) sums.add(v[n]);
+      });
+}
+
+// Reads a row, to `staged` too if kStaged. The sum of squares says whether all logits are finite; if
+// not, it is read once more.
 template <bool kStaged, typename Row>
 DD2_DEVICE RowSummary summarize(const Row& row, int vocabulary, float* staged) {
   RowSums sums;
   sums.clear();
-  const bool fours = row.has_fours(vocabulary);
-  if (fours) {
-    DD2_UNROLL(kLoadsAhead)
-    for (int i = threadIdx.x; i < vocabulary / 4; i += kThreads) {
-      float logits[4];
-      row.read_four(i, logits);
-      if (kStaged) {
-        reinterpret_cast<float4*>(staged)[i] =
-            make_float4(logits[0], logits[1], logits[2], logits[3]);
-      }
-      for (int n = 0; n < 4; ++n) sums.add(logits[n]);
-    }
+  if (row.has_fours(vocabulary)) {
+    row.is_guided() ? sum_fours<kStaged, true>(row, vocabulary, staged, sums)
+                    : sum_fours<kStaged, false>(row, vocabulary, staged, sums);
     const RowSums total = sums.reduce();
     if (total.square <= kFloatMax) return summary_of(total, vocabulary, false);
     sums.clear();
   }
   int finite = 0, bad = 0;
-  DD2_UNROLL(kLoadsAhead)
-  for (int j = threadIdx.x; j < vocabulary; j += kThreads) {
-    const float logit = row(j);
-    if (kStaged) staged[j] = logit;
-    if (!(logit <= kFloatMax)) bad = 1;
-    if (logit > negative_infinity()) {
-      ++finite;
-      sums.add(logit);
-    }
-  }
+  for_each_loaded(
+      vocabulary, [&](int j) { return row(j); },
+      [&](float logit, int j) {
+        if (kStaged) staged[j] = logit;
+        if (!(logit <= kFloatMax)) bad = 1;
+        if (logit > negative_infinity()) {
+          ++finite;
+          sums.add(logit);
+        }
+      });
   if (kStaged) {
     const int j = vocabulary + static_cast<int>(threadIdx.x);
     if (j < (vocabulary + 3) / 4 * 4) staged[j] = negative_infinity();

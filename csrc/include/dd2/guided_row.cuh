@@ -7,6 +7,36 @@
 
 namespace dd2 {
 
+constexpr int kLoadsAhead = 4;
+
+// Calls visit(load(i), i) for this thread's share of i = 0, ..., count - 1, a few loads ahead.
+template <typename Load, typename Visit>
+DD2_DEVICE void for_each_loaded(int count, const Load& load, const Visit& visit) {
+  int i = threadIdx.x;
+  DD2_NO_UNROLL
+  for (; i + (kLoadsAhead - 1) * kThreads < count; i += kLoadsAhead * kThreads) {
+    decltype(load(0)) loaded[kLoadsAhead];
+    for (int n = 0; n < kLoadsAhead; ++n) loaded[n] = load(i + n * kThreads);
+    for (int n = 0; n < kLoadsAhead; ++n) visit(loaded[n], i + n * kThreads);
+  }
+  DD2_NO_UNROLL
+  for (; i < count; i += kThreads) visit(load(i), i);
+}
+
+// Neighbouring logits.
+template <int kCount>
+struct Logits {
+  static constexpr int kSize = kCount;
+  float value[kCount];
+
+  // The first, whose place the next takes: in a loop that is not unrolled.
+  DD2_DEVICE float shift() {
+    const float first = value[0];
+    for (int n = 1; n < kCount; ++n) value[n - 1] = value[n];
+    return first;
+  }
+};
+
 // Logits as stored, widened to float.
 template <LogitType kType>
 struct LogitReader {
@@ -24,18 +54,27 @@ struct LogitReader {
     if constexpr (kType == LogitType::kFloat32) return static_cast<const float*>(logits)[j];
     return widen(static_cast<const unsigned short*>(logits)[j]);
   }
+};
 
-  // Logits 4 i, ..., 4 i + 3 of a row that begins where four may be read at once.
-  DD2_DEVICE static void read_four(const void* logits, int i, float (&out)[4]) {
-    if constexpr (kType == LogitType::kFloat32) {
-      const float4 v = static_cast<const float4*>(logits)[i];
-      out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
-    } else {
-      const uint2 v = static_cast<const uint2*>(logits)[i];
-      out[0] = widen(v.x & 0xffffu), out[1] = widen(v.x >> 16);
-      out[2] = widen(v.y & 0xffffu), out[3] = widen(v.y >> 16);
-    }
+// Four neighbours as stored.
+template <LogitType kType>
+struct StoredFour {
+  uint2 words;
+
+  DD2_DEVICE void load(const void* row, int i) { words = static_cast<const uint2*>(row)[i]; }
+  DD2_DEVICE Logits<4> widen() const {
+    using Reader = LogitReader<kType>;
+    return {{Reader::widen(words.x & 0xffffu), Reader::widen(words.x >> 16),
+             Reader::widen(words.y & 0xffffu), Reader::widen(words.y >> 16)}};
   }
+};
+
+template <>
+struct StoredFour<LogitType::kFloat32> {
+  float4 words;
+
+  DD2_DEVICE void load(const void* row, int i) { words = static_cast<const float4*>(row)[i]; }
+  DD2_DEVICE Logits<4> widen() const { return {{words.x, words.y, words.z, words.w}}; }
 };
 
 // A row's guided logit, computed from memory.
@@ -63,22 +102,36 @@ struct GuidedRow {
   }
 
   // Whether a row of so many logits can be read four at a time.
-  DD2_DEVICE bool has_fours(long long vocabulary) const {
+  DD2_DEVICE bool has_fours(int vocabulary) const {
     const auto start = reinterpret_cast<unsigned long long>(cond) |
                        reinterpret_cast<unsigned long long>(uncond);
-    return vocabulary % 4 == 0 && start % (4 * Reader::kBytes) == 0;
+    return vocabulary % 4 == 0 && static_cast<unsigned>(start) % (4 * Reader::kBytes) == 0;
   }
 
-  // Guided logits 4 i, ..., 4 i + 3 of such a row; where either logit is -inf, -inf, +inf or NaN.
-  DD2_DEVICE void read_four(int i, float (&out)[4]) const {
-    Reader::read_four(cond, i, out);
-    if (uncond == nullptr) return;
-    float other[4];
-    Reader::read_four(uncond, i, other);
-    for (int n = 0; n < 4; ++n) {
-      out[n] = fused_multiply_add(scale, out[n] - other[n], other[n]);
-    }
+  // Logits 4 i, ..., 4 i + 3 of such a row, and the guided ones of them: where either logit is -inf,
+  // -inf, +inf or NaN.
+  struct Four {
+    StoredFour<kType> cond, uncond;
+  };
+  template <bool kGuided>
+  DD2_DEVICE Four load_four(int i) const {
+    Four four{};
+    four.cond.load(cond, i);
+    if (kGuided) four.uncond.load(uncond, i);
+    return four;
   }
+  template <bool kGuided>
+  DD2_DEVICE Logits<4> guide(const Four& four) const {
+    Logits<4> logits = four.cond.widen();
+    if (!kGuided) return logits;
+    const Logits<4> other = four.uncond.widen();
+    for (int n = 0; n < 4; ++n) {
+      const float u = other.value[n];
+      logits.value[n] = fused_multiply_add(scale, logits.value[n] - u, u);
+    }
+    return logits;
+  }
+  DD2_DEVICE bool is_guided() const { return uncond != nullptr; }
 };
 
 // Guided logits in shared memory, aligned to 16 bytes and padded to fours with -inf.
@@ -87,27 +140,20 @@ struct StagedRow {
   DD2_DEVICE float operator()(long long j) const { return guided[j]; }
 };
 
-constexpr int kLoadsAhead = 4;
-
-// Calls visit(logit) for this thread's share of a row.
+// Calls visit(logits), of Logits, for this thread's share of a row.
 template <typename Row, typename Visit>
-DD2_DEVICE void for_each_logit(const Row& row, int vocabulary, const Visit& visit) {
-  DD2_UNROLL(kLoadsAhead)
-  for (int j = threadIdx.x; j < vocabulary; j += kThreads) visit(row(j));
+DD2_DEVICE void for_each_logits(const Row& row, int vocabulary, const Visit& visit) {
+  for_each_loaded(
+      vocabulary, [&](int j) { return row(j); },
+      [&](float logit, int) { visit(Logits<1>{{logit}}); });
 }
 
 template <typename Visit>
-DD2_DEVICE void for_each_logit(const StagedRow& row, int vocabulary, const Visit& visit) {
+DD2_DEVICE void for_each_logits(const StagedRow& row, int vocabulary, const Visit& visit) {
   const float4* fours = reinterpret_cast<const float4*>(row.guided);
-  const int count = (vocabulary + 3) / 4;
-  DD2_UNROLL(kLoadsAhead)
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const float4 v = fours[i];
-    visit(v.x);
-    visit(v.y);
-    visit(v.z);
-    visit(v.w);
-  }
+  for_each_loaded(
+      (vocabulary + 3) / 4, [&](int i) { return fours[i]; },
+      [&](float4 v, int) { visit(Logits<4>{{v.x, v.y, v.z, v.w}}); });
 }
 
 }  // namespace dd2

@@ -54,9 +54,9 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
     int next = count + scan.before;
     for (int w = 0; w < kWords; ++w) {
       for (unsigned left = kept[w]; left != 0; left &= left - 1) {
-        const int bit = __ffs(static_cast<int>(left)) - 1;
-        const int code = mine + (w * kFours + bit / 4) * kStep + bit % 4;
-        staged[next++] = __int_as_float(code);
+        const unsigned bit = static_cast<unsigned>(__ffs(static_cast<int>(left)) - 1);
+        const unsigned code = mine + (w * kFours + bit / 4) * kStep + bit % 4;
+        staged[next++] = __uint_as_float(code);
       }
     }
     count += scan.total;

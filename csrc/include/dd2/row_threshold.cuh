@@ -23,11 +23,11 @@ DD2_DEVICE int float_key(float value) {
 }
 DD2_DEVICE float key_float(int key) { return __int_as_float(key ^ (key >> 31 & 0x7fffffff)); }
 
-// Masses are counted in units of 2^-31 of the largest logit's: a logit further below it than this
-// has none.
-constexpr float kNoMass = 23.0f;
+// Masses are counted in units of 2^-29 of the largest logit's, so that the sum of four fits 32 bits; a
+// logit further below it than kNoMass has none.
+constexpr float kMassBits = 29.0f, kNoMass = 21.0f;
 DD2_DEVICE unsigned mass_of(float below_largest) {
-  return __float2uint_rn(exp2_flushed(fused_multiply_add(below_largest, kLog2E, 31.0f)));
+  return __float2uint_rn(exp2_flushed(fused_multiply_add(below_largest, kLog2E, kMassBits)));
 }
 
 // From which on logits have mass; a finite number.
@@ -52,15 +52,6 @@ struct alignas(16) Selection {
   }
 };
 
-// The bins' sums, for places from `first` on.
-struct BinSums {
-  SharedAddress low;
-  SharedAddress high;
-
-  DD2_DEVICE BinSums(const Selection& s, unsigned first)
-      : low(shared_address(s.low) - 4 * first), high(shared_address(s.high) - 4 * first) {}
-};
-
 // Every logit weighs 1; those below `floor` are not looked at.
 struct Counting {
   using Sum = unsigned;
@@ -70,8 +61,9 @@ struct Counting {
 
   DD2_DEVICE unsigned operator()(float) const { return 1; }
   DD2_DEVICE Sum wanted(Sum) const { return rank; }
-  DD2_DEVICE static void add(const BinSums& sums, unsigned place, unsigned) {
-    add_to_shared(sums.low + 4 * place, 1);
+  DD2_DEVICE static void add(SharedAddress sums, unsigned place, unsigned, float logit,
+                             float floor) {
+    count_in_shared(sums, place, logit, floor);
   }
 };
 
@@ -88,30 +80,29 @@ struct Weighing {
     const Sum whole = static_cast<Sum>(exact);
     return whole + (static_cast<double>(whole) < exact || whole == 0 ? 1 : 0);
   }
-  // A sum of 64 bits in two words: atomics of one are native, of 64 bits a loop.
-  DD2_DEVICE static void add(const BinSums& sums, unsigned place, unsigned mass) {
-    const unsigned before = add_to_shared(sums.low + 4 * place, mass);
-    if (before + mass < mass) add_to_shared(sums.high + 4 * place, 1);
+  DD2_DEVICE static void add(SharedAddress sums, unsigned place, unsigned mass, float logit,
+                             float floor) {
+    weigh_in_shared<4 * kBins>(sums, place, mass, logit, floor);
   }
 };
 
 // Bins of equal width from `floor` to the largest logit. What tells a bin, its place, is the bits of
-// a float in [2^23, 2^24), whose last is 1.
+// a float in [2, 4), whose last is 2^-22; four times that is its offset in bytes, in 32 bits.
 struct LinearBins {
-  static constexpr unsigned kFirst = 0x4b000000;
-  static constexpr float kWidths = kBins - 24;
+  static constexpr unsigned kFirst = 0x40000000;
+  static constexpr float kUnit = 2.384185791015625e-7f;
+  static constexpr float kWidth = (kBins - 24) * kUnit;
   float largest;
   float floor;
   float scale;
 
   DD2_DEVICE LinearBins(float most, float least) : largest(most), floor(least) {
     const float range = largest - floor;
-    scale = __fdividef(kWidths, range > 1e-30f ? range : 1e-30f);
+    scale = __fdividef(kWidth, range > 1e-30f ? range : 1e-30f);
   }
-  DD2_DEVICE bool holds(float logit) const { return logit >= floor; }
+  DD2_DEVICE bool holds(float) const { return true; }  // from the floor on
   DD2_DEVICE unsigned place(float logit) const {
-    const float top = __uint_as_float(kFirst) + kWidths + 12.0f;
-    return __float_as_uint(fused_multiply_add(logit - largest, scale, top));
+    return __float_as_uint(fused_multiply_add(logit - largest, scale, 2.0f + kWidth + 12 * kUnit));
   }
   // Logits below the floor may share its bin: they do not matter to what is found there.
   DD2_DEVICE bool is_in(float logit, unsigned wanted) const { return place(logit) == wanted; }
@@ -123,8 +114,10 @@ struct KeyBins {
   int least;
   unsigned span;
   int shift;
+  float floor;
 
-  DD2_DEVICE KeyBins(int from, int to) : least(from), span(static_cast<unsigned>(to) - from) {
+  DD2_DEVICE KeyBins(int from, int to)
+      : least(from), span(static_cast<unsigned>(to) - from), floor(-kFloatMax) {
     const int bits = 32 - __clz(static_cast<int>(span));
     shift = bits > 10 ? bits - 10 : 0;
   }
@@ -171,9 +164,12 @@ template <typename Weight, typename Row, typename Bins>
 DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, const Weight& weight,
                             bool first, Search<Weight>& search, Selection& s) {
   using Sum = typename Weight::Sum;
-  const BinSums sums(s, Bins::kFirst);
-  for_each_logit(row, vocabulary, [&](float logit) {
-    if (bins.holds(logit)) Weight::add(sums, bins.place(logit), weight(logit));
+  const SharedAddress sums = shared_address(s.low);
+  for_each_logits(row, vocabulary, [&](const auto& logits) {
+    for (const float logit : logits.value) {
+      if (!bins.holds(logit)) continue;
+      Weight::add(sums, bins.place(logit), weight(logit), logit, bins.floor);
+    }
   });
   __syncthreads();
   // From the top: a thread has four neighbouring bins, and leaves them empty.
@@ -209,14 +205,21 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
   __syncthreads();
   const unsigned place = s.place;
   int least = 0x7fffffff, greatest = -0x7fffffff;
-  for_each_logit(row, vocabulary, [&](float logit) {
-    if (!bins.is_in(logit, place)) return;
-    const int n = atomicAdd(&s.size, 1), key = float_key(logit);
-    least = Min()(least, key);
-    greatest = Max()(greatest, key);
-    if (n >= kCandidates) return;
-    s.value[n] = logit;
-    s.weight[n] = weight(logit);
+  for_each_logits(row, vocabulary, [&](auto logits) {
+    bool any = false;
+    for (const float logit : logits.value) any = any | bins.is_in(logit, place);
+    if (!any) return;
+    DD2_NO_UNROLL
+    for (int i = 0; i < logits.kSize; ++i) {
+      const float logit = logits.shift();
+      if (!bins.is_in(logit, place)) continue;
+      const int n = atomicAdd(&s.size, 1), key = float_key(logit);
+      least = Min()(least, key);
+      greatest = Max()(greatest, key);
+      if (n >= kCandidates) continue;
+      s.value[n] = logit;
+      s.weight[n] = weight(logit);
+    }
   });
   if (least <= greatest) {
     atomicMin(&s.least, least);

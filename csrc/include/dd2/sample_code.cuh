@@ -19,18 +19,25 @@ struct TemperedRow {
   // Rounded, as staged: fused with what follows it would differ from what the threshold saw.
   DD2_DEVICE float operator()(long long j) const { return __fmul_rn(row(j), inverse_temperature); }
 
-  DD2_DEVICE bool has_fours(long long vocabulary) const { return row.has_fours(vocabulary); }
-  DD2_DEVICE void read_four(int i, float (&out)[4]) const {
-    row.read_four(i, out);
-    for (int n = 0; n < 4; ++n) out[n] = __fmul_rn(out[n], inverse_temperature);
+  DD2_DEVICE bool is_guided() const { return row.is_guided(); }
+  DD2_DEVICE bool has_fours(int vocabulary) const { return row.has_fours(vocabulary); }
+  template <bool kGuided>
+  DD2_DEVICE auto load_four(int i) const {
+    return row.template load_four<kGuided>(i);
+  }
+  template <bool kGuided>
+  DD2_DEVICE Logits<4> guide(const typename GuidedRow<kType>::Four& four) const {
+    Logits<4> logits = row.template guide<kGuided>(four);
+    for (float& value : logits.value) value = __fmul_rn(value, inverse_temperature);
+    return logits;
   }
 };
 
-// Calls visit(logit) for this lane's share of logits begin, ..., end - 1 of a row; begin is a
-// multiple of 4, and so is an end inside the row.
+// Calls visit(logits), of Logits, for this lane's share of logits begin, ..., end - 1 of a row; begin
+// is a multiple of 4, and so is an end inside the row.
 template <typename Row, typename Visit>
 DD2_DEVICE void for_each_of_warp(const Row& row, int begin, int end, const Visit& visit) {
-  for (int j = begin + lane_index(); j < end; j += kWarp) visit(row(j));
+  for (int j = begin + lane_index(); j < end; j += kWarp) visit(Logits<1>{{row(j)}});
 }
 
 template <typename Visit>
@@ -38,10 +45,7 @@ DD2_DEVICE void for_each_of_warp(const StagedRow& row, int begin, int end, const
   DD2_UNROLL(kLoadsAhead)
   for (int j = begin + 4 * lane_index(); j < end; j += 4 * kWarp) {
     const float4 v = *reinterpret_cast<const float4*>(row.guided + j);
-    visit(v.x);
-    visit(v.y);
-    visit(v.z);
-    visit(v.w);
+    visit(Logits<4>{{v.x, v.y, v.z, v.w}});
   }
 }
 
@@ -60,7 +64,11 @@ DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter
   const int begin = warp_index() * share;
   const int end = begin + share < vocabulary ? begin + share : vocabulary;
   Sum sum = 0;
-  for_each_of_warp(row, begin, end, [&](float logit) { sum += mass(logit); });
+  for_each_of_warp(row, begin, end, [&](const auto& logits) {
+    unsigned some = 0;
+    for (const float logit : logits.value) some += mass(logit);
+    sum += some;
+  });
   sum = warp_reduce(sum, Add());
   if (lane_index() == 0) parts[warp_index()] = sum;
   __syncthreads();
