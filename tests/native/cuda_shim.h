@@ -288,8 +288,9 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 }
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source) {
-  return dd2_shim::shuffle(dd2_shim::Wait::kShfl, mask, value, source & (warpSize - 1));
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize) {
+  const int within = source & (width - 1), first = dd2_shim::lane_index() & -width;
+  return dd2_shim::shuffle(dd2_shim::Wait::kShfl, mask, value, first + within);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
@@ -317,6 +318,9 @@ inline int __all_sync(unsigned mask, int vote) {
   return dd2_shim::collective(dd2_shim::Wait::kAll, mask, vote == 0, -1) == 0;
 }
 
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return shift % 32 == 0 ? high : high << shift % 32 | low >> (32 - shift % 32);
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }

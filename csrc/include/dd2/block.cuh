@@ -52,6 +52,10 @@ struct Max {
   }
 };
 
+struct FloatMax {
+  DD2_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
 struct Min {
   template <typename T>
   DD2_DEVICE T operator()(T a, T b) const {

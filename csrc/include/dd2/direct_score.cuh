@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
     direct_score_fwd_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
-  __shared__ Posterior<kDim, kJacobian> merged[kWarps];
+  __shared__ BlockSums<kDim, kJacobian> sums;
   __shared__ long long wanted[kThreads];
   const long long count = p.teacher.rows * p.draws;
   const long long stride = static_cast<long long>(gridDim.x) * kThreads;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
       kept.count = static_cast<int>(p.teacher.vocabulary);
       kept.threshold = range.threshold;
       kept.largest = range.largest;
-      solve_token<kDim, kJacobian>(p, row, kept, token, merged, shared);
+      solve_token<kDim, kJacobian>(p, row, kept, token, sums, shared);
     }
     __syncthreads();
   }

@@ -7,10 +7,6 @@
 
 namespace dd2 {
 
-struct FloatMax {
-  DD2_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-
 // Sums over the finite logits of a row.
 struct RowSums {
   float largest;

@@ -38,7 +38,7 @@ T __shfl_xor_sync(unsigned, T value, int) { return value; }
 template <typename T>
 T __shfl_up_sync(unsigned, T value, unsigned) { return value; }
 template <typename T>
-T __shfl_sync(unsigned, T value, int) { return value; }
+T __shfl_sync(unsigned, T value, int, int = 32) { return value; }
 inline int atomicAdd(int*, int) { return {}; }
 inline int atomicMin(int*, int) { return {}; }
 inline int atomicMax(int*, int) { return {}; }
@@ -47,6 +47,7 @@ inline bool __any_sync(unsigned, bool) { return {}; }
 inline unsigned __ballot_sync(unsigned, bool) { return {}; }
 inline void __syncthreads() {}
 inline void __syncwarp(unsigned = ~0u) {}
+inline unsigned __funnelshift_l(unsigned, unsigned, unsigned) { return {}; }
 inline int __popc(unsigned) { return {}; }
 inline int __ffs(int) { return {}; }
 inline int __clz(int) { return {}; }
