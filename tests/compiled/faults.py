@@ -101,26 +101,26 @@ FAULTS = {
     ),
     "missing_barrier": Planted(
         "conditional_score.cuh",
-        "if (lane_index() == 0) merged[warp_index()] = sums;\n    __syncthreads();",
-        "if (lane_index() == 0) merged[warp_index()] = sums;",
+        "direction));\n    __syncthreads();",
+        "direction));",
         ROW, "race", "wrong result in one order",
     ),
     "missing_barrier_before_reuse": Planted(
         "block.cuh",
         "value = warp_reduce(value, combine);\n  __syncthreads();",
         "value = warp_reduce(value, combine);",
-        ROW, "race", "nothing",
+        draws(301, 60), "race", "nothing",
     ),
     "missing_warp_barrier": Planted(
-        "conditional_score.cuh",
-        "sums.merge_lanes(kWarps, level.exponent);\n      __syncwarp();",
-        "sums.merge_lanes(kWarps, level.exponent);",
-        ROW, "race", "nothing",
+        "dense_score.cuh",
+        "  __syncwarp();\n}\n\n// Writes what is wanted of a warp's tokens",
+        "}\n\n// Writes what is wanted of a warp's tokens",
+        DENSE, "race", "nothing",
     ),
     "barrier_by_some": Planted(
         "row_threshold.cuh",
-        "if (threadIdx.x == 0) out.size = size;\n  __syncthreads();",
-        "if (threadIdx.x == 0) {\n    out.size = size;\n    __syncthreads();\n  }",
+        "s.answer = value;\n  }\n  __syncthreads();",
+        "s.answer = value;\n    __syncthreads();\n  }",
         draws(300, 60), "deadlock", "deadlock",
     ),
     "read_past_the_tail": Planted(
@@ -163,8 +163,8 @@ FAULTS = {
     ),
     "shared_memory_too_small": Planted(
         "conditional_score.cuh",
-        "return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
-        "return 5 * padded_dim<kDim>(p) + (kStaged ? p.teacher.vocabulary : 0);",
+        "return 4 * padded_dim<kDim>(p) + (kStaged ? p.teacher.staged_floats() : 0);",
+        "return 5 * padded_dim<kDim>(p) + (kStaged ? p.teacher.staged_floats() : 0);",
         ROW, "out of bounds", "write past the end",
     ),
     "shared_memory_overrun": Planted(

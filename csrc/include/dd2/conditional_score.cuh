@@ -385,7 +385,7 @@ DD2_HD unsigned conditional_score_blocks(const ConditionalScoreParams& p) {
 // Blocks that the registers of a multiprocessor shall hold, the most without spills.
 template <int kDim, bool kJacobian, bool kStaged>
 constexpr int blocks_on_processor() {
-  return kDim <= 8 ? (kJacobian || kStaged ? 3 : 4) : (kJacobian ? 1 : 2);
+  return kDim <= 8 ? (kStaged ? 2 : 3) : (kJacobian ? 1 : 2);
 }
 
 // grid (rows, conditional_score_blocks); kStaged: for filtered rows that fit in shared memory.

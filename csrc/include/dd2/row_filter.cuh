@@ -12,7 +12,7 @@ DD2_DEVICE KeptRange kept_range(const RowFilter& filter) {
 
 // grid (rows); kStaged: for rows that fit in shared memory, where they are read once.
 template <LogitType kType, bool kStaged>
-__global__ void __launch_bounds__(kThreads, kStaged ? 6 : 4)
+__global__ void __launch_bounds__(kThreads, 4)
     row_filter_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, staged);
   __shared__ Selection selection;
