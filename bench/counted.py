@@ -37,6 +37,8 @@ COUNTED = {
     "nearest_code": ((8, 10_000), (256, 1)),
     "image_normal": ((8, 1), (8, 1)),
 }
+# A single block of 64 tokens would not pay beside VAR's kept codes.
+TENSOR_CORES = {"var_filtered": (128, 1)}
 DATA = ("normal", "peaked", "ties")
 FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
@@ -59,7 +61,10 @@ def sizes(operator: str) -> Iterator[Size]:
     for model, suffix in product(ROWS, filters):
         # What is not filtered takes the same steps for any logits.
         for data in DATA if suffix else DATA[:1]:
-            for rows, (counted, processors) in zip(ROWS[model], COUNTED[operator], strict=True):
+            image, batch = COUNTED[operator]
+            if operator in ("conditional_score", "csd_loss"):
+                batch = TENSOR_CORES.get(model + suffix, batch)
+            for rows, (counted, processors) in zip(ROWS[model], (image, batch), strict=True):
                 yield Size(model + suffix, data, rows, counted, processors)
 
 

@@ -1,8 +1,8 @@
-// Top-k and top-p thresholds of one row in cache, over the searches of dd2/threshold.cuh.
+// Top-k and top-p thresholds of one row in cache, over the searches of threshold_search.h.
 #pragma once
 
-#include "dd2/threshold.cuh"
 #include "simd.h"
+#include "threshold_search.h"
 
 namespace dd2::cpu::DD2_ISA {
 namespace {

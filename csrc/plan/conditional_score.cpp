@@ -9,7 +9,7 @@ namespace {
 constexpr long long kSplitBlocks = 64;  // each reads the whole codebook once
 
 // Whether tensor cores over all codes take less time than one block a row over the kept ones, by
-// the lane-instructions of the busiest multiprocessor, counted in the machine code.
+// the lane-instructions of the busiest multiprocessor, as bench/counted.py counts them.
 bool dense_pays(const ConditionalScoreParams& p, long long processors) {
   // Sums of longer codes do not fit in a thread's registers.
   if (p.dim > (p.direction != nullptr ? 32 : 64)) return false;
@@ -19,10 +19,9 @@ bool dense_pays(const ConditionalScoreParams& p, long long processors) {
                          : teacher.top_k > 0 && teacher.top_k < teacher.vocabulary
                              ? teacher.top_k
                              : teacher.vocabulary / 4;
-  // A row's block reads every kept code from L2: 4 bytes take the time of 11 instructions.
-  const long long row_work = p.draws * kept * (11 * p.dim + 14);
+  const long long row_work = p.draws * kept * (7 * p.dim + 46);
   // Tokens come by the 64; a processor's first two such blocks cannot hide each other's latency.
-  const long long dense_work = 64 * teacher.vocabulary * (p.dim <= 16 ? 20 : p.dim <= 32 ? 23 : 29);
+  const long long dense_work = 64 * teacher.vocabulary * (p.dim <= 16 ? 22 : p.dim <= 32 ? 29 : 37);
   const long long rounds = ceil_divide(teacher.rows * p.draws, 64 * processors);
   return dense_work * (rounds < 3 ? 3 : rounds) < row_work * ceil_divide(teacher.rows, processors);
 }

@@ -24,7 +24,7 @@ struct Device {
 
 // Bytes of shared memory that a row of logits takes.
 inline long long row_bytes(const TeacherRows& teacher) {
-  return teacher.vocabulary * static_cast<long long>(sizeof(float));
+  return teacher.staged_floats() * static_cast<long long>(sizeof(float));
 }
 
 // An argument of a kernel's template.

@@ -27,6 +27,10 @@ class TeacherRows(ctypes.Structure):
     def filtered(self) -> bool:
         return 0 < self.top_k < self.vocabulary or self.top_p < 1
 
+    def staged_floats(self) -> int:
+        """What a row takes in shared memory: whole fours."""
+        return -(-self.vocabulary // 4) * 4
+
 
 def layout_of(struct: type[ctypes.Structure]) -> tuple[int, tuple[tuple[int, int], ...]]:
     """The size, and (offset, size) of every field, those of structs inside it one by one."""

@@ -268,8 +268,9 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 }
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source) {
-  return dd2_shim::shuffle(dd2_shim::Wait::kShfl, mask, value, source & (warpSize - 1));
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize) {
+  const int within = source & (width - 1), first = dd2_shim::lane_index() & -width;
+  return dd2_shim::shuffle(dd2_shim::Wait::kShfl, mask, value, first + within);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
@@ -297,25 +298,42 @@ inline int __all_sync(unsigned mask, int vote) {
   return dd2_shim::collective(dd2_shim::Wait::kAll, mask, vote == 0, -1) == 0;
 }
 
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return shift % 32 == 0 ? high : high << shift % 32 | low >> (32 - shift % 32);
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
+
+namespace dd2_shim {
+
+// Replaces *address by what combine makes of it; atomics of two threads are no race.
+template <typename T, typename Combine>
+T atomic(T* address, const Combine& combine) {
+  const T old = *address;
+  *address = combine(old);
+  return old;
+}
+
+}  // namespace dd2_shim
 
 template <typename T>
 T atomicAdd(T* address, typename dd2_shim::Identity<T>::type value) {
   static_assert(dd2_shim::is_one_of<T, int, unsigned, unsigned long long, float>,
                 "CUDA has no such atomicAdd");
-  const T old = *address;
-  *address = old + value;
-  return old;
+  return dd2_shim::atomic(address, [=](T old) { return old + value; });
 }
 template <typename T>
 T atomicMax(T* address, typename dd2_shim::Identity<T>::type value) {
   static_assert(dd2_shim::is_one_of<T, int, unsigned, long long, unsigned long long>,
                 "CUDA has no such atomicMax");
-  const T old = *address;
-  *address = std::max(old, value);
-  return old;
+  return dd2_shim::atomic(address, [=](T old) { return std::max(old, value); });
+}
+template <typename T>
+T atomicMin(T* address, typename dd2_shim::Identity<T>::type value) {
+  static_assert(dd2_shim::is_one_of<T, int, unsigned, long long, unsigned long long>,
+                "CUDA has no such atomicMin");
+  return dd2_shim::atomic(address, [=](T old) { return std::min(old, value); });
 }
 template <typename T>
 T __ldg(const T* address) {
@@ -326,6 +344,10 @@ inline int __float_as_int(float x) { return dd2_shim::bit_cast<int>(x); }
 inline unsigned __float_as_uint(float x) { return dd2_shim::bit_cast<unsigned>(x); }
 inline float __int_as_float(int x) { return dd2_shim::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return dd2_shim::bit_cast<float>(x); }
+inline unsigned __float2uint_rn(float x) { return static_cast<unsigned>(std::nearbyint(x)); }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }

@@ -1,7 +1,8 @@
 // Functions of the kernels' headers on the CPU.
-#include "cuda_shim.h"
+#include "tensor_shim.h"
 
 #include "dd2/box_muller.cuh"
+#include "dd2/filter_row.cuh"
 #include "dd2/philox.cuh"
 
 using namespace dd2;
@@ -19,4 +20,21 @@ extern "C" void philox(const unsigned* counter, const unsigned* key, unsigned* o
 
 extern "C" double row_uniform(long long seed, long long row, unsigned stream) {
   return dd2::row_uniform(seed, row, stream);
+}
+
+// The smallest logit that every row of float32 logits keeps, NaN of an invalid one.
+template <bool kStaged>
+void threshold_kernel(TeacherRows p, float* out) {
+  DD2_DYNAMIC_SHARED(float, staged);
+  __shared__ Selection selection;
+  const GuidedRow<LogitType::kFloat32> row(p, blockIdx.x);
+  const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
+  if (threadIdx.x == 0) out[blockIdx.x] = filter.invalid ? quiet_nan() : filter.threshold;
+}
+
+extern "C" void thresholds(const TeacherRows* p, float* out, bool staged) {
+  const dim3 grid(static_cast<unsigned>(p->rows));
+  const std::size_t shared = static_cast<std::size_t>(p->staged_floats()) * sizeof(float);
+  staged ? dd2_shim::launch(threshold_kernel<true>, grid, kThreads, shared, *p, out)
+         : dd2_shim::launch(threshold_kernel<false>, grid, kThreads, 0, *p, out);
 }

@@ -45,6 +45,19 @@ inline unsigned char* shared_address(const void* shared) {
   return static_cast<unsigned char*>(const_cast<void*>(shared));
 }
 
+inline void count_in_shared(unsigned char* words, unsigned index, float value, float floor) {
+  if (value >= floor) atomicAdd(reinterpret_cast<unsigned*>(words + index * 4), 1u);
+}
+
+template <int kHigh>
+void weigh_in_shared(unsigned char* words, unsigned index, unsigned weight, float value,
+                     float floor) {
+  if (!(value >= floor)) return;
+  unsigned char* word = words + index * 4;
+  const unsigned before = atomicAdd(reinterpret_cast<unsigned*>(word), weight);
+  if (before + weight < weight) atomicAdd(reinterpret_cast<unsigned*>(word + kHigh), 1u);
+}
+
 // What each lane of a warp gives to an instruction, for the others to read.
 template <typename T>
 const T* exchange(const T& mine) {

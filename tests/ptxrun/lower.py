@@ -105,7 +105,7 @@ class Lowering(Lanes, Memory):
             form = next((w for w in words if w in ("lo", "hi", "wide")), None)
             if form:
                 key.append(form)
-            if root in ("shf",):
+            if root in ("shf", "bfind"):
                 key += words[:-1]
             elif root == "testp":
                 raise Unsupported(root)

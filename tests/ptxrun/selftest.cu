@@ -98,7 +98,7 @@ __global__ void copies(int* out, const int* in, int n) {
 
 __global__ void lanes(unsigned* out, const unsigned* in) {
   const unsigned lane = threadIdx.x, x = in[lane];
-  unsigned* o = out + lane * 16;
+  unsigned* o = out + lane * 17;
   o[0] = __shfl_up_sync(~0u, x, 3);
   o[1] = __shfl_xor_sync(~0u, x, 5, 8);
   o[2] = __shfl_sync(~0u, x, 9, 8);
@@ -114,6 +114,7 @@ __global__ void lanes(unsigned* out, const unsigned* in) {
     o[13] = __shfl_sync(~0x7fu, x, 31);
   }
   o[14] = __all_sync(~0u, x != 0), o[15] = __syncthreads_count(x & 1);
+  o[16] = __ffs(x);
 }
 
 __global__ void functions(float* out, const float* in, int n) {

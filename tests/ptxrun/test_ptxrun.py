@@ -74,7 +74,7 @@ def test_copies(module) -> None:
 
 def test_lanes(module) -> None:
     x = np.random.default_rng(3).integers(1, 2**32, 32).astype(np.uint32)
-    out = np.zeros((32, 16), np.uint32)
+    out = np.zeros((32, 17), np.uint32)
     module.launch("lanes", (1,), (32,), [out, x])
     lane = np.arange(32)
     ballot = sum(1 << int(n) for n in lane if x[n] & 1)
@@ -89,6 +89,7 @@ def test_lanes(module) -> None:
         [int(v) * 2654435761 >> 32 for v in x], x // (lane + 1).astype(np.uint32),
         [_funnel(int(a), int(b), int(n)) for a, b, n in zip(x, other, lane, strict=True)],
         np.where(lane < 7, x[6], x[31]), np.ones(32), np.full(32, int((x & 1).sum())),
+        [(int(v) & -int(v)).bit_length() for v in x],
     ]  # fmt: skip
     for n, values in enumerate(wanted):
         assert (out[:, n] == np.array(values, np.uint64)).all(), n

@@ -52,6 +52,10 @@ struct Max {
   }
 };
 
+struct FloatMax {
+  DD2_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
 struct Min {
   template <typename T>
   DD2_DEVICE T operator()(T a, T b) const {
@@ -62,6 +66,36 @@ struct Min {
 template <typename T>
 DD2_DEVICE T block_sum(T value) {
   return block_reduce(value, Add());
+}
+
+// The sum of the values of the threads before this one, and of all.
+template <typename T>
+struct Scan {
+  T before;
+  T total;
+};
+
+// Sums of the first `lanes` lanes, each with those before it.
+template <typename T>
+DD2_DEVICE T warp_scan(T value, int lanes) {
+  for (int offset = 1; offset < lanes; offset *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, value, offset);
+    if (lane_index() >= offset) value += other;
+  }
+  return value;
+}
+
+template <typename T>
+DD2_DEVICE Scan<T> block_scan(T value) {
+  __shared__ T totals[kWarps];
+  const T sum = warp_scan(value, kWarp);
+  __syncthreads();
+  if (lane_index() == kWarp - 1) totals[warp_index()] = sum;
+  __syncthreads();
+  const T warps = warp_scan(totals[lane_index() % kWarps], kWarps);
+  const T earlier = __shfl_sync(kAllLanes, warps, Max()(warp_index() - 1, 0));
+  return {sum - value + (warp_index() > 0 ? earlier : T{0}),
+          __shfl_sync(kAllLanes, warps, kWarps - 1)};
 }
 
 // Where this thread's flag stands among the set flags of the block, and how many there are.

@@ -11,8 +11,8 @@ namespace dd2 {
 // Of a row without filters, which row_filter_kernel has not seen.
 template <typename Row>
 DD2_DEVICE KeptRange unfiltered_range(const Row& row, const TeacherRows& p) {
-  const RowSummary summary = summarize(row, p.vocabulary);
-  return kept_range({summary.stats.largest, negative_infinity(), summary.invalid});
+  const RowSummary summary = summarize<false>(row, static_cast<int>(p.vocabulary), nullptr);
+  return kept_range({summary.largest, negative_infinity(), summary.invalid});
 }
 
 // grid (any): block b looks at tokens b, b + gridDim.x, ... and solves those that need it.
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
     direct_score_fwd_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
-  __shared__ Posterior<kDim, kJacobian> merged[kWarps];
+  __shared__ BlockSums<kDim, kJacobian> sums;
   __shared__ long long wanted[kThreads];
   const long long count = p.teacher.rows * p.draws;
   const long long stride = static_cast<long long>(gridDim.x) * kThreads;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
       kept.count = static_cast<int>(p.teacher.vocabulary);
       kept.threshold = range.threshold;
       kept.largest = range.largest;
-      solve_token<kDim, kJacobian>(p, row, kept, token, merged, shared);
+      solve_token<kDim, kJacobian>(p, row, kept, token, sums, shared);
     }
     __syncthreads();
   }

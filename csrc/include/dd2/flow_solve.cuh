@@ -2,9 +2,7 @@
 // draws.
 //
 // A filtered row is staged, filtered and compacted once, and keeps its logits in shared memory too:
-// the steps then read nothing but codes. An unfiltered row streams its logits at every step. Each
-// step ends in one merge of the block's sums, so that merge is the short kind: the lanes of a warp
-// halve the dimensions that they exchange until each is left with one.
+// the steps then read nothing but codes. An unfiltered row streams its logits at every step.
 #pragma once
 
 #include "dd2/conditional_score.cuh"
@@ -24,80 +22,23 @@ struct FlowVectors {
         mean(shared + 3 * padded) {}
 };
 
-// The softmax sums of each warp, relative to its best code.
-template <int kDim>
-struct WarpSums {
-  float best[kWarps];
-  float weight[kWarps];
-  float mean[kWarps][kDim];
-  float largest;  // of best
-};
-
-// What moves sums relative to `best` to another reference; 0 where there are none.
-DD2_DEVICE float shrinkage(float weight, float best, float reference, float exponent) {
-  return weight == 0.0f ? 0.0f : exp2f((best - reference) * exponent);
-}
-
-// The warp's sum of values[c], to its lanes c, c + kDim, ...
-template <int kDim>
-DD2_DEVICE float scattered_sum(float (&values)[kDim]) {
-  for (int half = kDim / 2; half > 0; half /= 2) {
-    const bool upper = (lane_index() & half) != 0;
-    for (int c = 0; c < half; ++c) {
-      const float kept = upper ? values[c + half] : values[c];
-      const float given = upper ? values[c] : values[c + half];
-      values[c] = kept + __shfl_xor_sync(kAllLanes, given, half);
-    }
-  }
-  float sum = values[0];
-  for (int offset = kDim; offset < kWarp; offset *= 2) {
-    sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  }
-  return sum;
-}
-
 // The posterior mean of the token `x` at a noise level, to `mean`; both in shared memory.
 template <int kDim, typename Row>
 DD2_DEVICE void posterior_mean(const FlowSolveParams& p, const Row& row, const KeptCodes& kept,
-                               const NoiseLevel& level, const float* x, WarpSums<kDim>& warps,
-                               float* mean) {
-  const int lane = lane_index(), warp = warp_index(), dim = static_cast<int>(p.dim);
-  DistanceOrigin origin;
-  for (int group = 0; group * kDim < dim;) {
-    const int first = group * kDim;  // a product: compilers see that x is aligned there
-    Posterior<kDim, false> sums =
-        fold_codes<kDim, false>(p.codebook, p.dim, row, kept, level, first, x, origin, nullptr);
-    const float best = warp_reduce(sums.best, Max());
-    const float factor = shrinkage(sums.weight, sums.best, best, level.exponent);
-    for (int c = 0; c < kDim; ++c) sums.mean[c] *= factor;
-    const float weight = warp_reduce(sums.weight * factor, Add());
-    const float scattered = scattered_sum(sums.mean);
-    if (lane < kDim) warps.mean[warp][lane] = scattered;
-    if (lane == 0) {
-      warps.best[warp] = best;
-      warps.weight[warp] = weight;
-    }
-    __syncthreads();
-    if (threadIdx.x < kDim) {
-      float largest = warps.best[0], total = 0.0f, sum = 0.0f;
-      for (int w = 1; w < kWarps; ++w) largest = Max()(warps.best[w], largest);
-      for (int w = 0; w < kWarps; ++w) {
-        const float share = shrinkage(warps.weight[w], warps.best[w], largest, level.exponent);
-        total = fused_multiply_add(warps.weight[w], share, total);
-        sum = fused_multiply_add(warps.mean[w][lane], share, sum);
-      }
-      mean[first + lane] = sum / total;
-      if (lane == 0) warps.largest = largest;
-    }
-    __syncthreads();
-    if (!origin.moves(warps.largest, p.codebook, dim, kept, level, x)) ++group;
+                               const NoiseLevel& level, const float* x,
+                               BlockSums<kDim, false>& block, float* mean) {
+  const Codebook codebook(p.codebook, p.teacher.vocabulary, p.dim);
+  const auto write = [&](int c, const auto& total) { mean[c] = total.mean / total.weight; };
+  for (int first = 0; first < codebook.dim; first += kDim) {
+    solve_dimensions<kDim, false>(codebook, row, kept, level, first, x, nullptr, block, write);
   }
 }
 
 // Takes all steps from v.x; the end point is left in v.mean.
 template <int kDim, typename Row>
 DD2_DEVICE void integrate(const FlowSolveParams& p, const Row& row, const KeptCodes& kept,
-                          WarpSums<kDim>& warps, const FlowVectors& v) {
+                          BlockSums<kDim, false>& block,
+                          const FlowVectors& v) {
   const int steps = static_cast<int>(p.steps), dim = static_cast<int>(p.dim);
   const int means = p.heun ? 2 * steps - 1 : steps;
   const float count = static_cast<float>(steps);
@@ -106,7 +47,7 @@ DD2_DEVICE void integrate(const FlowSolveParams& p, const Row& row, const KeptCo
     const int level = steps - (p.heun ? (n + 1) / 2 : n);
     const float t = static_cast<float>(level) / count;
     const float* x = corrects ? v.ahead : v.x;
-    posterior_mean(p, row, kept, NoiseLevel(t), x, warps, v.mean);
+    posterior_mean(p, row, kept, NoiseLevel(t), x, block, v.mean);
     if (n == means - 1) return;
     for (int c = threadIdx.x; c < dim; c += kThreads) {
       const float velocity = (x[c] - v.mean[c]) / t;
@@ -130,7 +71,7 @@ DD2_DEVICE long long nearest_kept(const FlowSolveParams& p, const Row& row, cons
   constexpr Key kNone = ~Key{0};
   const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
   Key nearest = kNone;
-  kept.for_each(row, [&](long long j, float) {
+  kept.for_each(row, [&](long long j) {
     float distance = 0.0f;
     for (int first = 0; first < static_cast<int>(p.dim); first += kDim) {
       float code[kDim];
@@ -179,18 +120,18 @@ __global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowS
   DD2_DYNAMIC_SHARED(float, dynamic);
   const FlowVectors vectors(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + vector_floats<kDim>(p);
-  __shared__ Candidates candidates;
-  __shared__ WarpSums<kDim> warps;
+  __shared__ Selection selection;
+  __shared__ BlockSums<kDim, false> block;
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);
-  KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, candidates);
+  KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, selection);
   const bool valid = !kept.invalid && codebook_is_finite(p);
   if (kStaged) kept.has_logits = keep_logits(row, p.teacher.vocabulary, staged, kept.count);
   for (int m = blockIdx.y; m < static_cast<int>(p.draws); m += gridDim.y) {
     const long long token = row_index * p.draws + m;
     long long code = -1;
     if (valid && read_noise<kDim>(p, token, vectors)) {
-      integrate(p, row, kept, warps, vectors);
+      integrate(p, row, kept, block, vectors);
       code = nearest_kept<kDim>(p, row, kept, vectors.mean);
     }
     if (threadIdx.x == 0) p.out[token] = code;

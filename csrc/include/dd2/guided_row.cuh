@@ -7,29 +7,80 @@
 
 namespace dd2 {
 
+constexpr int kLoadsAhead = 4;
+
+// Calls visit(load(i), i) for this thread's share of i = 0, ..., count - 1, a few loads ahead.
+template <typename Load, typename Visit>
+DD2_DEVICE void for_each_loaded(int count, const Load& load, const Visit& visit) {
+  int i = threadIdx.x;
+  DD2_NO_UNROLL
+  for (; i + (kLoadsAhead - 1) * kThreads < count; i += kLoadsAhead * kThreads) {
+    decltype(load(0)) loaded[kLoadsAhead];
+    for (int n = 0; n < kLoadsAhead; ++n) loaded[n] = load(i + n * kThreads);
+    for (int n = 0; n < kLoadsAhead; ++n) visit(loaded[n], i + n * kThreads);
+  }
+  DD2_NO_UNROLL
+  for (; i < count; i += kThreads) visit(load(i), i);
+}
+
+// Neighbouring logits.
+template <int kCount>
+struct Logits {
+  static constexpr int kSize = kCount;
+  float value[kCount];
+
+  // The first, whose place the next takes: in a loop that is not unrolled.
+  DD2_DEVICE float shift() {
+    const float first = value[0];
+    for (int n = 1; n < kCount; ++n) value[n - 1] = value[n];
+    return first;
+  }
+};
+
 // Logits as stored, widened to float.
 template <LogitType kType>
 struct LogitReader {
-  DD2_DEVICE static float read(const void* logits, long long j) {
-    if constexpr (kType == LogitType::kFloat32) {
-      return static_cast<const float*>(logits)[j];
-    } else if constexpr (kType == LogitType::kBFloat16) {
-      const unsigned bits = static_cast<const unsigned short*>(logits)[j];
-      return __uint_as_float(bits << 16);
-    } else {
-      // Rescaled by 2^112, exact for subnormals; from 2^16 on it was infinity or NaN.
-      const unsigned bits = static_cast<const unsigned short*>(logits)[j];
-      const float magnitude = __uint_as_float((bits & 0x7fffu) << 13) * 5.192296858534828e33f;
-      const unsigned special = magnitude >= 65536.0f ? 0x7f800000u : 0u;
-      return __uint_as_float(__float_as_uint(magnitude) | special | ((bits & 0x8000u) << 16));
-    }
+  static constexpr int kBytes = kType == LogitType::kFloat32 ? 4 : 2;
+
+  DD2_DEVICE static float widen(unsigned bits) {
+    if constexpr (kType == LogitType::kBFloat16) return __uint_as_float(bits << 16);
+    // Rescaled by 2^112, exact for subnormals; from 2^16 on it was infinity or NaN.
+    const float magnitude = __uint_as_float((bits & 0x7fffu) << 13) * 5.192296858534828e33f;
+    const unsigned special = magnitude >= 65536.0f ? 0x7f800000u : 0u;
+    return __uint_as_float(__float_as_uint(magnitude) | special | ((bits & 0x8000u) << 16));
   }
+
+  DD2_DEVICE static float read(const void* logits, long long j) {
+    if constexpr (kType == LogitType::kFloat32) return static_cast<const float*>(logits)[j];
+    return widen(static_cast<const unsigned short*>(logits)[j]);
+  }
+};
+
+// Four neighbours as stored.
+template <LogitType kType>
+struct StoredFour {
+  uint2 words;
+
+  DD2_DEVICE void load(const void* row, int i) { words = static_cast<const uint2*>(row)[i]; }
+  DD2_DEVICE Logits<4> widen() const {
+    using Reader = LogitReader<kType>;
+    return {{Reader::widen(words.x & 0xffffu), Reader::widen(words.x >> 16),
+             Reader::widen(words.y & 0xffffu), Reader::widen(words.y >> 16)}};
+  }
+};
+
+template <>
+struct StoredFour<LogitType::kFloat32> {
+  float4 words;
+
+  DD2_DEVICE void load(const void* row, int i) { words = static_cast<const float4*>(row)[i]; }
+  DD2_DEVICE Logits<4> widen() const { return {{words.x, words.y, words.z, words.w}}; }
 };
 
 // A row's guided logit, computed from memory.
 template <LogitType kType>
 struct GuidedRow {
-  static constexpr int kUnroll = 4;  // loads in flight
+  using Reader = LogitReader<kType>;
 
   const void* cond;
   const void* uncond;  // null for no guidance
@@ -41,29 +92,68 @@ struct GuidedRow {
         scale(p.scale[row]) {}
 
   DD2_DEVICE static const void* offset(const void* base, long long elements) {
-    constexpr int kBytes = kType == LogitType::kFloat32 ? 4 : 2;
-    return static_cast<const char*>(base) + elements * kBytes;
+    return static_cast<const char*>(base) + elements * Reader::kBytes;
   }
 
   DD2_DEVICE float operator()(long long j) const {
-    const float value = LogitReader<kType>::read(cond, j);
+    const float value = Reader::read(cond, j);
     if (uncond == nullptr) return value;
-    return guided_logit(value, LogitReader<kType>::read(uncond, j), scale, negative_infinity());
+    return guided_logit(value, Reader::read(uncond, j), scale, negative_infinity());
   }
+
+  // Whether a row of so many logits can be read four at a time.
+  DD2_DEVICE bool has_fours(int vocabulary) const {
+    const auto start = reinterpret_cast<unsigned long long>(cond) |
+                       reinterpret_cast<unsigned long long>(uncond);
+    return vocabulary % 4 == 0 && static_cast<unsigned>(start) % (4 * Reader::kBytes) == 0;
+  }
+
+  // Logits 4 i, ..., 4 i + 3 of such a row, and the guided ones of them: where either logit is -inf,
+  // -inf, +inf or NaN.
+  struct Four {
+    StoredFour<kType> cond, uncond;
+  };
+  template <bool kGuided>
+  DD2_DEVICE Four load_four(int i) const {
+    Four four{};
+    four.cond.load(cond, i);
+    if (kGuided) four.uncond.load(uncond, i);
+    return four;
+  }
+  template <bool kGuided>
+  DD2_DEVICE Logits<4> guide(const Four& four) const {
+    Logits<4> logits = four.cond.widen();
+    if (!kGuided) return logits;
+    const Logits<4> other = four.uncond.widen();
+    for (int n = 0; n < 4; ++n) {
+      const float u = other.value[n];
+      logits.value[n] = fused_multiply_add(scale, logits.value[n] - u, u);
+    }
+    return logits;
+  }
+  DD2_DEVICE bool is_guided() const { return uncond != nullptr; }
 };
 
+// Guided logits in shared memory, aligned to 16 bytes and padded to fours with -inf.
 struct StagedRow {
-  static constexpr int kUnroll = 1;  // shared memory is near, registers are few
-
-  const float* guided;  // shared memory
+  const float* guided;
   DD2_DEVICE float operator()(long long j) const { return guided[j]; }
 };
 
-// Copies a row's logits to shared memory.
-template <typename Row>
-DD2_DEVICE void stage_row(const Row& row, long long vocabulary, float* staged) {
-  for (long long j = threadIdx.x; j < vocabulary; j += kThreads) staged[j] = row(j);
-  __syncthreads();
+// Calls visit(logits), of Logits, for this thread's share of a row.
+template <typename Row, typename Visit>
+DD2_DEVICE void for_each_logits(const Row& row, int vocabulary, const Visit& visit) {
+  for_each_loaded(
+      vocabulary, [&](int j) { return row(j); },
+      [&](float logit, int) { visit(Logits<1>{{logit}}); });
+}
+
+template <typename Visit>
+DD2_DEVICE void for_each_logits(const StagedRow& row, int vocabulary, const Visit& visit) {
+  const float4* fours = reinterpret_cast<const float4*>(row.guided);
+  for_each_loaded(
+      (vocabulary + 3) / 4, [&](int i) { return fours[i]; },
+      [&](float4 v, int) { visit(Logits<4>{{v.x, v.y, v.z, v.w}}); });
 }
 
 }  // namespace dd2

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "dd2/filter_row.cuh"
-#include "dd2/guided_row.cuh"
 
 namespace dd2 {
 
@@ -20,39 +19,76 @@ struct KeptCodes {
     return staged == nullptr ? i : __float_as_int(staged[i]);
   }
 
-  // Calls visit(code, logit) for this thread's share, in ascending order of the codes.
+  // Whether the i-th is kept, and its logit.
+  template <typename Row>
+  DD2_DEVICE bool read(const Row& row, int i, long long& j, float& logit) const {
+    if (i >= count) return false;
+    j = code(i);
+    logit = has_logits ? staged[count + i] : row(j);
+    return logit >= threshold && logit > negative_infinity();
+  }
+
+  // Calls visit(code) for this thread's share.
   template <typename Row, typename Visit>
   DD2_DEVICE void for_each(const Row& row, const Visit& visit) const {
     for (int i = threadIdx.x; i < count; i += kThreads) {
-      const long long j = code(i);
-      const float logit = has_logits ? staged[count + i] : row(j);
-      if (!(logit >= threshold) || logit == negative_infinity()) continue;
-      visit(j, logit);
+      long long j = 0;
+      float logit = 0.0f;
+      if (read(row, i, j, logit)) visit(j);
     }
   }
 };
 
-// Filters a row; kStaged: over its guided logits in `staged` [vocabulary], which the kept codes'
+// Overwrites a row's logits with the indices of those that are at least `threshold`, a number: how
+// many they are. Neighbours of the row are not neighbours in what is left.
+DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
+  constexpr int kWords = 2, kFours = 8;  // a thread's logits at a time: words of 32
+  constexpr int kStep = 4 * kThreads;
+  // The sign of a difference from -0 is that of the comparison for both zeros.
+  const float floor = threshold == 0.0f ? -0.0f : threshold;
+  int count = 0;
+  for (int first = 0; first < vocabulary; first += kWords * kFours * kStep) {
+    const int mine = first + 4 * static_cast<int>(threadIdx.x);
+    unsigned dropped[kWords] = {};  // the first logit's is the highest bit
+    for (int w = 0; w < kWords; ++w) {
+      for (int i = 0; i < kFours; ++i) {
+        const int j = mine + (w * kFours + i) * kStep;
+        if (j >= vocabulary) {
+          dropped[w] = dropped[w] << 4 | 15u;
+          continue;
+        }
+        const float4 v = *reinterpret_cast<const float4*>(staged + j);
+        const float logits[4] = {v.x, v.y, v.z, v.w};
+        for (const float logit : logits) {
+          dropped[w] = __funnelshift_l(__float_as_uint(logit - floor), dropped[w], 1);
+        }
+      }
+    }
+    // Once all have read them: indices overwrite logits that were read, they are no more than those.
+    const Scan<int> scan = block_scan(__popc(~dropped[0]) + __popc(~dropped[1]));
+    int next = count + scan.before;
+    for (int w = 0; w < kWords; ++w) {
+      for (unsigned kept = ~dropped[w]; kept != 0;) {
+        const unsigned n = static_cast<unsigned>(__clz(static_cast<int>(kept)));
+        kept ^= 0x80000000u >> n;
+        staged[next++] = __uint_as_float(mine + (w * kFours + n / 4) * kStep + n % 4);
+      }
+    }
+    count += scan.total;
+  }
+  __syncthreads();
+  return count;
+}
+
+// Filters a row; kStaged: over its guided logits in `staged` [staged_floats], which the kept codes'
 // indices then replace.
 template <bool kStaged, typename Row>
 DD2_DEVICE KeptCodes keep_codes(const Row& row, const TeacherRows& p, float* staged,
-                                Candidates& candidates) {
-  if (kStaged) stage_row(row, p.vocabulary, staged);
-  const RowFilter filter = kStaged ? filter_row(StagedRow{staged}, p, candidates)
-                                   : filter_row(row, p, candidates);
+                                Selection& selection) {
+  const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
   int count = static_cast<int>(p.vocabulary);
   if (kStaged && !filter.invalid) {
-    // Indices overwrite logits that every thread has read: they never run ahead of the reads.
-    count = 0;
-    for (long long first = 0; first < p.vocabulary; first += kThreads) {
-      const long long j = first + threadIdx.x;
-      const bool keep =
-          j < p.vocabulary && staged[j] >= filter.threshold && staged[j] > negative_infinity();
-      const Position position = block_position(keep);
-      if (keep) staged[count + position.index] = __int_as_float(static_cast<int>(j));
-      count += position.total;
-    }
-    __syncthreads();
+    count = compact_codes(staged, count, Max()(filter.threshold, -kFloatMax));
   }
   return {kStaged ? staged : nullptr, false, count, filter.threshold, filter.largest,
           filter.invalid};

@@ -28,4 +28,16 @@ DD2_DEVICE void load_code(const float* code, long long first, long long dim, boo
   for (int c = 0; c < kDim; ++c) out[c] = first + c < dim ? code[first + c] : 0.0f;
 }
 
+// A codebook [vocabulary, dim].
+struct Codebook {
+  const float* values;
+  int dim;
+  bool fours;  // whether codes can be read four values at a time, which 32 bits count
+
+  DD2_DEVICE Codebook(const float* codebook, long long vocabulary, long long width)
+      : values(codebook),
+        dim(static_cast<int>(width)),
+        fours(codes_are_vectors<4>(codebook, width) && vocabulary * width / 4 <= 1ll << 32) {}
+};
+
 }  // namespace dd2

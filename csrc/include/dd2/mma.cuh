@@ -1,4 +1,5 @@
-// Tensor-core products of halves and the loads that feed them, as one warp's instructions.
+// Tensor-core products of halves and the loads that feed them, as one warp's instructions, and what
+// else takes an address in shared memory.
 //
 // Layouts are those of the PTX ISA. With g = lane / 4 and q = lane % 4, a lane holds of
 //   A [16, 16]  a[i] = rows g + 8 (i % 2), columns 2q + 8 (i / 2) and the next
@@ -21,6 +22,7 @@ namespace dd2 {
 
 using SharedAddress = unsigned char*;
 using dd2_shim::copy_to_shared;
+using dd2_shim::count_in_shared;
 using dd2_shim::exp2_flushed;
 using dd2_shim::half_to_float;
 using dd2_shim::load_matrices;
@@ -29,6 +31,7 @@ using dd2_shim::multiply_add;
 using dd2_shim::pack_halves;
 using dd2_shim::shared_address;
 using dd2_shim::wait_for_copies;
+using dd2_shim::weigh_in_shared;
 
 #else
 
@@ -36,6 +39,41 @@ using SharedAddress = unsigned;
 
 DD2_DEVICE SharedAddress shared_address(const void* shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// Adds 1 to word `index` from `words` on, in shared memory, where value >= floor.
+DD2_DEVICE void count_in_shared(SharedAddress words, unsigned index, float value, float floor) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .pred adds;\n\t"
+      ".reg .u32 word;\n\t"
+      "mad.lo.u32 word, %1, 4, %0;\n\t"
+      "setp.ge.f32 adds, %2, %3;\n\t"
+      "@adds red.shared.add.u32 [word], 1;\n\t"
+      "}" ::"r"(words), "r"(index), "f"(value), "f"(floor) : "memory");
+#endif
+}
+
+// Likewise adds a weight, and its carry to the word kHigh bytes on: atomics of 32 bits are native,
+// of 64 bits a loop.
+template <int kHigh>
+DD2_DEVICE void weigh_in_shared(SharedAddress words, unsigned index, unsigned weight, float value,
+                                float floor) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .pred adds;\n\t"
+      ".reg .u32 word, sum;\n\t"
+      "mad.lo.u32 word, %1, 4, %0;\n\t"
+      "mov.u32 sum, 0;\n\t"
+      "setp.ge.f32 adds, %3, %4;\n\t"
+      "@adds atom.shared.add.u32 sum, [word], %2;\n\t"
+      "add.u32 sum, sum, %2;\n\t"
+      "setp.lt.u32 adds, sum, %2;\n\t"
+      "@adds red.shared.add.u32 [word+%5], 1;\n\t"
+      "}" ::"r"(words), "r"(index), "r"(weight), "f"(value), "f"(floor), "n"(kHigh) : "memory");
+#endif
 }
 
 // d += A B.

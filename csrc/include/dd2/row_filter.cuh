@@ -2,7 +2,6 @@
 #pragma once
 
 #include "dd2/filter_row.cuh"
-#include "dd2/guided_row.cuh"
 #include "dd2/split_codebook.cuh"
 
 namespace dd2 {
@@ -13,17 +12,12 @@ DD2_DEVICE KeptRange kept_range(const RowFilter& filter) {
 
 // grid (rows); kStaged: for rows that fit in shared memory, where they are read once.
 template <LogitType kType, bool kStaged>
-__global__ void __launch_bounds__(kThreads, kStaged ? 6 : 4)
+__global__ void __launch_bounds__(kThreads, 4)
     row_filter_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, staged);
-  __shared__ Candidates candidates;
+  __shared__ Selection selection;
   const GuidedRow<kType> row(p.teacher, blockIdx.x);
-  if (kStaged) {
-    for (long long j = threadIdx.x; j < p.teacher.vocabulary; j += kThreads) staged[j] = row(j);
-    __syncthreads();
-  }
-  const RowFilter filter = kStaged ? filter_row(StagedRow{staged}, p.teacher, candidates)
-                                   : filter_row(row, p.teacher, candidates);
+  const RowFilter filter = filter_row<kStaged>(row, p.teacher, staged, selection);
   if (threadIdx.x == 0) DenseWorkspace(p).kept[blockIdx.x] = kept_range(filter);
 }
 

@@ -1,151 +1,293 @@
-// Top-k and top-p threshold of one row by one block of kThreads, over the searches of threshold.cuh.
-// `Row` gives the guided logit, float row(long long j), and how many of them a thread reads at once.
+// The smallest logit that top-k and top-p keep of one row, by one block of kThreads.
+//
+// Both are one selection: the smallest logit whose strictly larger ones weigh less than `wanted`,
+// every logit weighing 1, or its probability mass in fixed point. A histogram of the logits' weights
+// in shared memory says in which of kBins bins it lies, and the few logits of that bin are ranked;
+// where they are many, the bin is split again, by the bits of its floats. Sums are of integers: no
+// order of the threads, nor of the codes, changes them.
 #pragma once
 
 #include "dd2/block.cuh"
-#include "dd2/threshold.cuh"
+#include "dd2/mma.cuh"
+#include "dd2/posterior.cuh"
 
 namespace dd2 {
 
-template <typename Row, typename Keep>
-DD2_DEVICE long long count_where(const Row& row, long long vocabulary, const Keep& keep) {
-  int count = 0;
-  for (long long j = threadIdx.x; j < vocabulary; j += kThreads) count += keep(row(j)) ? 1 : 0;
-  return block_sum(count);
+constexpr int kBins = 4 * kThreads;
+constexpr int kCandidates = 64;
+
+// Order-preserving map of floats to integers, and back; it tells the zeros apart.
+DD2_DEVICE int float_key(float value) {
+  const int bits = __float_as_int(value);
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+DD2_DEVICE float key_float(int key) { return __int_as_float(key ^ (key >> 31 & 0x7fffffff)); }
+
+// Masses are counted in units of 2^-29 of the largest logit's, so that the sum of four fits 32 bits; a
+// logit further below it than kNoMass has none.
+constexpr float kMassBits = 29.0f, kNoMass = 21.0f;
+DD2_DEVICE unsigned mass_of(float below_largest) {
+  return __float2uint_rn(exp2_flushed(fused_multiply_add(below_largest, kLog2E, kMassBits)));
+}
+
+// From which on logits have mass; a finite number.
+DD2_DEVICE float lowest_with_mass(float largest) { return Max()(largest - kNoMass, -kFloatMax); }
+
+// What a selection shares; the bins are zero between selections.
+struct alignas(16) Selection {
+  unsigned low[kBins];   // of the bins' weights
+  unsigned high[kBins];  // likewise, of masses
+  float value[kCandidates];
+  unsigned weight[kCandidates];
+  int size;  // of the bin that was found; kCandidates of them are kept
+  int least, greatest;  // likewise, their keys
+  unsigned place;
+  unsigned long long above;  // weight of the bins above
+  float answer;
+
+  // Before a barrier and the first selection.
+  DD2_DEVICE void clear() {
+    reinterpret_cast<uint4*>(low)[threadIdx.x] = make_uint4(0, 0, 0, 0);
+    reinterpret_cast<uint4*>(high)[threadIdx.x] = make_uint4(0, 0, 0, 0);
+  }
+};
+
+// Every logit weighs 1; those below `floor` are not looked at.
+struct Counting {
+  using Sum = unsigned;
+  float largest;
+  float floor;
+  unsigned rank;
+
+  DD2_DEVICE unsigned operator()(float) const { return 1; }
+  DD2_DEVICE Sum wanted(Sum) const { return rank; }
+  DD2_DEVICE static void add(SharedAddress sums, unsigned place, unsigned, float logit,
+                             float floor) {
+    count_in_shared(sums, place, logit, floor);
+  }
+};
+
+// Every logit weighs its mass, those below `floor` none; `share` of all is wanted.
+struct Weighing {
+  using Sum = unsigned long long;
+  float largest;
+  float floor;
+  float share;
+
+  DD2_DEVICE unsigned operator()(float logit) const { return mass_of(logit - largest); }
+  DD2_DEVICE Sum wanted(Sum total) const {
+    const double exact = static_cast<double>(share) * static_cast<double>(total);
+    const Sum whole = static_cast<Sum>(exact);
+    return whole + (static_cast<double>(whole) < exact || whole == 0 ? 1 : 0);
+  }
+  DD2_DEVICE static void add(SharedAddress sums, unsigned place, unsigned mass, float logit,
+                             float floor) {
+    weigh_in_shared<4 * kBins>(sums, place, mass, logit, floor);
+  }
+};
+
+// Bins of equal width from `floor` to the largest logit. What tells a bin, its place, is the bits of
+// a float in [2, 4), whose last is 2^-22; four times that is its offset in bytes, in 32 bits.
+struct LinearBins {
+  static constexpr unsigned kFirst = 0x40000000;
+  static constexpr float kUnit = 2.384185791015625e-7f;
+  static constexpr float kWidth = (kBins - 24) * kUnit;
+  float largest;
+  float floor;
+  float scale;
+
+  DD2_DEVICE LinearBins(float most, float least) : largest(most), floor(least) {
+    const float range = largest - floor;
+    scale = __fdividef(kWidth, range > 1e-30f ? range : 1e-30f);
+  }
+  DD2_DEVICE bool holds(float) const { return true; }  // from the floor on
+  DD2_DEVICE unsigned place(float logit) const {
+    return __float_as_uint(fused_multiply_add(logit - largest, scale, 2.0f + kWidth + 12 * kUnit));
+  }
+  // Logits below the floor may share its bin: they do not matter to what is found there.
+  DD2_DEVICE bool is_in(float logit, unsigned wanted) const { return place(logit) == wanted; }
+};
+
+// Bins of as many floats each, of those whose keys are from `least` to `greatest`.
+struct KeyBins {
+  static constexpr unsigned kFirst = 0;
+  int least;
+  unsigned span;
+  int shift;
+  float floor;
+
+  DD2_DEVICE KeyBins(int from, int to)
+      : least(from), span(static_cast<unsigned>(to) - from), floor(-kFloatMax) {
+    const int bits = 32 - __clz(static_cast<int>(span));
+    shift = bits > 10 ? bits - 10 : 0;
+  }
+  DD2_DEVICE unsigned beyond(float logit) const {
+    return static_cast<unsigned>(float_key(logit)) - static_cast<unsigned>(least);
+  }
+  DD2_DEVICE bool holds(float logit) const { return beyond(logit) <= span; }
+  DD2_DEVICE unsigned place(float logit) const { return beyond(logit) >> shift; }
+  DD2_DEVICE bool is_in(float logit, unsigned wanted) const {
+    return holds(logit) && place(logit) == wanted;
+  }
+};
+static_assert(kBins == 1 << 10, "KeyBins");
+
+// What is left to search: the logits with these keys, of which `wanted` is to be reached from above.
+template <typename Weight>
+struct Search {
+  bool done;
+  float answer;
+  int least, greatest;
+  typename Weight::Sum wanted;
+};
+
+// The candidate at which the weight from above reaches `wanted`.
+template <typename Weight>
+DD2_DEVICE float rank_candidates(typename Weight::Sum wanted, int size, Selection& s) {
+  if (static_cast<int>(threadIdx.x) < size) {
+    const int mine = static_cast<int>(threadIdx.x);
+    const float value = s.value[mine];
+    typename Weight::Sum ahead = 0;
+    DD2_NO_UNROLL
+    for (int n = 0; n < size; ++n) {
+      const float other = s.value[n];
+      if (other > value || (other == value && n < mine)) ahead += s.weight[n];
+    }
+    if (ahead < wanted && wanted - ahead <= s.weight[mine]) s.answer = value;
+  }
+  __syncthreads();
+  return s.answer;
+}
+
+// Finds the bin that holds the answer, and the answer if its logits are few or equal.
+template <typename Weight, typename Row, typename Bins>
+DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, const Weight& weight,
+                            bool first, Search<Weight>& search, Selection& s) {
+  using Sum = typename Weight::Sum;
+  const SharedAddress sums = shared_address(s.low);
+  for_each_logits(row, vocabulary, [&](const auto& logits) {
+    for (const float logit : logits.value) {
+      if (!bins.holds(logit)) continue;
+      Weight::add(sums, bins.place(logit), weight(logit), logit, bins.floor);
+    }
+  });
+  __syncthreads();
+  // From the top: a thread has four neighbouring bins, and leaves them empty.
+  const int mine = kThreads - 1 - static_cast<int>(threadIdx.x);
+  uint4& low = reinterpret_cast<uint4*>(s.low)[mine];
+  const unsigned lows[4] = {low.w, low.z, low.y, low.x};
+  low = make_uint4(0, 0, 0, 0);
+  Sum weights[4] = {lows[0], lows[1], lows[2], lows[3]};
+  if constexpr (sizeof(Sum) == 8) {
+    uint4& high = reinterpret_cast<uint4*>(s.high)[mine];
+    const unsigned highs[4] = {high.w, high.z, high.y, high.x};
+    high = make_uint4(0, 0, 0, 0);
+    for (int n = 0; n < 4; ++n) weights[n] |= static_cast<Sum>(highs[n]) << 32;
+  }
+  const Sum own = weights[0] + weights[1] + weights[2] + weights[3];
+  const Scan<Sum> scan = block_scan(own);
+  if (first) search.wanted = weight.wanted(scan.total);
+  if (scan.total < search.wanted) {
+    search.least = float_key(-kFloatMax);
+    search.greatest = float_key(weight.largest);
+    return;
+  }
+  if (scan.before < search.wanted && search.wanted - scan.before <= own) {
+    Sum above = scan.before;
+    int n = 0;
+    for (; n < 3 && search.wanted - above > weights[n]; ++n) above += weights[n];
+    s.place = Bins::kFirst + static_cast<unsigned>(4 * mine + 3 - n);
+    s.above = above;
+    s.size = 0;
+    s.least = 0x7fffffff;
+    s.greatest = -0x7fffffff;
+  }
+  __syncthreads();
+  const unsigned place = s.place;
+  int least = 0x7fffffff, greatest = -0x7fffffff;
+  for_each_logits(row, vocabulary, [&](auto logits) {
+    bool any = false;
+    for (const float logit : logits.value) any = any | bins.is_in(logit, place);
+    if (!any) return;
+    DD2_NO_UNROLL
+    for (int i = 0; i < logits.kSize; ++i) {
+      const float logit = logits.shift();
+      if (!bins.is_in(logit, place)) continue;
+      const int n = atomicAdd(&s.size, 1), key = float_key(logit);
+      least = Min()(least, key);
+      greatest = Max()(greatest, key);
+      if (n >= kCandidates) continue;
+      s.value[n] = logit;
+      s.weight[n] = weight(logit);
+    }
+  });
+  if (least <= greatest) {
+    atomicMin(&s.least, least);
+    atomicMax(&s.greatest, greatest);
+  }
+  __syncthreads();
+  search.wanted -= static_cast<Sum>(s.above);
+  search.least = s.least;
+  search.greatest = s.greatest;
+  search.done = search.least == search.greatest || s.size <= kCandidates;
+  search.answer = search.least == search.greatest
+                      ? key_float(search.least)
+                      : search.done ? rank_candidates<Weight>(search.wanted, s.size, s) : 0.0f;
+}
+
+// The smallest logit whose strictly larger ones weigh less than wanted.
+template <typename Weight, typename Row>
+DD2_DEVICE float select_logit(const Row& row, int vocabulary, const Weight& weight, Selection& s) {
+  Search<Weight> search{};
+  search_bins(row, vocabulary, LinearBins(weight.largest, weight.floor), weight, true, search, s);
+  while (!search.done) {
+    __syncthreads();
+    search_bins(row, vocabulary, KeyBins(search.least, search.greatest), weight, false, search, s);
+  }
+  return search.answer;
 }
 
 struct RowSummary {
-  RowStatistics stats;
-  long long finite;
+  float largest;
+  float mean;       // of the finite logits
+  float deviation;  // likewise; both guide the search, no more
+  int finite;
   bool invalid;  // a NaN or +inf logit, or no finite one
 };
 
+// Standard normal quantile, to the few digits that a guess needs.
+DD2_DEVICE float normal_quantile(float upper_tail) {
+  const float q = upper_tail < 0.5f ? upper_tail : 1.0f - upper_tail;
+  const float square = -2.0f * __logf(q), r = square * rsqrtf(square);
+  const float z = r - __fdividef(2.30753f + 0.27061f * r,
+                                 fused_multiply_add(r, fused_multiply_add(r, 0.04481f, 0.99229f), 1.0f));
+  return upper_tail < 0.5f ? z : -z;
+}
+
+// The k-th largest of the row's logits, 1 <= k < finite. Were they normal, a few more than k would
+// be counted.
 template <typename Row>
-DD2_DEVICE RowSummary summarize(const Row& row, long long vocabulary) {
-  float largest = negative_infinity(), sum = 0.0f, square = 0.0f;
-  int finite = 0, bad = 0;
-  DD2_UNROLL(Row::kUnroll)
-  for (long long j = threadIdx.x; j < vocabulary; j += kThreads) {
-    const float value = row(j);
-    if (!(value <= kFloatMax)) bad = 1;
-    if (value > negative_infinity()) {
-      ++finite;
-      sum += value;
-      square = fused_multiply_add(value, value, square);
-      largest = value > largest ? value : largest;
-    }
-  }
-  RowSummary s;
-  s.finite = block_sum(finite);
-  s.invalid = block_sum(bad) != 0 || s.finite == 0;
-  const float count = static_cast<float>(s.finite);
-  s.stats.largest = block_reduce(largest, Max());
-  s.stats.mean = block_sum(sum) / count;
-  const float variance = block_sum(square) / count - s.stats.mean * s.stats.mean;
-  s.stats.deviation = __builtin_sqrtf(variance > 0.0f ? variance : 0.0f);
-  return s;
-}
-
-// The few logits that a search leaves between low and high, in index order.
-struct Candidates {
-  float value[kCandidates];
-  int size;
-};
-
-template <typename Row, typename Keep>
-DD2_DEVICE void gather_candidates(const Row& row, long long vocabulary, const Keep& keep,
-                                  Candidates& out) {
-  int size = 0;
-  for (long long first = 0; first < vocabulary; first += kThreads) {
-    const long long j = first + threadIdx.x;
-    const float value = j < vocabulary ? row(j) : negative_infinity();
-    const bool kept = j < vocabulary && keep(value);
-    const Position p = block_position(kept);
-    if (kept) out.value[size + p.index] = value;
-    size += p.total;
-  }
-  if (threadIdx.x == 0) out.size = size;
-  __syncthreads();
-}
-
-// The k-th largest logit of the row.
-template <typename Row>
-DD2_DEVICE float row_kth_largest(const Row& row, long long vocabulary, long long k,
-                                 RowStatistics stats, Candidates& candidates) {
-  KthSearch search(stats, vocabulary, k);
-  while (search.unresolved()) {
-    const float guess = search.bracket.guess;
-    search.update(count_where(row, vocabulary, [=](float v) { return v >= guess; }));
-  }
-  const float low = search.bracket.low, high = search.bracket.high;
-  if (search.resolved_exactly()) return low;
-  gather_candidates(row, vocabulary, [=](float v) { return v >= low && v < high; }, candidates);
-  // The wanted candidate has fewer than `rank` larger ones, and at least `rank` not smaller.
-  const int rank = static_cast<int>(k - search.at_high);
-  float answer = negative_infinity();
-  for (int i = 0; i < candidates.size; ++i) {
-    int larger = 0, not_smaller = 0;
-    for (int n = 0; n < candidates.size; ++n) {
-      larger += candidates.value[n] > candidates.value[i];
-      not_smaller += candidates.value[n] >= candidates.value[i];
-    }
-    if (larger < rank && not_smaller >= rank) answer = candidates.value[i];
-  }
-  __syncthreads();
-  return answer;
-}
-
-// Total probability mass, exp(logit - largest), of the logits that `keep` admits.
-template <typename Row, typename Keep>
-DD2_DEVICE float mass_where(const Row& row, long long vocabulary, float largest, const Keep& keep) {
-  float mass = 0.0f;
-  DD2_UNROLL(Row::kUnroll)
-  for (long long j = threadIdx.x; j < vocabulary; j += kThreads) {
-    const float value = row(j);
-    if (keep(value)) mass += exp2f((value - largest) * kLog2E);
-  }
-  return block_sum(mass);
+DD2_DEVICE float row_kth_largest(const Row& row, int vocabulary, int k, const RowSummary& summary,
+                                 Selection& s) {
+  const float count = static_cast<float>(k);
+  const float tail = __fdividef(count - 0.5f, static_cast<float>(summary.finite));
+  const float margin = fused_multiply_add(0.5f, rsqrtf(count), 0.25f);
+  const float guess =
+      fused_multiply_add(summary.deviation, normal_quantile(tail) - margin, summary.mean);
+  // From which the largest logit is not infinitely far.
+  const float least = Max()(summary.largest - kFloatMax, -kFloatMax);
+  const float floor = guess > least ? guess : least;
+  return select_logit(row, vocabulary,
+                      Counting{summary.largest, floor, static_cast<unsigned>(k)}, s);
 }
 
 // The smallest logit, of those >= floor, whose strictly larger ones hold less than `top_p` of the
 // mass of all those.
 template <typename Row>
-DD2_DEVICE float row_nucleus(const Row& row, long long vocabulary, float floor, float top_p,
-                             float largest, Candidates& candidates) {
-  const float total =
-      mass_where(row, vocabulary, largest, [=](float v) { return v >= floor; });
-  const auto between = [&](const Bracket& b) {
-    const float low = b.low, high = b.high;
-    return count_where(row, vocabulary,
-                       [=](float v) { return v >= floor && v > low && v < high; });
-  };
-  NucleusSearch search(largest, top_p * total, 0);
-  search.between = between(search.bracket);
-  while (search.unresolved()) {
-    const float guess = search.bracket.guess;
-    search.update(
-        mass_where(row, vocabulary, largest, [=](float v) { return v >= floor && v > guess; }));
-    search.between = between(search.bracket);
-  }
-  const float low = search.bracket.low, high = search.bracket.high;
-  if (search.resolved_exactly()) return high;
-  gather_candidates(row, vocabulary,
-                    [=](float v) { return v >= floor && v > low && v < high; }, candidates);
-  const float at_high =
-      mass_where(row, vocabulary, largest, [=](float v) { return v >= high; });
-  // Keep the smallest candidate whose larger ones, with those from high on, weigh too little.
-  float kept = high;
-  for (int i = 0; i < candidates.size; ++i) {
-    const float value = candidates.value[i];
-    float above = at_high;
-    for (int n = 0; n < candidates.size; ++n) {
-      const float other = candidates.value[n];
-      if (other > value) above += exp2f((other - largest) * kLog2E);
-    }
-    if (above < search.wanted && value < kept) kept = value;
-  }
-  __syncthreads();
-  return kept;
+DD2_DEVICE float row_nucleus(const Row& row, int vocabulary, float floor, float top_p,
+                             float largest, Selection& s) {
+  const float from = Max()(floor, lowest_with_mass(largest));
+  return select_logit(row, vocabulary, Weighing{largest, from, top_p}, s);
 }
 
 }  // namespace dd2

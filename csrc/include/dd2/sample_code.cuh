@@ -1,12 +1,11 @@
 // One categorical draw a row on NVIDIA GPUs: one block a row, inverse CDF in code order.
 //
 // The row's logits are staged in shared memory where they fit, and its threshold found there. Then
-// the CDF is inverted without being written: the warps weigh eighths of the row, the eighth that
-// holds the target is split again, until one warp's width of codes is left.
+// the CDF of masses in fixed point is inverted without being written: each warp weighs an eighth of
+// the row, and in the eighth that holds the target every thread weighs its share of the codes.
 #pragma once
 
 #include "dd2/filter_row.cuh"
-#include "dd2/guided_row.cuh"
 #include "dd2/philox.cuh"
 #include "dd2/sample_code.h"
 
@@ -14,88 +13,116 @@ namespace dd2 {
 
 template <LogitType kType>
 struct TemperedRow {
-  static constexpr int kUnroll = GuidedRow<kType>::kUnroll;
-
   GuidedRow<kType> row;
   float inverse_temperature;
+
   // Rounded, as staged: fused with what follows it would differ from what the threshold saw.
   DD2_DEVICE float operator()(long long j) const { return __fmul_rn(row(j), inverse_temperature); }
+
+  DD2_DEVICE bool is_guided() const { return row.is_guided(); }
+  DD2_DEVICE bool has_fours(int vocabulary) const { return row.has_fours(vocabulary); }
+  template <bool kGuided>
+  DD2_DEVICE auto load_four(int i) const {
+    return row.template load_four<kGuided>(i);
+  }
+  template <bool kGuided>
+  DD2_DEVICE Logits<4> guide(const typename GuidedRow<kType>::Four& four) const {
+    Logits<4> logits = row.template guide<kGuided>(four);
+    for (float& value : logits.value) value = __fmul_rn(value, inverse_temperature);
+    return logits;
+  }
 };
 
-// The first code whose running mass exceeds uniform * total mass. Sums are in double precision;
-// where two orders of summation disagree on the last bit, the last code with mass is taken.
-template <typename Row>
-DD2_DEVICE long long draw_code(const Row& row, long long vocabulary, const RowFilter& filter,
-                               double uniform) {
-  __shared__ double parts[kWarps];
-  const auto mass = [&](long long j) {
-    const float value = row(j);
-    const bool kept = value >= filter.threshold && value > negative_infinity();
-    return kept ? exp2f((value - filter.largest) * kLog2E) : 0.0f;
-  };
-  long long first = 0, last = vocabulary;
-  double target = -1.0;  // mass beyond `first`; unknown until the whole row is weighed
-  do {
-    const long long share = (last - first + kThreads - 1) / kThreads * kWarp;
-    const long long begin = first + warp_index() * share;
-    const long long end = begin + share < last ? begin + share : last;
-    double sum = 0.0;
-    for (long long j = begin + lane_index(); j < end; j += kWarp) sum += mass(j);
-    sum = warp_reduce(sum, Add());
-    __syncthreads();
-    if (lane_index() == 0) parts[warp_index()] = sum;
-    __syncthreads();
-    if (target < 0.0) {
-      double total = 0.0;
-      for (int w = 0; w < kWarps; ++w) total += parts[w];
-      // Rounded: fused with the subtraction below, it could come out negative, as if unknown.
-      target = __dmul_rn(uniform, total);
-    }
-    int chosen = 0;
-    double below = 0.0, below_chosen = 0.0;
-    for (int w = 0; w < kWarps && below <= target; ++w) {
-      if (parts[w] > 0.0) {
-        chosen = w;
-        below_chosen = below;
-      }
-      below += parts[w];
-    }
-    target -= below_chosen;
-    first += chosen * share;
-    last = first + share < last ? first + share : last;
-  } while (last - first > kWarp);
-  long long code = first;
-  double sum = 0.0;
-  for (long long j = first; j < last && sum <= target; ++j) {
-    const float m = mass(j);
-    if (m > 0.0f) code = j;
-    sum += m;
-  }
-  return code;
+// Calls visit(logits), of Logits, for this lane's share of logits begin, ..., end - 1 of a row; begin
+// is a multiple of 4, and so is an end inside the row.
+template <typename Row, typename Visit>
+DD2_DEVICE void for_each_of_warp(const Row& row, int begin, int end, const Visit& visit) {
+  for (int j = begin + lane_index(); j < end; j += kWarp) visit(Logits<1>{{row(j)}});
 }
 
-// grid (rows); kStaged: the row fits in shared memory, vocabulary floats. Four blocks a
+template <typename Visit>
+DD2_DEVICE void for_each_of_warp(const StagedRow& row, int begin, int end, const Visit& visit) {
+  DD2_UNROLL(kLoadsAhead)
+  for (int j = begin + 4 * lane_index(); j < end; j += 4 * kWarp) {
+    const float4 v = *reinterpret_cast<const float4*>(row.guided + j);
+    visit(Logits<4>{{v.x, v.y, v.z, v.w}});
+  }
+}
+
+// The first code whose running mass exceeds uniform * total mass, for the thread that finds it; -1
+// for the others. `uniform` is in shared memory.
+template <typename Row>
+DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter,
+                         const double& uniform) {
+  using Sum = unsigned long long;
+  __shared__ Sum parts[kWarps];
+  const float floor = Max()(filter.threshold, lowest_with_mass(filter.largest));
+  const auto mass = [&](float logit) {
+    return logit >= floor ? mass_of(logit - filter.largest) : 0u;
+  };
+  const int share = (vocabulary + 4 * kThreads - 1) / (4 * kThreads) * (4 * kWarp);
+  const int begin = warp_index() * share;
+  const int end = begin + share < vocabulary ? begin + share : vocabulary;
+  Sum sum = 0;
+  for_each_of_warp(row, begin, end, [&](const auto& logits) {
+    unsigned some = 0;
+    for (const float logit : logits.value) some += mass(logit);
+    sum += some;
+  });
+  sum = warp_reduce(sum, Add());
+  if (lane_index() == 0) parts[warp_index()] = sum;
+  __syncthreads();
+  const Sum part = parts[lane_index() % kWarps], up_to = warp_scan(part, kWarps);
+  const Sum total = __shfl_sync(kAllLanes, up_to, kWarps - 1);
+  // Rounded, so that no compiler's choice moves a draw.
+  Sum target = static_cast<Sum>(__dmul_rn(uniform, static_cast<double>(total)));
+  target = Min()(target, total - 1);
+  const unsigned passed = __ballot_sync(kAllLanes, lane_index() < kWarps && up_to <= target);
+  target -= __shfl_sync(kAllLanes, up_to - part, __popc(passed));
+  const int first = __popc(passed) * share;
+  const int own = share / kThreads + (share % kThreads != 0);
+  const int mine = first + own * static_cast<int>(threadIdx.x);
+  const auto is_mine = [&](int j) {
+    return j < mine + own && j < first + share && j < vocabulary;
+  };
+  sum = 0;
+  for (int j = mine; is_mine(j); ++j) sum += mass(row(j));
+  const Scan<Sum> scan = block_scan(sum);
+  if (target < scan.before || target - scan.before >= sum) return -1;
+  target -= scan.before;
+  for (int j = mine;; ++j) {
+    const unsigned m = mass(row(j));
+    if (target < m) return j;
+    target -= m;
+  }
+}
+
+// grid (rows); kStaged: the row fits in shared memory, staged_floats. Four blocks a
 // multiprocessor leave the 64 registers that the streaming variants need not to spill.
 template <LogitType kType, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 4) sample_code_fwd_kernel(const SampleCodeParams p) {
   DD2_DYNAMIC_SHARED(float, staged);
-  __shared__ Candidates candidates;
-  const long long row_index = blockIdx.x, vocabulary = p.teacher.vocabulary;
+  __shared__ Selection selection;
+  __shared__ double uniform;
+  const long long row_index = blockIdx.x;
+  const int vocabulary = static_cast<int>(p.teacher.vocabulary);
   const TemperedRow<kType> row{GuidedRow<kType>(p.teacher, row_index), p.inverse_temperature};
-  const auto draw = [&](const auto& source) {
-    const RowFilter filter = filter_row(source, p.teacher, candidates);
+  if (threadIdx.x == 0) {
     const long long counter = p.index != nullptr ? p.index[row_index] : row_index;
-    const double uniform = row_uniform(*p.seed, counter, kSampleStream);
-    const long long code =
-        filter.invalid ? -1 : draw_code(source, vocabulary, filter, uniform);
-    if (threadIdx.x == 0) p.out[row_index] = code;
-  };
-  if (kStaged) {
-    stage_row(row, vocabulary, staged);
-    draw(StagedRow{staged});
-  } else {
-    draw(row);
+    uniform = row_uniform(*p.seed, counter, kSampleStream);
   }
+  const RowFilter filter = filter_row<kStaged>(row, p.teacher, staged, selection);
+  if (filter.invalid) {
+    if (threadIdx.x == 0) p.out[row_index] = -1;
+    return;
+  }
+  int code;
+  if constexpr (kStaged) {
+    code = draw_code(StagedRow{staged}, vocabulary, filter, uniform);
+  } else {
+    code = draw_code(row, vocabulary, filter, uniform);
+  }
+  if (code >= 0) p.out[row_index] = code;
 }
 
 }  // namespace dd2

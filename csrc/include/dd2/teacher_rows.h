@@ -21,6 +21,9 @@ struct TeacherRows {
   LogitType logit_type;
 
   DD2_HD bool filtered() const { return (top_k > 0 && top_k < vocabulary) || top_p < 1.0f; }
+
+  // What a row takes in shared memory: whole fours.
+  DD2_HD long long staged_floats() const { return (vocabulary + 3) / 4 * 4; }
 };
 
 }  // namespace dd2

@@ -25,6 +25,7 @@ struct dim3 {
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
@@ -34,12 +35,26 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int) { return value; }
+template <typename T>
+T __shfl_up_sync(unsigned, T value, unsigned) { return value; }
+template <typename T>
+T __shfl_sync(unsigned, T value, int, int = 32) { return value; }
+inline int atomicAdd(int*, int) { return {}; }
+inline int atomicMin(int*, int) { return {}; }
+inline int atomicMax(int*, int) { return {}; }
 inline bool __all_sync(unsigned, bool) { return {}; }
 inline bool __any_sync(unsigned, bool) { return {}; }
 inline unsigned __ballot_sync(unsigned, bool) { return {}; }
 inline void __syncthreads() {}
 inline void __syncwarp(unsigned = ~0u) {}
+inline unsigned __funnelshift_l(unsigned, unsigned, unsigned) { return {}; }
 inline int __popc(unsigned) { return {}; }
+inline int __ffs(int) { return {}; }
+inline int __clz(int) { return {}; }
+inline unsigned __float2uint_rn(float) { return {}; }
+inline float rsqrtf(float) { return {}; }
+inline float __logf(float) { return {}; }
+inline float __fdividef(float, float) { return {}; }
 inline int __float_as_int(float) { return {}; }
 inline unsigned __float_as_uint(float) { return {}; }
 inline float __int_as_float(int) { return {}; }
@@ -48,6 +63,9 @@ inline double __dmul_rn(double, double) { return {}; }
 inline float __fmul_rn(float, float) { return {}; }
 namespace dd2_shim {
 inline unsigned char* shared_address(const void*) { return {}; }
+inline void count_in_shared(unsigned char*, unsigned, float, float) {}
+template <int>
+void weigh_in_shared(unsigned char*, unsigned, unsigned, float, float) {}
 inline void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned) {}
 inline void load_matrices(unsigned (&)[4], const unsigned char*) {}
 inline void load_matrices_transposed(unsigned (&)[4], const unsigned char*) {}

@@ -98,6 +98,10 @@ void integer_ops(Registry& r, const std::string& t) {
     U x = static_cast<U>(std::is_signed_v<T> && a < 0 ? ~a : a);
     return x ? 63 - __builtin_clzll(x) : ~0u;
   });
+  op<u32, T>(r, "bfind.shiftamt." + t, [](T a) -> u32 {
+    U x = static_cast<U>(std::is_signed_v<T> && a < 0 ? ~a : a);
+    return x ? __builtin_clzll(x) - (64 - kBits) : ~0u;
+  });
 #define CMP(NAME, E)                                               \
   r.add("setp." NAME "." + t, [](Warp& w, const Inst& i, u32 m) {  \
     set_predicate<T>(w, i, m, [](T a, T b) -> bool { return E; }); \

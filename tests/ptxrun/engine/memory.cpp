@@ -46,13 +46,13 @@ void check_lanes_agree(Warp& w, const Inst& i, u32 mask, const u64 (&address)[kL
 }
 
 // How often a bank is asked for different words, over the 8, 16 or 32 addresses served together;
-// lanes with the same address count once.
-u32 wavefronts(u32 mask, const u64 (&address)[kLanes], u32 size) {
+// lanes with the same address count once, but atomics each.
+u32 wavefronts(u32 mask, const u64 (&address)[kLanes], u32 size, Access access) {
   const int together = size >= 16 ? 8 : size == 8 ? 16 : 32, words = size >= 4 ? size / 4 : 1;
   u64 distinct[kLanes];
   int count = 0;
   each(mask, [&](int l) {
-    for (int n = count - 1; n >= 0; --n)
+    for (int n = count - 1; n >= 0 && access != kAtomic; --n)
       if (distinct[n] == address[l]) return;
     distinct[count++] = address[l];
   });
@@ -66,7 +66,7 @@ u32 wavefronts(u32 mask, const u64 (&address)[kLanes], u32 size) {
         const u64 at = distinct[n] / 4 + k;
         const int bank = at % kLanes;
         bool known = false;
-        for (int m = 0; m < asked[bank]; ++m) known |= word[bank][m] == at;
+        for (int m = 0; m < asked[bank] && access != kAtomic; ++m) known |= word[bank][m] == at;
         if (known) continue;
         word[bank][asked[bank]++] = at;
         worst = std::max<u32>(worst, asked[bank]);
@@ -142,7 +142,7 @@ void resolve(Warp& w, const Inst& i, u32 mask, u64 (&address)[kLanes], u32 size,
   switch (space) {
     case kShared: {
       each(mask, [&](int l) { place[l] = shared_at(w, i, l, address[l], size, access, data); });
-      if (launch.config.transactions) count.transactions += wavefronts(mask, address, size);
+      if (launch.config.transactions) count.transactions += wavefronts(mask, address, size, access);
       break;
     }
     case kLocal: {

@@ -1,13 +1,13 @@
 // The smallest logit that top-k and top-p keep, as a bracketed search over thresholds: a few passes
 // that count (or weigh) a row instead of a sort. Exact for any ties. The searches only decide where
-// to look next; each build counts in its own way, and resolves the last kCandidates itself.
+// to look next; threshold.h counts, and resolves the last kCandidates itself.
 #pragma once
 
 #include "dd2/posterior.cuh"
 
 namespace dd2 {
 
-constexpr int kCandidates = 32;  // one a lane of a warp
+constexpr int kCandidates = 32;
 
 // Order-preserving map of floats to integers (both zeros to 0) and back.
 DD2_HD int float_key(float value) {

@@ -1,0 +1,84 @@
+"""The selection of row_threshold.cuh over adversarial rows, against a sort in float64."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import pytest
+import torch
+from native.structs import teacher_rows
+from ops.oracle import kept_codes
+from torch import Tensor
+
+TINY = 1e-45  # the smallest float
+SIZE = 300  # more than a block's threads
+
+
+def row(name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(SIZE, generator=generator)
+    if name == "equal":
+        return torch.full((SIZE,), -3.25)
+    if name == "two_values":
+        return torch.where(normal > 0.5, 1.0, 0.75)
+    if name == "one_left":
+        return torch.full((SIZE,), -torch.inf).index_fill(0, torch.tensor([137]), 2.0)
+    if name == "denormals":
+        return torch.arange(SIZE) % 40 * TINY
+    if name == "zeros":
+        return torch.where(normal > 0, 0.0, -0.0).index_fill(0, torch.tensor([5]), 1.0)
+    if name == "ties_at_the_threshold":
+        return torch.where(normal > 1, 2.0, torch.where(normal > -1, 1.0, normal))
+    if name == "neighbours":
+        return (0x3F800000 + torch.arange(SIZE) % 200).int().view(torch.float32)
+    if name == "powers":  # each bin of a value's range splits one off
+        return 2.0 ** (-(torch.arange(SIZE) % 140)).float()
+    if name == "far_apart":
+        return normal.index_fill(0, torch.tensor([3]), -3e38).index_fill(0, torch.tensor([9]), 3e38)
+    if name == "lowest":
+        return torch.full((SIZE,), -3.4028234663852886e38)
+    assert name == "normal"
+    return 2 * normal
+
+
+ROWS = [
+    "equal", "two_values", "one_left", "denormals", "zeros", "ties_at_the_threshold", "neighbours",
+    "powers", "far_apart", "lowest", "normal",
+]  # fmt: skip
+FILTERS = [
+    (1, 1.0), (60, 1.0), (200, 1.0), (SIZE - 1, 1.0), (SIZE, 1.0), (SIZE + 9, 0.9),
+    (0, 0.5), (0, 1 - 2.0**-24), (60, 0.7), (0, 1e-6),
+]  # fmt: skip
+
+
+def thresholds(
+    functions: ctypes.CDLL, logits: Tensor, top_k: int, top_p: float, staged: bool
+) -> Tensor:
+    out = torch.full((len(logits),), -7.0)
+    scale = torch.ones(len(logits))
+    rows = teacher_rows(logits, None, scale, top_k, top_p)
+    functions.thresholds(ctypes.byref(rows), ctypes.c_void_p(out.data_ptr()), staged)
+    return out
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize("size", [SIZE, SIZE + 3])
+def test_kept_codes_are_those_of_a_sort(functions: ctypes.CDLL, size: int, staged: bool) -> None:
+    """Rows that are read four at a time, and one by one."""
+    logits = torch.stack([row(name) for name in ROWS])
+    logits = torch.cat([logits, logits[:, 1 : size - SIZE + 1]], 1)
+    for top_k, top_p in FILTERS:
+        found = thresholds(functions, logits, top_k, top_p, staged)
+        for name, values, threshold in zip(ROWS, logits, found, strict=True):
+            kept = (values >= threshold) & (values > -torch.inf)
+            wanted = torch.from_numpy(kept_codes(values.double().numpy(), top_k, top_p))
+            assert torch.equal(kept, wanted), (name, top_k, top_p, threshold.item())
+
+
+def test_a_nan_makes_a_row_invalid(functions: ctypes.CDLL) -> None:
+    logits = torch.stack([row("normal")] * 3)
+    logits[1, SIZE - 1] = math.nan
+    logits[2, 7] = math.inf
+    found = thresholds(functions, logits, 7, 0.5, True)
+    assert found.isnan().tolist() == [False, True, True]
