@@ -51,7 +51,7 @@ class Sink(Protocol):
         """Whether these images are all there, undamaged."""
 
     def write(self, indices: range, labels: Sequence[int], images: np.ndarray) -> None:
-        """Store images uint8 [B, H, W, 3]; each file appears whole or not at all."""
+        """Store images uint8 [B, H, W, c]; each file appears whole or not at all."""
 
     def finish(self, labels: Sequence[int]) -> None:
         """Make the result of the parts, and remove what is not to stay.
@@ -235,11 +235,11 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 def png(image: np.ndarray) -> bytes:
-    """The PNG file of an image uint8 [H, W, 3]."""
+    """The PNG file of an image uint8 [H, W, 3], or of a grey one [H, W, 1]."""
     from PIL import Image
 
     data = io.BytesIO()
-    Image.fromarray(image).save(data, "PNG")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(data, "PNG")
     return data.getvalue()
 
 
