@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from ... import checkpoints
 from ...checkpoints.files import write_atomic
+from ...metrics.image_classifier import ImageClassifier
 from ...metrics.image_report import evaluate_images
 from ...metrics.report import shuffle_within_class
 from ...models.sampling import draw_tokens
 from ...sampling import Sampler
-from ..image_config import EvaluationConfig
+from ..image_config import EvaluationConfig, ImageClassifierConfig
+from ..parallel import Parallel
 from ..samples.image_batches import ImageData
+from ..stages.image_classifier import ImageClassifierStage
 from ..watch import image_grid
 
 PICTURES = "pictures"
@@ -42,22 +46,94 @@ def evaluate_run(
         sampling: ``cfg``, ``top_k`` and ``top_p`` of the teacher.
 
     Raises:
-        FileNotFoundError: there is no tokenizer. ValueError: a file is damaged, or its images are
-            of another size than the data's.
+        FileNotFoundError: there is no tokenizer. ValueError: a file is damaged.
     """
-    networks = {name: _load(folder, name, device) for name in ("tokenizer", "classifier")}
-    tokenizer = networks["tokenizer"]
+    found = load_judged(folder, device)
+    return judge(found, folder / PICTURES, data, config, sampling, seed)
+
+
+@dataclass
+class Judged:
+    """Networks to be judged; ``generators`` have tokenizer and teacher attached."""
+
+    tokenizer: Any
+    teacher: Any = None
+    classifier: Any = None
+    generators: dict[str, Any] = field(default_factory=dict)
+
+
+def load_judged(folder: Path, device: torch.device, teacher: Any = None) -> Judged:
+    """The networks of a run's folder, on ``device``.
+
+    Args:
+        teacher: with its tokenizer, for a run whose folder has none; None: the folder's.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer. ValueError: a file is damaged.
+    """
+    networks = {name: _load(folder, file, device) for name, file in _GENERATORS.items()}
+    networks = {name: network for name, network in networks.items() if network is not None}
+    tokenizer = _load(folder, "tokenizer", device)
+    if teacher is None:
+        teacher = _load(folder, "teacher", device)
+    elif tokenizer is None:
+        tokenizer = teacher.tokenizer
     if tokenizer is None:
-        raise FileNotFoundError(f"{folder}: expected tokenizer.safetensors, found none")
-    teacher = _load(folder, "teacher", device)
+        inside = (getattr(network, "tokenizer", None) for network in networks.values())
+        tokenizer = next((one for one in inside if one is not None), None)
+    if tokenizer is None:
+        raise FileNotFoundError(
+            f"{folder}: expected tokenizer.safetensors, or a generator with its tokenizer, found "
+            "none"
+        )
     if teacher is not None:
-        teacher.tokenizer = tokenizer
-    generators = {}
-    for name, file in _GENERATORS.items():
-        network = _load(folder, file, device)
-        if network is not None and teacher is not None:
-            network.tokenizer, network.teacher = tokenizer, teacher
-            generators[name] = network
+        teacher.to(device).tokenizer = tokenizer.to(device)
+    for network in networks.values():
+        network.tokenizer, network.teacher = tokenizer.to(device), teacher
+    return Judged(tokenizer.to(device), teacher, _load(folder, "classifier", device), networks)
+
+
+def train_classifier(
+    data: ImageData, config: ImageClassifierConfig, parallel: Parallel, seed: int = 0
+) -> ImageClassifier:
+    """A classifier of the images to train on, for networks that come without one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = ImageClassifier(
+            image_size=data.config.size,
+            in_channels=data.config.channels,
+            num_classes=data.num_classes,
+            width=config.width,
+            feature_dim=config.features,
+        ).to(parallel.device)
+    batches = data.batches(config.batch, seed, parallel)
+    stage = ImageClassifierStage(classifier, batches, config, parallel)
+    rng = torch.Generator().manual_seed(seed)
+    for index in range(stage.steps):
+        stage.step(index, rng)
+    stage.finish()
+    return classifier.eval()
+
+
+def judge(
+    found: Judged,
+    folder: Path,
+    data: ImageData,
+    config: EvaluationConfig,
+    sampling: Mapping[str, Any],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The evaluation of networks; the pictures go into ``folder``.
+
+    Raises:
+        ValueError: the teacher's classes are fewer than the data's.
+    """
+    tokenizer, teacher, generators = found.tokenizer, found.teacher, found.generators
+    if teacher is not None and teacher.num_classes < data.num_classes:
+        raise ValueError(
+            f"data: expected at most the teacher's {teacher.num_classes} classes, "
+            f"got {data.num_classes}"
+        )
     numbers = data.held_out[: config.samples]
     parts = [
         data.load(numbers[i : i + config.batch])[0] for i in range(0, len(numbers), config.batch)
@@ -67,9 +143,9 @@ def evaluate_run(
         tokenizer,
         parts,
         labels,
-        classifier=networks["classifier"],
+        classifier=found.classifier,
         teacher=teacher,
-        generators=generators,
+        generators=generators if teacher is not None else {},
         samples=config.samples,
         teacher_steps=config.teacher_steps,
         neighbours=config.neighbours,
@@ -80,7 +156,7 @@ def evaluate_run(
     for name, images in pictures(
         tokenizer, teacher, generators, data, config, dict(sampling), seed
     ):
-        _write(folder / PICTURES / f"{name}.png", images, _columns(data.num_classes))
+        _write(folder / f"{name}.png", images, _columns(data.num_classes))
     return told
 
 
