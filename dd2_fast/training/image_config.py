@@ -94,9 +94,9 @@ class ImageTokenizerConfig(Checked):
     perceptual: Amount = 1.0
     adversarial: Amount = 0.1
     start_images: int = 1024
-    usage_decay: float = 0.98
+    usage_decay: float = 0.9
     restart: Amount = 0.03
-    restart_every: int = 20
+    restart_every: int = 10
     restart_until: float = 0.8
 
     def __post_init__(self) -> None:
