@@ -113,14 +113,15 @@ def evaluate_images(
         samples: images of each way; their labels are the held-out ones, again and again.
         sampling: ``cfg``, ``top_k``, ``top_p`` of the teacher's draws.
     """
+    options = {"cfg": None, **(sampling or {})}
     modules = submodules(tokenizer, classifier, teacher, *(generators or {}).values())
     device = tokenizer.codebook.device
     with evaluation_mode(modules), outside_autocast(device):
         judge = _Judge(tokenizer, images, labels, classifier, teacher, samples, batch, neighbours)
         if teacher is not None:
-            judge.draw(dict(sampling or {}), seed)
+            judge.draw(options, seed)
             for name, generator in (generators or {}).items():
-                judge.generated(name, generator, seed, teacher_steps, dict(sampling or {}))
+                judge.generated(name, generator, seed, teacher_steps, options)
         return judge.told
 
 

@@ -48,7 +48,12 @@ SIZES = dict(patch_nums=CONFIG.patch_nums, vocabulary=24, dimension=4)
 def _tokenizer(image_channels: int = 1) -> VARTokenizer:
     torch.manual_seed(0)
     tokenizer = VARTokenizer(
-        **SIZES, channels=8, multipliers=(1, 2, 2), blocks=1, groups=4, image_channels=image_channels
+        **SIZES,
+        channels=8,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        groups=4,
+        image_channels=image_channels,
     )
     return tokenizer
 
@@ -247,9 +252,9 @@ def test_cosine() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImageTokenizerConfig(continuous_steps=10, steps=10), "continuous_steps: expected"),
-        (lambda: ImageTokenizerConfig(vocabulary=3), "vocabulary: expected at least a code a scale"),
-        (lambda: ImageTokenizerConfig(usage_decay=1.5), r"usage_decay: expected a share in \[0, 1\]"),
+        (lambda: ImageTokenizerConfig(continuous_steps=10, steps=10), "continuous_steps: "),
+        (lambda: ImageTokenizerConfig(vocabulary=3), "vocabulary: expected at least a code"),
+        (lambda: ImageTokenizerConfig(usage_decay=1.5), "usage_decay: expected a share in"),
         (lambda: ImageTeacherConfig(label_dropout=2.0), "label_dropout: expected a share"),
         (lambda: DataConfig(channels=2), "channels: expected 1 or 3, got 2"),
         (lambda: DataConfig(crop="left"), "crop: expected one of center, random, pad, squeeze"),

@@ -383,7 +383,8 @@ def build_stages(
                 discriminator=networks.discriminator,
             )
         )
-    networks.tokenizer.requires_grad_(networks.trains_tokenizer and "tokenizer" not in done)
+    if not networks.trains_tokenizer or "tokenizer" in done:
+        networks.tokenizer.requires_grad_(False)
     if config.classifier.steps:
         stages.append(
             ImageClassifierStage(

@@ -95,7 +95,7 @@ def open_images(path: str | os.PathLike[str]) -> Images:
 class FolderImages:
     """One subfolder a class; the files of a class are in the order of their names."""
 
-    held_out = None
+    held_out: np.ndarray | None = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

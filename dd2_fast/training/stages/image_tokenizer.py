@@ -116,6 +116,8 @@ class ImageTokenizerStage(Stage):
         parts = nn.ModuleDict({name: getattr(tokenizer, name) for name in names})
         tokenizer.requires_grad_(True)
         self.quantizer = tokenizer.quantize
+        for i, phi in enumerate(self.quantizer.quant_resi.qresi_ls):
+            phi.requires_grad_(i in self.quantizer.phi_indices)  # some serve no scale
         self._coder = _Coder(parts, self.quantizer)
         adam: tuple[Any, ...] = (self.parallel, config.betas, config.weight_decay)
         self.trained = {
