@@ -147,18 +147,19 @@ def test_tokenizer_stage_learns(data: ImageData) -> None:
     assert not any(p.requires_grad for p in tokenizer.parameters())
 
 
-def test_codes_that_nothing_uses_start_again(data: ImageData) -> None:
+@pytest.mark.parametrize("dead", [1, 19])
+def test_codes_that_nothing_uses_start_again(data: ImageData, dead: int) -> None:
     tokenizer = _tokenizer()
     stage = ImageTokenizerStage(tokenizer, data.batches(16, 0), CONFIG)
     rng = torch.Generator().manual_seed(1)
     stage.step(CONFIG.continuous_steps, rng)
     with torch.no_grad():
-        tokenizer.quantize.embedding.weight[5:] = 1e4  # far from all features
-    stage.buffers["usage"].fill_(0)
-    stage.buffers["usage"][:5] = 0.2
+        tokenizer.quantize.embedding.weight[-dead:] = 1e4  # far from all features
+    stage.buffers["usage"].fill_(1 / 24)
+    stage.buffers["usage"][-dead:] = 0
     assert (CONFIG.continuous_steps + 1) % CONFIG.restart_every == 0
     stage.step(CONFIG.continuous_steps, rng)
-    assert (tokenizer.codebook.abs().amax(1) < 1e3).all()
+    assert (tokenizer.codebook.abs().amax(1) < 1e3).all()  # and no NaN
     assert (stage.buffers["usage"] > 0).all()
 
 

@@ -255,7 +255,7 @@ class ImageTokenizerStage(Stage):
         chosen = torch.randint(len(rests), (len(dead),), generator=generator)
         noise = torch.randn(len(dead), config.dimension, generator=generator)
         rows = rests[chosen.to(rests.device)]
-        rows = rows + _JITTER * rows.std(0) * noise.to(rests.device)
+        rows = rows + _JITTER * rests.std(0) * noise.to(rests.device)
         weight = self.quantizer.embedding.weight
         weight[dead] = self.parallel.first(rows.cpu()).to(weight)
         usage[dead] = 1 / config.vocabulary
