@@ -39,7 +39,7 @@ _COLUMNS = {  # of the evaluation of images: heading and decimals
     "nll": ("NLL", 3),
     "ms": ("ms", 2),
 }
-_ORDER = ("real", "reconstruction", "teacher", "one_step", "set_prediction", "stage1")
+_ORDER = ("real", "reconstruction", "teacher", "one_step", "dd1", "set_prediction", "stage1")
 _WIDTH = 10
 _NAME = 22
 
@@ -80,4 +80,4 @@ def _place(key: str) -> tuple[int, str]:
 def _row_name(key: str) -> str:
     if key.startswith("one_step_"):
         return f"one step + {int(key.rpartition('_')[2]) - 1} teacher's"
-    return NAMES.get(key, key.replace("_", " "))
+    return {**NAMES, "dd1": "DD1, one step"}.get(key, key.replace("_", " "))

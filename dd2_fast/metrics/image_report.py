@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ Make = Callable[[Tensor, Tensor], Tensor]  # (labels [m], indices [m]) -> what i
 class Seen:
     """What is kept of images: features ``[N, D]``, predicted classes, and pixels made coarse."""
 
-    def __init__(self, classifier: Any, parts: Sequence[Tensor], labels: Tensor) -> None:
+    def __init__(self, classifier: Any, parts: Iterable[Tensor], labels: Tensor) -> None:
         features, predicted, pixels = [], [], []
         for images in parts:
             if classifier is not None:
@@ -76,7 +76,7 @@ class Seen:
 @torch.no_grad()
 def evaluate_images(
     tokenizer: Any,
-    images: Sequence[Tensor],
+    images: Iterable[Tensor],
     labels: Tensor,
     *,
     classifier: Any = None,
@@ -107,8 +107,8 @@ def evaluate_images(
 
     Args:
         tokenizer: that decodes all of them. images: parts ``[m, c, S, S]`` in [0, 1] of the
-            held-out images. labels: int64 ``[N]`` of all. classifier: None leaves out what
-            features tell.
+            held-out images, gone through twice. labels: int64 ``[N]`` of all.
+        classifier: None leaves out what features tell.
         teacher: None judges the tokenizer alone. generators: one-step generators by name.
         samples: images of each way; their labels are the held-out ones, again and again.
         sampling: ``cfg``, ``top_k``, ``top_p`` of the teacher's draws.
@@ -131,7 +131,7 @@ class _Judge:
     def __init__(
         self,
         tokenizer: Any,
-        images: Sequence[Tensor],
+        images: Iterable[Tensor],
         labels: Tensor,
         classifier: Any,
         teacher: Any,
@@ -142,15 +142,21 @@ class _Judge:
         self.tokenizer, self.classifier, self.teacher = tokenizer, classifier, teacher
         self.batch, self.neighbours = batch, neighbours
         self.device = tokenizer.codebook.device
-        self.real = Seen(classifier, [part.to(self.device) for part in images], labels)
+        self.real = Seen(classifier, (part.to(self.device) for part in images), labels)
         self.reference: Seen | None = None
         self.rows: dict[str, dict[str, float]] = {}
-        tokens, made, errors = [], [], []
-        for part in images:
-            part = part.to(self.device)
-            tokens.append(tokenizer.encode(part))
-            made.append(self._decode(tokens[-1]))
-            errors.append((made[-1] - part).square().mean((1, 2, 3)))
+        tokens: list[Tensor] = []
+        errors: list[Tensor] = []
+
+        def reconstructed() -> Iterator[Tensor]:
+            for part in images:
+                part = part.to(self.device)
+                tokens.append(tokenizer.encode(part))
+                made = self._decode(tokens[-1])
+                errors.append((made - part).square().mean((1, 2, 3)))
+                yield made
+
+        seen = Seen(classifier, reconstructed(), labels)
         real = torch.cat(tokens)
         self.told: dict[str, Any] = {
             "reconstruction_mse": float(torch.cat(errors).mean()),
@@ -161,7 +167,7 @@ class _Judge:
         }
         if classifier is not None:
             self.rows["real"] = {"accuracy": self.real.accuracy()}
-        self._judge("reconstruction", Seen(classifier, made, labels), real, labels)
+        self._judge("reconstruction", seen, real, labels)
         if teacher is not None:
             self.told["held_out_nll"] = self.rows["reconstruction"]["nll"]
         self.labels = labels.repeat(-(-samples // len(labels)))[:samples].to(self.device)
@@ -183,7 +189,7 @@ class _Judge:
             )
 
         tokens = torch.cat(self._parts(drawn(_TEACHER)))
-        parts = [self._decode(part) for part in tokens.split(self.batch)]
+        parts = (self._decode(part) for part in tokens.split(self.batch))
         self.reference = Seen(self.classifier, parts, self.labels)
         other = torch.cat(self._parts(drawn(_OTHER)))
         self._tokens("teacher", other)
@@ -208,7 +214,7 @@ class _Judge:
             return generator(noise.to(book.dtype), labels)
 
         made = self._parts(draw)
-        images = [self.tokenizer.decode(part) for part in made]
+        images = (self.tokenizer.decode(part) for part in made)
         tokens = torch.cat([nearest_code(part, book) for part in made])
         self._judge(name, Seen(self.classifier, images, self.labels), tokens, self.labels)
         self._time(name, lambda y, i: self.tokenizer.decode(draw(y, i)))
@@ -240,7 +246,7 @@ class _Judge:
             )
 
     def _tokens(self, name: str, tokens: Tensor) -> None:
-        parts = [self._decode(part) for part in tokens.split(self.batch)]
+        parts = (self._decode(part) for part in tokens.split(self.batch))
         self._judge(name, Seen(self.classifier, parts, self.labels), tokens, self.labels)
 
     def _judge(self, name: str, seen: Seen, tokens: Tensor, labels: Tensor) -> None:

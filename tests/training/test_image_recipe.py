@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_python
+from torch import nn
 from training.image_files import shapes, write_npz
 
 import dd2_fast
@@ -32,6 +33,7 @@ SHORT = {
     "teacher": {"width": 16, "layers": 1, "heads": 2, "steps": 4, "batch": 8},
     "network": {"head_width": 8, "head_depth": 1},
     "stage1": {"head_steps": 1, "steps": 2, "batch": 8},
+    "dd1": {"steps": 2, "batch": 8},
     "distill": {"guidance_start": 1, "steps": 3, "batch": 8},
     "evaluation": {"samples": 24, "teacher_steps": (2, 3), "grid": 9, "batch": 10},
     "watch": {"images_every": 2, "images": 4, "save_every": 1e-9, "tensorboard": False},
@@ -67,13 +69,13 @@ def test_writes_a_model_and_its_report(whole: tuple[Path, Path]) -> None:
     report = json.loads((out / "run.json").read_text())
     assert report["data"]["classes"] == ["0", "1", "2"] and report["data"]["left_out"] == []
     assert list(report["losses"]) and set(report["losses"]) == {
-        *("tokenizer", "classifier", "teacher", "stage1", "guidance", "distill")
+        *("tokenizer", "classifier", "teacher", "stage1", "dd1", "guidance", "distill")
     }
     told = report["evaluation"]
     rows = told["rows"]
     assert set(rows) == {
         *("real", "reconstruction", "teacher", "set_prediction", "stage1"),
-        *("one_step", "one_step_2", "one_step_3"),
+        *("one_step", "one_step_2", "one_step_3", "dd1"),
     }
     assert set(rows["one_step"]) == set(COLUMNS)
     assert told["held_out_nll"] == rows["reconstruction"]["nll"] > 0
@@ -121,6 +123,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     left, right = weights(tmp_path / "run"), weights(expected)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_networks_of_the_users_own(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """A perceptual extractor and a discriminator, given by a program."""
+    torch.manual_seed(0)
+    extractor = nn.Conv2d(3, 2, 3).requires_grad_(False)
+    options = dict(features=extractor, discriminator=nn.Conv2d(3, 1, 3), progress=False)
+    out = images.run(config(whole[0], last="tokenizer"), tmp_path / "run", **options)
+    losses = json.loads((out / "run.json").read_text())["losses"]["tokenizer"]
+    assert {"perceptual", "adversarial", "discriminator"} <= set(losses)
 
 
 SCRIPT = """

@@ -135,6 +135,16 @@ def _data(tmp_path: Path, **settings: object) -> ImageData:
     return ImageData.open(str(path), DataConfig(**{"size": 16, **settings}))  # type: ignore[arg-type]
 
 
+def test_some_of_what_is_held_out_is_of_every_class(tmp_path: Path) -> None:
+    images, labels = shapes(200)
+    write_folder(tmp_path, images, labels)  # in the order of the classes
+    data = ImageData.open(str(tmp_path), DataConfig(size=16, held_out=0.5))
+    some = data.some_held_out(30)
+    assert len(some) == 30 and set(some) <= set(data.held_out)
+    assert np.bincount(data.images.labels[some]).min() > 4
+    assert data.some_held_out(10**6).tolist() == data.held_out.tolist()
+
+
 def test_epochs_take_every_training_image_once(tmp_path: Path) -> None:
     data = _data(tmp_path)
     count, size = len(data.train), 7

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from ..stages.image_classifier import ImageClassifierStage
 from ..watch import image_grid
 
 PICTURES = "pictures"
-_GENERATORS = {"one_step": "generator", "stage1": "stage1"}
+_GENERATORS = {"one_step": "generator", "dd1": "dd1", "stage1": "stage1"}
 _POOL = 60  # teacher's draws a class, of which set prediction shuffles the tokens
 _MOST_IN_A_ROW = 10
 
@@ -134,15 +135,11 @@ def judge(
             f"data: expected at most the teacher's {teacher.num_classes} classes, "
             f"got {data.num_classes}"
         )
-    numbers = data.held_out[: config.samples]
-    parts = [
-        data.load(numbers[i : i + config.batch])[0] for i in range(0, len(numbers), config.batch)
-    ]
-    labels = data.labels(numbers)
+    numbers = data.some_held_out(config.samples)
     told = evaluate_images(
         tokenizer,
-        parts,
-        labels,
+        _Parts(data, numbers, config.batch),
+        data.labels(numbers),
         classifier=found.classifier,
         teacher=teacher,
         generators=generators if teacher is not None else {},
@@ -158,6 +155,17 @@ def judge(
     ):
         _write(folder / f"{name}.png", images, _columns(data.num_classes))
     return told
+
+
+class _Parts:
+    """Images by their numbers, some at a time; may be gone through again."""
+
+    def __init__(self, data: ImageData, numbers: np.ndarray, size: int) -> None:
+        self.data, self.numbers, self.size = data, numbers, size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for first in range(0, len(self.numbers), self.size):
+            yield self.data.load(self.numbers[first : first + self.size])[0]
 
 
 @torch.no_grad()

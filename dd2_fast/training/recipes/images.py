@@ -20,6 +20,7 @@ from ...checkpoints.locks import locked
 from ...losses import TeacherScore
 from ...metrics.image_classifier import ImageClassifier
 from ...models import DD2Generator, DD2Guidance, VARTeacher, VARTokenizer
+from ...models.dd2 import DD2Network
 from ...processes import process_group
 from ..config import (
     Checked,
@@ -60,7 +61,7 @@ from .teachers import load_teacher
 from .watching import WatchConfig
 
 LAST = ("tokenizer", "teacher", "generator")
-PARTS = ("tokenizer", "classifier", "teacher", "guidance", "stage1", "generator")
+PARTS = ("tokenizer", "classifier", "teacher", "guidance", "stage1", "generator", "dd1")
 _MODULES = {  # what is written, by the name of the last stage
     "tokenizer": PARTS[:2],
     "teacher": PARTS[:3],
@@ -92,7 +93,8 @@ class ImagesConfig(Checked):
         last: the stage to stop after, ``"tokenizer"``, ``"teacher"`` or ``"generator"``.
         device: ``"auto"`` is CUDA where there is one.
         samples: the distribution that stage 1 is trained on. score: the one that is distilled.
-        ode_steps: of DD1's pairs, where ``regression`` has steps.
+        regression: DD1's of the generator, before stage 2. dd1: of a network of its own, the
+            baseline, from stage 1 on. ode_steps: of the pairs that they are trained on.
     """
 
     last: str = "generator"
@@ -108,6 +110,7 @@ class ImagesConfig(Checked):
     score: ScoreConfig = field(default_factory=ScoreConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = RegressionConfig(steps=0)
+    dd1: RegressionConfig = RegressionConfig(steps=0)
     distill: CsdConfig = field(default_factory=CsdConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
@@ -248,9 +251,10 @@ class Networks:
         for network in self.modules().values():
             network.to(device)
         if config.last == "generator":
-            for network in (self.guidance, self.generator, self.ema, self.stage1):
-                network.teacher = self.teacher
-                parallel.prepare(network)
+            for network in self.modules().values():
+                if isinstance(network, DD2Network):
+                    network.teacher = self.teacher
+                    parallel.prepare(network)
 
     def modules(self) -> dict[str, Any]:
         """What a saved state holds."""
@@ -259,6 +263,7 @@ class Networks:
             names += ["teacher", "average"]
         if self.config.last == "generator":
             names += ["guidance", "generator", "ema", "stage1"]
+            names += ["dd1", "dd1_ema"] if self.config.dd1.steps else []
         if self.discriminator is not None:
             names.append("discriminator")
         return {name: getattr(self, name) for name in names}
@@ -272,6 +277,10 @@ class Networks:
     def start_generator(self) -> None:
         """The generator and its average start from stage 1's network."""
         copy_weights(self.guidance, self.generator, self.ema, self.stage1)
+
+    def start_dd1(self) -> None:
+        """The baseline starts from stage 1's network too."""
+        copy_weights(self.guidance, self.dd1, self.dd1_ema)
 
     def _load(self) -> VARTeacher | None:
         """The teacher to be fine-tuned, where there is one."""
@@ -353,6 +362,9 @@ class Networks:
         self.generator = DD2Generator.from_guidance(self.guidance)
         self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
         self.stage1 = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
+        if self.config.dd1.steps:
+            self.dd1 = DD2Generator.from_guidance(self.guidance)
+            self.dd1_ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
 
 
 def build_stages(
@@ -420,6 +432,19 @@ def _one_step_stages(config: ImagesConfig, networks: Networks, parallel: Paralle
         GroundTruthScoreStage(guidance, score, pool, config.stage1, networks.start_stage1, parallel)
     ]
     start = networks.start_generator
+    if config.dd1.steps:
+        baseline = RegressionStage(
+            networks.dd1,
+            score,
+            LivePairs(score, ode_steps=config.ode_steps),
+            config.dd1,
+            networks.start_dd1,
+            parallel,
+            networks.dd1_ema,
+            config.distill.ema_decay,
+            "dd1",
+        )
+        stages.append(baseline)
     if config.regression.steps:
         stages.append(RegressionStage(generator, score, pool, config.regression, start, parallel))
     stages += distillation_stages(
@@ -441,8 +466,11 @@ def _write(
     """Write the networks and judge them; every process must call it."""
     parallel = networks.parallel
     metadata = {"recipe": "images", "seed": config.seed}
+    averages = {"generator": "ema", "dd1": "dd1_ema"}
     for name in _MODULES[config.last]:
-        network: Any = networks.ema if name == "generator" else getattr(networks, name)
+        if name == "dd1" and not config.dd1.steps:
+            continue
+        network: Any = getattr(networks, averages.get(name, name))
         path = out / f"{name}.safetensors"
         if name in ("tokenizer", "classifier"):
             if parallel.rank == 0:

@@ -74,6 +74,13 @@ class ImageData:
             "left_out": [vars(problem) for problem in self.problems],
         }
 
+    def some_held_out(self, count: int) -> np.ndarray:
+        """Numbers of at most ``count`` held-out images, always the same random ones."""
+        held = self.held_out
+        if count >= len(held):
+            return held
+        return np.sort(np.random.default_rng(0).permutation(held)[:count])
+
     def labels(self, numbers: np.ndarray) -> Tensor:
         """int64 ``[B]`` of images by their numbers."""
         return torch.from_numpy(self.images.labels[numbers].astype(np.int64))
