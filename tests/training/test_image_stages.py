@@ -134,6 +134,7 @@ def test_unit_scale_changes_no_picture() -> None:
     assert scale.shape == (4,) and features.shape == tokenizer.features(images).shape
 
 
+@pytest.mark.slow
 def test_tokenizer_stage_learns(data: ImageData) -> None:
     tokenizer = _tokenizer()
     config = dataclasses.replace(CONFIG, continuous_steps=25, steps=60, rate=4e-3)
