@@ -14,7 +14,7 @@ from training.image_files import shapes, write_bad_files, write_folder, write_id
 from dd2_fast.training.image_config import DataConfig
 from dd2_fast.training.parallel import Parallel
 from dd2_fast.training.samples.image_batches import ImageData, cut, split
-from dd2_fast.training.samples.images import open_images, survey
+from dd2_fast.training.samples.images import FolderImages, open_images, survey
 
 PLAIN = DataConfig(size=16, flip=False)
 COUNT = 30
@@ -109,6 +109,29 @@ def test_files_that_are_not_as_they_should_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 9 of 21") as refused:
         survey(found, on_error="refuse", **limits)
     assert all(name in str(refused.value) for name in kinds)
+
+
+def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are decoded again only where one has changed, or other sizes are asked for."""
+    write_folder(tmp_path / "set", *shapes(12))
+    write_bad_files(tmp_path / "set" / "class0")
+    settings = dict(smallest=8, largest=10**4, on_error="skip", known=tmp_path / "known.json")
+    first = survey(open_images(tmp_path / "set"), **settings)
+    looked: list[int] = []
+    own = FolderImages.check
+    monkeypatch.setattr(
+        FolderImages, "check", lambda self, i, *a: looked.append(i) or own(self, i, *a)
+    )
+    again = survey(open_images(tmp_path / "set"), **settings)
+    assert not looked and again.problems == first.problems
+    assert np.array_equal(again.kept, first.kept)
+    survey(open_images(tmp_path / "set"), **{**settings, "smallest": 9})
+    assert len(looked) == 21
+    (tmp_path / "set" / "class1" / "00001.png").write_bytes(b"no image")
+    changed = survey(open_images(tmp_path / "set"), **{**settings, "smallest": 9})
+    assert len(changed.problems) == len(first.problems) + 1
+    (tmp_path / "known.json").write_text("{")
+    assert len(survey(open_images(tmp_path / "set"), **settings).problems) == 10
 
 
 def test_a_class_whose_images_are_all_left_out(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ from .stage2 import copy_weights, distillation_stages
 from .teachers import load_teacher
 from .watching import WatchConfig
 
+SURVEY = "survey.json"
 LAST = ("tokenizer", "teacher", "generator")
 PARTS = ("tokenizer", "classifier", "teacher", "guidance", "stage1", "generator", "dd1")
 _MODULES = {  # what is written, by the name of the last stage
@@ -172,7 +173,7 @@ def _run(
     parallel = Parallel(config.execution, device)
 
     def make() -> Made:
-        data = ImageData.open(config.source.data, config.data, parallel)
+        data = ImageData.open(config.source.data, config.data, parallel, out / SURVEY)
         if data.problems and parallel.rank == 0:
             print(f"data: {len(data.problems)} images left out", *_lines(data), sep="\n")
         networks = Networks(config, data.num_classes, parallel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,15 @@ class ImageData:
         self.num_classes = len(images.classes)
 
     @classmethod
-    def open(cls, path: str, config: DataConfig, parallel: Parallel | None = None) -> ImageData:
-        """Open a path and look at every image once, on the first process for all.
+    def open(
+        cls,
+        path: str,
+        config: DataConfig,
+        parallel: Parallel | None = None,
+        known: Path | None = None,
+    ) -> ImageData:
+        """Open a path and look at every image once, on the first process for all; ``known`` is a
+        file that keeps what was found.
 
         Raises what :func:`.images.open_images` and :func:`.images.survey` raise.
         """
@@ -62,6 +70,7 @@ class ImageData:
                 largest=config.largest,
                 on_error=config.on_error,
                 workers=config.workers,
+                known=known,
             )
         return cls(images, config, parallel.first(found))
 

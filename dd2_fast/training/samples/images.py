@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import os
 import struct
 import tempfile
@@ -18,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...checkpoints.arrays import ArchivedArray
+from ...checkpoints.files import write_atomic
 
 _PIECE = 1 << 20
 _IDX_MAGIC = {1: 0x801, 3: 0x803, 4: 0x804}  # of uint8 with so many axes
@@ -53,6 +56,9 @@ class Images(Protocol):
 
     def read(self, index: int) -> Any:
         """The image of a number: uint8 ``[H, W]`` or ``[H, W, c]``, or a Pillow image."""
+
+    def files_used(self) -> Sequence[Path]:
+        """The files that the images are in."""
 
     def check(self, index: int, smallest: int, largest: int) -> Problem | None:
         """What is wrong with the image of a number, None where it is as it should be.
@@ -122,6 +128,9 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def files_used(self) -> Sequence[Path]:
+        return self.files
+
     def read(self, index: int) -> Any:
         from PIL import Image
 
@@ -190,6 +199,9 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def files_used(self) -> Sequence[Path]:
+        return [part.path for part in self.parts]
 
     def read(self, index: int) -> np.ndarray:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -364,7 +376,13 @@ class _Checks(Dataset):
 
 
 def survey(
-    images: Images, *, smallest: int, largest: int, on_error: str, workers: int = 0
+    images: Images,
+    *,
+    smallest: int,
+    largest: int,
+    on_error: str,
+    workers: int = 0,
+    known: Path | None = None,
 ) -> Survey:
     """Decode every image once and say which are to be used.
 
@@ -372,25 +390,24 @@ def survey(
         smallest: pixels of the shorter side. largest: pixels of an image.
         on_error: ``"skip"`` leaves out what is not as it should be, ``"refuse"`` raises.
         workers: processes that decode.
+        known: a file that keeps what was found, for the next time with the same files.
 
     Raises:
         ValueError: of ``"refuse"``, all problems in one message; nothing is left; a class without
             images.
     """
-    loader = DataLoader(
-        _Checks(images, smallest, largest),
-        batch_size=_SURVEY_BATCH,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # not the global one
-    )
-    found: list[Problem | None] = [problem for batch in loader for problem in batch]
-    problems = [problem for problem in found if problem is not None]
-    kept = np.array([i for i, problem in enumerate(found) if problem is None], dtype=np.int64)
-    result = Survey(kept, problems)
-    if problems and on_error == "refuse":
+    key = _fingerprint(images, smallest, largest)
+    found = _recall(known, key)
+    if found is None:
+        found = _look(images, smallest, largest, workers)
+        if known is not None:
+            rows = [[i, p.name, p.kind, p.reason] for i, p in found.items()]
+            write_atomic(known, json.dumps({"key": key, "left_out": rows}).encode())
+    kept = np.array([i for i in range(len(images)) if i not in found], dtype=np.int64)
+    result = Survey(kept, list(found.values()))
+    if found and on_error == "refuse":
         raise ValueError(
-            f"data: expected images as they should be, got {len(problems)} of {len(images)} that "
+            f"data: expected images as they should be, got {len(found)} of {len(images)} that "
             f"are not (data.on_error=skip leaves them out): "
             f"{result.summary()}".replace("\n", " | ")
         )
@@ -401,3 +418,36 @@ def survey(
         names = ", ".join(images.classes[i] for i in sorted(missing))
         raise ValueError(f"data: expected an image of every class, got none of {names}")
     return result
+
+
+def _look(images: Images, smallest: int, largest: int, workers: int) -> dict[int, Problem]:
+    """The problems of images, by their numbers."""
+    loader = DataLoader(
+        _Checks(images, smallest, largest),
+        batch_size=_SURVEY_BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # not the global one
+    )
+    found = (problem for batch in loader for problem in batch)
+    return {i: problem for i, problem in enumerate(found) if problem is not None}
+
+
+def _fingerprint(images: Images, smallest: int, largest: int) -> str:
+    """A digest of the names, sizes and times of the files, and of what is asked of them."""
+    digest = hashlib.sha256(f"{smallest} {largest} {len(images)}".encode())
+    for path in images.files_used():
+        told = path.stat()
+        digest.update(f"\n{path} {told.st_size} {told.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _recall(known: Path | None, key: str) -> dict[int, Problem] | None:
+    """What a file says of the same images; None where it says nothing, or of others."""
+    try:
+        kept = json.loads(known.read_bytes()) if known is not None else {}
+        if kept["key"] == key:
+            return {int(i): Problem(*map(str, rest)) for i, *rest in kept["left_out"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return None
