@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..reading import read_json
-from .io import load_model
+from .files import check_writable, write_atomic
+from .io import load_model, read_header, save
 from .registry import kind_of
 
 PARTS = ("tokenizer", "teacher", "generator", "stage1", "classifier")
 SETTINGS = "run.json"
+STORED = "stored"  # in the settings: the dtype of parts that are to be float32
 _KINDS = {  # the ends of their names
     "tokenizer": ("_tokenizer",),
     "teacher": ("_teacher",),
@@ -53,10 +58,32 @@ def load_bundle(folder: str | Path) -> Bundle:
         )
     settings = _settings(folder)
     parts = {name: _load_part(folder, name) for name in PARTS}
+    if STORED in settings:  # smaller than they were trained, to be computed with in float32
+        for part in parts.values():
+            part.float()
     bundle = Bundle(**parts, settings=settings)
+    bundle.teacher.tokenizer = bundle.tokenizer
     bundle.generator.tokenizer = bundle.tokenizer
     bundle.generator.teacher = bundle.teacher
     return bundle
+
+
+def shrink_bundle(folder: str | Path, out: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a bundle's parts into a new folder in a smaller ``dtype``; what loads them computes in
+    float32 as before, with weights rounded once.
+
+    Raises:
+        As :func:`load_bundle`; OSError where ``out`` cannot be written.
+    """
+    folder, out = Path(folder), Path(out)
+    bundle = load_bundle(folder)
+    check_writable(out)
+    for name in PARTS:
+        header = read_header(folder / f"{name}.safetensors")
+        save(out / f"{name}.safetensors", getattr(bundle, name).to(dtype), header["metadata"])
+    settings = {**bundle.settings, STORED: str(dtype).removeprefix("torch.")}
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    write_atomic(out / SETTINGS, text.encode())
 
 
 def load_generator(folder: Path) -> Any:

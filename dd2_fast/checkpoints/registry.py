@@ -18,6 +18,7 @@ KINDS = {
         for kind, model in family.kinds.items()
     },
     "digits_classifier": "dd2_fast.metrics.classifier:DigitsClassifier",
+    "image_classifier": "dd2_fast.metrics.image_classifier:ImageClassifier",
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..reading import read_text
 from ..training.settings import configure, parse_config
 from .settings import SEEDS, add_config_option, apply_settings, field_types, integer
-from .table import quality_table
+from .table import evaluation_table, quality_table
 
 _RECIPES = {
     "digits": ("DigitsConfig", "the handwritten digits of scikit-learn, end to end"),
@@ -27,6 +27,9 @@ _RECIPES = {
 }
 _CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"
 _SOURCES = ("teacher", "tokenizer", "data")
+# Stages of the recipe for images that are asked for by their name.
+_STAGES = {name: ("images_var", name) for name in ("tokenizer", "teacher")}
+_CONFIGURED = {"distil": "DistilConfig", "images": "ImagesConfig"}
 _CLOSE = 1e-4
 _MOST_THREADS = 1 << 12
 
@@ -44,14 +47,19 @@ def add_parser(commands: Any) -> None:
         help="distil a teacher into a one-step generator",
         description="Run a recipe and write its networks as safetensors with every setting as "
         "JSON. Running an interrupted command again resumes it; torchrun shares it out.",
-        epilog=f"{recipes}; configurations of the recipe for a loaded teacher: "
+        epilog=f"{recipes}; tokenizer and teacher: the first stages of images_var; "
+        "configurations, of a loaded teacher or of images (images_var, fashion): "
         f"{', '.join(config_names())}, or a .toml file of your own",
     )
     parser.add_argument("recipe", help="a recipe, a configuration or a .toml file")
     parser.add_argument("--teacher", help="checkpoint of the teacher")
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
     add_config_option(parser)
-    parser.add_argument("--data", help="samples of dd2-fast make-data (default: drawn when needed)")
+    parser.add_argument(
+        "--data",
+        help="images: a folder with one subfolder a class, an .npz (images, labels) or IDX files; "
+        "for a loaded teacher: samples of dd2-fast make-data (default: drawn when needed)",
+    )
     parser.add_argument(
         "--from",
         dest="start",
@@ -121,14 +129,21 @@ def run(arguments: argparse.Namespace) -> int:
     report = json.loads((written / "run.json").read_text(encoding="utf-8"))
     if "teacher" in report["metrics"]:
         print(quality_table(report["metrics"]))
+    if "evaluation" in report:
+        print(evaluation_table(report["evaluation"]))
     print(f"wrote {written}")
     return 0
 
 
 def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
     """The recipe's module and its configuration with everything the command line changes."""
-    name = arguments.recipe
-    recipe = "distil" if name not in _RECIPES else name
+    name, last = arguments.recipe, ""
+    if name in _STAGES:
+        name, last = _STAGES[name]
+    table = {} if name in _RECIPES else _read_toml(name)
+    recipe = name if name in _RECIPES else table.pop("recipe", "distil")
+    if recipe not in (*_CONFIGURED, *_RECIPES):
+        raise ValueError(f"{name}: expected a recipe of {', '.join(_CONFIGURED)}, got {recipe!r}")
     module = importlib.import_module(f"dd2_fast.training.recipes.{recipe}")
     given = {key: getattr(arguments, key) for key in _SOURCES if getattr(arguments, key)}
     if arguments.config:
@@ -141,14 +156,17 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
             raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
         config = getattr(module, _RECIPES[name][0])()
     else:
-        table = _read_toml(name)
         try:
-            config = configure(module.DistilConfig(), table)
+            config = configure(getattr(module, _CONFIGURED[recipe])(), table)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
         config = configure(config, {"source": given})
         if arguments.start:
+            if recipe != "distil":
+                raise ValueError(f"--from: expected a loaded teacher's configuration, got {name}")
             config = configure(config, {"start": arguments.start})
+        if last:
+            config = configure(config, {"last": last})
     config = apply_settings(config, arguments.set)
     if arguments.seed is not None:
         config = dataclasses.replace(config, seed=arguments.seed)
@@ -163,7 +181,7 @@ def _read_toml(name: str) -> dict[str, Any]:
         import tomli as tomllib
     path = _CONFIGS / f"{name}.toml" if name in config_names() else Path(name)
     if path.suffix != ".toml":
-        known = ", ".join((*_RECIPES, *config_names()))
+        known = ", ".join((*_RECIPES, *_STAGES, *config_names()))
         raise ValueError(f"recipe: expected one of {known} or a .toml file, got {name!r}")
     text = read_text(path, "a configuration")
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .classifier import DigitsClassifier, train_classifier
 from .fidelity import fid
 from .frechet import frechet_distance, frechet_distance_per_class
+from .image_classifier import ImageClassifier
+from .image_report import evaluate_images
 from .inception_score import inception_score
 from .likelihood import negative_log_likelihood
 from .path_length import perceptual_path_length
@@ -14,7 +16,9 @@ from .total_variation import total_variation
 
 __all__ = [
     "DigitsClassifier",
+    "ImageClassifier",
     "evaluate",
+    "evaluate_images",
     "fid",
     "frechet_distance",
     "frechet_distance_per_class",

@@ -17,7 +17,7 @@ def check_output(output: str) -> None:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return images [B, 3, H, W] in [0, 1] as uint8 [B, H, W, 3] on the CPU.
+    """Return images [B, c, H, W] in [0, 1] as uint8 [B, H, W, c] on the CPU.
 
     They are rounded where they are, so a quarter of the bytes moves.
     """
@@ -25,7 +25,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Any]:
-    """Return uint8 images [B, H, W, 3] as a list of RGB Pillow images."""
+    """Return uint8 images [B, H, W, c] as a list of Pillow images: RGB, or L where c is 1."""
     from PIL import Image
 
-    return [Image.fromarray(array, "RGB") for array in images.numpy()]
+    arrays = images[..., 0] if images.shape[-1] == 1 else images
+    return [Image.fromarray(array) for array in arrays.numpy()]

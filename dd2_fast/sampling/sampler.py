@@ -195,7 +195,8 @@ class Sampler(nn.Module):
             seed: of the whole job, a signed integer of 64 bits.
             start_index: image index of the first label; the others follow on. With it, or with
                 `indices` (one int64 index a label), parts of a job are drawn anywhere.
-            output: "pt" float32 [B, 3, H, W] in [0, 1]; "np" uint8 [B, H, W, 3]; "pil" a list;
+            output: "pt" float32 [B, c, H, W] in [0, 1], c 3, or 1 of a grey tokenizer; "np" uint8
+                [B, H, W, c]; "pil" a list;
                 "latent" the generator's embeddings [B, n, C]; "tokens" int64 codes [B, n].
             progress: show a bar.
 
@@ -275,7 +276,7 @@ class Sampler(nn.Module):
     def _batch(
         self, labels: Rows, indices: Tensor, seed: int, output: str, faults: Faults
     ) -> Tensor:
-        """Return images (uint8 [B, H, W, 3] for "np" and "pil"), embeddings or tokens."""
+        """Return images (uint8 [B, H, W, c] for "np" and "pil"), embeddings or tokens."""
         codebook = self.tokenizer.codebook
         draw, decode = self._networks()
         with annotate("dd2_fast.generate"):

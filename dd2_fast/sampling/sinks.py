@@ -52,7 +52,7 @@ class Sink(Protocol):
         """Whether these images are all there, undamaged."""
 
     def write(self, indices: range, labels: Sequence[int], images: np.ndarray) -> None:
-        """Store images uint8 [B, H, W, 3]; each file appears whole or not at all."""
+        """Store images uint8 [B, H, W, c]; each file appears whole or not at all."""
 
     def finish(self, labels: Sequence[int]) -> None:
         """Make the result of the parts, and remove what is not to stay.
@@ -242,13 +242,15 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 def png(image: np.ndarray, name: str) -> bytes:
-    """The PNG file of an image uint8 [H, W, 3], with its name as a text inside."""
+    """The PNG file of an image uint8 [H, W, 3], or of a grey one [H, W, 1], with its name as a text
+    inside."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     data, about = io.BytesIO(), PngInfo()
     about.add_text(_NAME, name)
-    Image.fromarray(image).save(data, "PNG", pnginfo=about)
+    grey = image.shape[-1] == 1
+    Image.fromarray(image[..., 0] if grey else image).save(data, "PNG", pnginfo=about)
     return data.getvalue()
 
 

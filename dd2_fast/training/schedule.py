@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -17,6 +19,14 @@ def ramp(
     if step <= start:
         return 1.0
     return 1.0 - (1.0 - floor) * (step - start) / max(steps - start, 1.0)
+
+
+def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.02) -> float:
+    """A factor: linear warm-up, then half a cosine from 1 down to ``floor`` at the last step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup - 1, 1)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

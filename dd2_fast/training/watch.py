@@ -196,12 +196,14 @@ def read_log(path: Path) -> list[Line]:
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images ``[B, 3, H, W]`` in [0, 1] row by row as one uint8 ``[H', W', 3]``, white between."""
-    if columns < 1 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+    """Images ``[B, c, H, W]`` in [0, 1], c 3 or 1, row by row as one uint8 ``[H', W', 3]``, white
+    between."""
+    if columns < 1 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(
-            f"images: expected shape ['B', 3, 'H', 'W'] in at least 1 column, "
+            f"images: expected shape ['B', 3 or 1, 'H', 'W'] in at least 1 column, "
             f"got {list(images.shape)} in {columns}"
         )
+    images = images.expand(-1, 3, -1, -1)
     count, _, height, width = images.shape
     rows, columns = -(-count // columns), min(columns, count)
     pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -45,6 +45,7 @@ RELEASED = {
             multipliers=[1, 1, 2, 2, 4],
             blocks=2,
             phis=4,
+            image_channels=3,
         ),
     ),
 }

@@ -64,6 +64,7 @@ def test_names_kinds_and_formats_are_those_of_files() -> None:
         "dd2_generator",
         "dd2_guidance",
         "digits_classifier",
+        "image_classifier",
     }
     assert {one.kind for one in FORMATS} == {k for k in KINDS if "var" in k or "llamagen" in k}
     assert list(RANDOM) == ["random-causal", "random-var", "random-llamagen"]

@@ -313,7 +313,10 @@ def test_bad_sources(tmp_path: Path, capsys) -> None:
         (["var_d16"], "source.teacher: expected a checkpoint"),
         (["var_d17"], "recipe: expected one of digits, toy,"),
         (["digits", "--teacher", "x"], "--teacher: the recipe digits makes its own"),
-        (["tiny_var", "--check-parity", "0"], "steps: expected at least 1, got 0"),
+        (
+            ["tiny_var", "--check-parity", "0"],
+            "argument --check-parity: expected an integer in 1..",
+        ),
         (["toy", "--check-parity", "1"], "--check-parity: expected a configuration"),
         (["tiny_var", "--backend", "magic"], "backend: expected one of"),
     ):

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from ..kernels import attention, upsample_conv
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -21,10 +21,10 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 class Residual(nn.Module):
     """``skip(h) + Conv(SiLU(GN(Conv(SiLU(GN(h))))))``; a 1x1 skip where the channels change."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, outputs)
-        self.norm2, self.conv2 = _norm(outputs), _conv(outputs, outputs)
+        self.norm1, self.conv1 = _norm(inputs, groups), _conv(inputs, outputs)
+        self.norm2, self.conv2 = _norm(outputs, groups), _conv(outputs, outputs)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
@@ -37,9 +37,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """``h + proj(softmax(q k / sqrt(C)) v)`` over all pixels, one head."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
@@ -50,11 +50,11 @@ class Attention(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = Residual(channels, channels)
-        self.attn_1 = Attention(channels)
-        self.block_2 = Residual(channels, channels)
+        self.block_1 = Residual(channels, channels, groups)
+        self.attn_1 = Attention(channels, groups)
+        self.block_2 = Residual(channels, channels, groups)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h)))
@@ -79,13 +79,22 @@ class _Level(nn.Module):
     """Residual blocks at one resolution, each with attention at the lowest, then a resampling."""
 
     def __init__(
-        self, inputs: int, outputs: int, blocks: int, *, attention: bool, resample: str | None
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        *,
+        groups: int,
+        attention: bool,
+        resample: str | None,
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            Residual(outputs if i else inputs, outputs) for i in range(blocks)
+            Residual(outputs if i else inputs, outputs, groups) for i in range(blocks)
         )
-        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if attention else 0))
+        self.attn = nn.ModuleList(
+            Attention(outputs, groups) for _ in range(blocks if attention else 0)
+        )
         if resample is not None:
             self.add_module(resample, _Resample(outputs, doubles=resample == "upsample"))
         self._resample = resample
@@ -98,27 +107,38 @@ class _Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images ``[B, 3, H, W]`` in [-1, 1] to ``[B, C, h, w]``, each level but the last halving."""
+    """Images ``[B, c, H, W]`` in [-1, 1] to ``[B, C, h, w]``, each level but the last halving.
+
+    ``image_channels`` is c, ``groups`` those of every GroupNorm.
+    """
 
     def __init__(
-        self, channels: int, multipliers: Sequence[int], blocks: int, dimension: int
+        self,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        dimension: int,
+        *,
+        image_channels: int = 3,
+        groups: int = 32,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in multipliers]
         last = len(widths) - 1
-        self.conv_in = _conv(3, channels)
+        self.conv_in = _conv(image_channels, channels)
         self.down = nn.ModuleList(
             _Level(
                 widths[i - 1] if i else channels,
                 width,
                 blocks,
+                groups=groups,
                 attention=i == last,
                 resample=None if i == last else "downsample",
             )
             for i, width in enumerate(widths)
         )
-        self.mid = _Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.mid = _Middle(widths[-1], groups)
+        self.norm_out = _norm(widths[-1], groups)
         self.conv_out = _conv(widths[-1], dimension)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,29 +149,37 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features ``[B, C, h, w]`` to images ``[B, 3, H, W]``, about [-1, 1]; one more block per level
+    """Features ``[B, C, h, w]`` to images ``[B, c, H, W]``, about [-1, 1]; one more block per level
     than the encoder. The levels are numbered from the image, so they run from the last."""
 
     def __init__(
-        self, channels: int, multipliers: Sequence[int], blocks: int, dimension: int
+        self,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        dimension: int,
+        *,
+        image_channels: int = 3,
+        groups: int = 32,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in multipliers]
         last = len(widths) - 1
         self.conv_in = _conv(dimension, widths[-1])
-        self.mid = _Middle(widths[-1])
+        self.mid = _Middle(widths[-1], groups)
         self.up = nn.ModuleList(
             _Level(
                 widths[min(i + 1, last)],
                 width,
                 blocks + 1,
+                groups=groups,
                 attention=i == last,
                 resample="upsample" if i else None,
             )
             for i, width in enumerate(widths)
         )
-        self.norm_out = _norm(widths[0])
-        self.conv_out = _conv(widths[0], 3)
+        self.norm_out = _norm(widths[0], groups)
+        self.conv_out = _conv(widths[0], image_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         h = self.mid(self.conv_in(features))

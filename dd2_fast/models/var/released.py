@@ -97,6 +97,7 @@ def _configure_tokenizer(
         "multipliers": [width // channels for width in widths],
         "blocks": count(tensors, "encoder.down.0.block"),
         "phis": count(tensors, "quantize.quant_resi.qresi_ls"),
+        "image_channels": shape_of(tensors, "encoder.conv_in.weight", 4)[1],
     }
 
 

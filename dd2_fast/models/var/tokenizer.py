@@ -21,14 +21,15 @@ PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 class VARTokenizer(nn.Module):
     """The multi-scale VQ autoencoder that VAR's teachers and students share.
 
-    Tokens and embeddings run scale by scale, row by row. Images are ``[B, 3, H, W]`` in [0, 1]
-    with ``H = W`` = the last scale's side times ``2^(levels - 1)``.
+    Tokens and embeddings run scale by scale, row by row. Images are ``[B, c, H, W]`` in [0, 1]
+    with ``H = W`` = the last scale's side times ``2^(levels - 1)``; c is 3, or 1 for grey ones.
 
     Args:
         patch_nums: sides of the scales, 1 first. vocabulary: V. dimension: C.
-        channels: of the convolutions at full resolution, a multiple of 32.
+        channels: of the convolutions at full resolution, a multiple of ``groups``.
         multipliers: of ``channels``, one a resolution. blocks: residual blocks a resolution.
-        phis: convolutions that the scales share.
+        phis: convolutions that the scales share. image_channels: c, 3 or 1.
+        groups: of every GroupNorm; the released tokenizer has 32.
 
     Source: Tian et al., Visual autoregressive modeling (arXiv 2404.02905), Alg. 1 and 2.
     """
@@ -43,11 +44,17 @@ class VARTokenizer(nn.Module):
         multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         blocks: int = 2,
         phis: int = 4,
+        image_channels: int = 3,
+        groups: int = 32,
     ) -> None:
         super().__init__()
         self.scales = Scales.of(patch_nums)
-        if channels % 32:
-            raise ValueError(f"channels: expected a multiple of 32 (groups), got {channels}")
+        if image_channels not in (1, 3):
+            raise ValueError(f"image_channels: expected 1 or 3, got {image_channels}")
+        if groups < 1:
+            raise ValueError(f"groups: expected at least 1, got {groups}")
+        if channels % groups:
+            raise ValueError(f"channels: expected a multiple of {groups} (groups), got {channels}")
         self.config: dict[str, Any] = dict(
             patch_nums=list(patch_nums),
             vocabulary=vocabulary,
@@ -56,12 +63,16 @@ class VARTokenizer(nn.Module):
             multipliers=list(multipliers),
             blocks=blocks,
             phis=phis,
+            image_channels=image_channels,
+            groups=groups,
         )
+        self.image_channels = image_channels
         self.patch_nums = self.scales.sides
         self.grid, self.num_tokens = self.scales.grid, self.scales.num_tokens
         self.image_size = self.grid * 2 ** (len(multipliers) - 1)
-        self.encoder = Encoder(channels, multipliers, blocks, dimension)
-        self.decoder = Decoder(channels, multipliers, blocks, dimension)
+        codec: dict[str, Any] = dict(image_channels=image_channels, groups=groups)
+        self.encoder = Encoder(channels, multipliers, blocks, dimension, **codec)
+        self.decoder = Decoder(channels, multipliers, blocks, dimension, **codec)
         self.quantize = MultiScaleQuantizer(
             self.scales, vocabulary=vocabulary, dimension=dimension, phis=phis
         )
@@ -85,13 +96,17 @@ class VARTokenizer(nn.Module):
 
     @constant
     def encode(self, images: Tensor) -> Tensor:
-        """Tokens ``[B, n]`` (int64) of images ``[B, 3, H, W]`` in [0, 1].
+        """Tokens ``[B, n]`` (int64) of images ``[B, c, H, W]`` in [0, 1].
 
         An image with a NaN or infinity gets -1.
         """
+        return self.quantize.encode(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What is quantised, ``[B, C, g, g]``, of images ``[B, c, H, W]`` in [0, 1]."""
         self._check_images(images)
         images = 2 * images.to(self.codebook.dtype) - 1
-        return self.quantize.encode(self.quant_conv(self.encoder(images)))
+        return self.quant_conv(self.encoder(images))
 
     @constant
     def embed(self, tokens: Tensor) -> Tensor:
@@ -112,7 +127,7 @@ class VARTokenizer(nn.Module):
 
     @own_precision
     def decode(self, embeddings: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``; NaN
+        """Images ``[B, c, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``; NaN
         where the decoder's output is not finite."""
         f_hat = convolution_layout(self.f_hat(embeddings).to(self.codebook.dtype))
         return unit_range(self.decoder(self.post_quant_conv(f_hat)))
@@ -124,11 +139,12 @@ class VARTokenizer(nn.Module):
         )
 
     def _check_images(self, images: Tensor) -> None:
-        size = self.image_size
+        size, channels = self.image_size, self.image_channels
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images: expected a float torch.Tensor, got {got}")
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+        if images.ndim != 4 or tuple(images.shape[1:]) != (channels, size, size):
             raise ValueError(
-                f"images: expected shape ['B', 3, {size}, {size}], got {list(images.shape)}"
+                f"images: expected shape ['B', {channels}, {size}, {size}], "
+                f"got {list(images.shape)}"
             )

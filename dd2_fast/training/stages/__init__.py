@@ -4,6 +4,9 @@ from .adaptation import AdaptationStage
 from .csd import CsdStage
 from .gts import GroundTruthScoreStage
 from .guidance import GuidanceStage
+from .image_classifier import ImageClassifierStage
+from .image_teacher import ImageTeacherStage
+from .image_tokenizer import ImageTokenizerStage
 from .pairs import PairsStage
 from .regression import RegressionStage
 from .teacher import TeacherStage
@@ -14,6 +17,9 @@ __all__ = [
     "CsdStage",
     "GroundTruthScoreStage",
     "GuidanceStage",
+    "ImageClassifierStage",
+    "ImageTeacherStage",
+    "ImageTokenizerStage",
     "PairsStage",
     "RegressionStage",
     "TeacherStage",

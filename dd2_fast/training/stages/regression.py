@@ -33,8 +33,9 @@ class RegressionStage(Stage):
         parallel: Parallel | None = None,
         ema: DD2Generator | None = None,
         ema_decay: float = 0.9999,
+        name: str = "regression",
     ) -> None:
-        super().__init__("regression", config.steps, prepare, config.batch)
+        super().__init__(name, config.steps, prepare, config.batch)
         self.pool, self.config, self.codebook = pool, config, score.teacher.codebook
         self.generator, self.ema, self.ema_decay = generator, ema, ema_decay
         self.trained = {"generator": Trained(generator, parallel or Parallel(), config.betas)}

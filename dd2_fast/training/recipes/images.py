@@ -1,0 +1,487 @@
+"""From a user's images to a one-step generator: tokenizer, teacher, stage 1, stage 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...checkpoints import save
+from ...checkpoints.files import check_writable
+from ...checkpoints.loader import tokenizer_of
+from ...checkpoints.locks import locked
+from ...losses import TeacherScore
+from ...metrics.image_classifier import ImageClassifier
+from ...models import DD2Generator, DD2Guidance, VARTeacher, VARTokenizer
+from ...models.dd2 import DD2Network
+from ...models.family import as_module
+from ...processes import process_group
+from ..config import (
+    Checked,
+    Count,
+    CsdConfig,
+    ExecutionConfig,
+    NetworkConfig,
+    RegressionConfig,
+    ScoreConfig,
+    Stage1Config,
+    one_of,
+)
+from ..image_config import (
+    DataConfig,
+    EvaluationConfig,
+    ImageClassifierConfig,
+    ImageTeacherConfig,
+    ImageTokenizerConfig,
+)
+from ..loop import Stage
+from ..parallel import Parallel
+from ..samples.draws import LivePairs, LiveSamples
+from ..samples.image_batches import ImageData
+from ..settings import parse_config
+from ..stages import (
+    GroundTruthScoreStage,
+    ImageClassifierStage,
+    ImageTeacherStage,
+    ImageTokenizerStage,
+    RegressionStage,
+)
+from .distil import choose_device
+from .image_evaluation import evaluate_run
+from .keeping import write_network
+from .running import Made, carry_out
+from .stage2 import copy_weights, distillation_stages
+from .teachers import load_teacher
+from .watching import WatchConfig
+
+SURVEY = "survey.json"
+LAST = ("tokenizer", "teacher", "generator")
+PARTS = ("tokenizer", "classifier", "teacher", "guidance", "stage1", "generator", "dd1")
+_MODULES = {  # what is written, by the name of the last stage
+    "tokenizer": PARTS[:2],
+    "teacher": PARTS[:3],
+    "generator": PARTS,
+}
+
+
+@dataclass(frozen=True)
+class ImageSourceConfig:
+    """The images, and what need not be trained.
+
+    Args:
+        data: see :func:`..samples.images.open_images`.
+        tokenizer: a VAR tokenizer's file: it is frozen, and no other is trained.
+        teacher: a VAR teacher's file, which is fine-tuned. config: what the file does not tell.
+    """
+
+    data: str = ""
+    teacher: str = ""
+    tokenizer: str = ""
+    config: str = ""
+
+
+@dataclass(frozen=True)
+class ImagesConfig(Checked):
+    """Every setting of the recipe.
+
+    Args:
+        last: the stage to stop after, ``"tokenizer"``, ``"teacher"`` or ``"generator"``.
+        device: ``"auto"`` is CUDA where there is one.
+        samples: the distribution that stage 1 is trained on. score: the one that is distilled.
+        regression: DD1's of the generator, before stage 2. dd1: of a network of its own, the
+            baseline, from stage 1 on. ode_steps: of the pairs that they are trained on.
+    """
+
+    last: str = "generator"
+    seed: Count = 0
+    device: str = "auto"
+    source: ImageSourceConfig = field(default_factory=ImageSourceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    classifier: ImageClassifierConfig = field(default_factory=ImageClassifierConfig)
+    teacher: ImageTeacherConfig = field(default_factory=ImageTeacherConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    samples: ScoreConfig = field(default_factory=ScoreConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    regression: RegressionConfig = RegressionConfig(steps=0)
+    dd1: RegressionConfig = RegressionConfig(steps=0)
+    distill: CsdConfig = field(default_factory=CsdConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    ode_steps: int = 20
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("last", self.last, LAST)
+        if not self.teacher.steps and not self.source.teacher and self.last != "tokenizer":
+            raise ValueError("teacher.steps: expected at least 1 without source.teacher, got 0")
+
+
+def run(
+    config: ImagesConfig,
+    out: Path,
+    *,
+    progress: bool = True,
+    features: Any = None,
+    discriminator: nn.Module | None = None,
+) -> Path:
+    """Train on the images that ``config.source.data`` names, into ``out``: a file a network,
+    ``run.json`` with the evaluation, and a picture of each way to make images.
+
+    Under torchrun every process calls this. An interrupted run continues when it is called again.
+
+    Args:
+        features, discriminator: of the tokenizer's stage, for its perceptual and adversarial terms:
+            a frozen extractor, images to a tensor or several, and a network from images to logits.
+
+    Raises:
+        ValueError: settings that do not fit the interrupted run's, each other or the images.
+        FileNotFoundError: no images. FileExistsError: ``out`` holds a finished run and
+            ``config.overwrite`` is False. OSError: a file cannot be read or written, or another run
+            has the folder. FloatingPointError: a loss is not finite.
+    """
+    out = Path(out)
+    if not config.source.data:
+        raise ValueError(
+            "source.data: expected a folder of images, an .npz or IDX files, got nothing; give "
+            "--data"
+        )
+    check_writable(out)
+    with process_group(None) as (_, own_device), locked(out):
+        device = own_device or choose_device(config.device)
+        _run(config, out, device, progress, features, discriminator)
+    return out
+
+
+def _run(
+    config: ImagesConfig,
+    out: Path,
+    device: torch.device,
+    progress: bool,
+    features: Any,
+    discriminator: nn.Module | None,
+) -> None:
+    parallel = Parallel(config.execution, device)
+
+    def make() -> Made:
+        data = ImageData.open(config.source.data, config.data, parallel, out / SURVEY)
+        if data.problems and parallel.rank == 0:
+            print(f"data: {len(data.problems)} images left out", *_lines(data), sep="\n")
+        networks = Networks(config, data.num_classes, parallel)
+        networks.discriminator = None if discriminator is None else discriminator.to(device)
+
+        def stages(done: Collection[str]) -> list[Stage]:
+            return build_stages(config, networks, data, parallel, done, features)
+
+        return Made(
+            networks.modules(),
+            stages,
+            functools.partial(_write, out, config, networks, data, progress),
+            networks.ema if config.last == "generator" else None,
+            networks.tokenizer,
+        )
+
+    carry_out(
+        "images",
+        config,
+        out,
+        make,
+        parts=PARTS,
+        inputs=[config.source.teacher, config.source.tokenizer],
+        parallel=parallel,
+        progress=progress,
+        keep=config.execution.keep_state,
+        last_steps=last_steps(config),
+    )
+
+
+def last_steps(config: ImagesConfig) -> str:
+    """The setting that says how many steps the last stage takes."""
+    if config.last == "tokenizer":
+        return "classifier.steps" if config.classifier.steps else "tokenizer.steps"
+    if config.last == "teacher":
+        return "teacher.steps"
+    return "distill.aligned_steps" if config.distill.align_steps else "distill.steps"
+
+
+def _lines(data: ImageData) -> list[str]:
+    from ..samples.images import Survey
+
+    return Survey(data.train, data.problems).summary().splitlines()
+
+
+class Networks:
+    """The models of a run on its device, new ones by the seed.
+
+    ``teacher`` has ``tokenizer`` attached; ``average`` is the teacher's running average, ``ema``
+    the generator's; ``stage1`` the generator as stage 1 leaves it.
+    """
+
+    ema: Any = None
+    discriminator: nn.Module | None = None
+
+    def __init__(self, config: ImagesConfig, num_classes: int, parallel: Parallel) -> None:
+        self.parallel, self.config, device = parallel, config, parallel.device
+        self.trains_tokenizer = not (config.source.tokenizer or config.source.teacher)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            loaded = self._load()
+            self.tokenizer = self._tokenizer(loaded)
+            classifier = config.classifier
+            self.classifier = ImageClassifier(
+                image_size=config.data.size,
+                in_channels=config.data.channels,
+                num_classes=num_classes,
+                width=classifier.width,
+                feature_dim=classifier.features,
+            )
+            if config.last != "tokenizer":
+                self.teacher = self._teacher(loaded, num_classes)
+                self.average = VARTeacher(**self.teacher.config)
+            if config.last == "generator":
+                self._one_step()
+        for network in self.modules().values():
+            network.to(device)
+        if config.last == "generator":
+            for network in self.modules().values():
+                if isinstance(network, DD2Network):
+                    network.teacher = self.teacher
+                    parallel.prepare(network)
+
+    def modules(self) -> dict[str, Any]:
+        """What a saved state holds."""
+        names = ["tokenizer", "classifier"]
+        if self.config.last != "tokenizer":
+            names += ["teacher", "average"]
+        if self.config.last == "generator":
+            names += ["guidance", "generator", "ema", "stage1"]
+            names += ["dd1", "dd1_ema"] if self.config.dd1.steps else []
+        if self.discriminator is not None:
+            names.append("discriminator")
+        return {name: getattr(self, name) for name in names}
+
+    def start_stage1(self) -> None:
+        """The guidance network's backbone is the teacher's."""
+        own = self.guidance.backbone.state_dict()
+        state = {k: v for k, v in self.teacher.state_dict().items() if k in own}
+        self.parallel.load_model(as_module(self.guidance.backbone), state)
+
+    def start_generator(self) -> None:
+        """The generator and its average start from stage 1's network."""
+        copy_weights(self.guidance, self.generator, self.ema, self.stage1)
+
+    def start_dd1(self) -> None:
+        """The baseline starts from stage 1's network too."""
+        copy_weights(self.guidance, self.dd1, self.dd1_ema)
+
+    def _load(self) -> VARTeacher | None:
+        """The teacher to be fine-tuned, where there is one."""
+        source = self.config.source
+        if not source.teacher or self.config.last == "tokenizer":
+            return None
+        settings = parse_config(shlex.split(source.config), "source.config")
+        teacher = load_teacher(source.teacher, source.tokenizer, self.config.seed, settings)
+        if not isinstance(teacher, VARTeacher):
+            raise ValueError(
+                f"source.teacher: expected a VAR teacher, got a {type(teacher).__name__} in "
+                f"{source.teacher}"
+            )
+        return teacher
+
+    def _tokenizer(self, loaded: VARTeacher | None) -> VARTokenizer:
+        config, data = self.config.tokenizer, self.config.data
+        tokenizer: VARTokenizer
+        if loaded is not None:
+            tokenizer = loaded.attached()
+        elif self.config.source.tokenizer:
+            found = tokenizer_of(self.config.source.tokenizer)
+            if not isinstance(found, VARTokenizer):
+                raise ValueError(f"source.tokenizer: expected VAR's, got a {type(found).__name__}")
+            tokenizer = found
+        else:
+            tokenizer = VARTokenizer(
+                patch_nums=config.patch_nums,
+                vocabulary=config.vocabulary,
+                dimension=config.dimension,
+                channels=config.channels,
+                multipliers=config.multipliers,
+                blocks=config.blocks,
+                phis=config.phis,
+                image_channels=data.channels,
+                groups=config.groups,
+            )
+        for name, wanted, given in (
+            ("size", tokenizer.image_size, data.size),
+            ("channels", tokenizer.image_channels, data.channels),
+        ):
+            if wanted != given:
+                raise ValueError(
+                    f"data.{name}: expected the tokenizer's {wanted} (the last of "
+                    f"tokenizer.patch_nums times 2 for every level but one), got {given}"
+                )
+        return tokenizer
+
+    def _teacher(self, loaded: VARTeacher | None, num_classes: int) -> VARTeacher:
+        """A new teacher, or the loaded one with an embedding for each of the images' classes.
+
+        Where it knew other classes, all start as the null class was."""
+        config = self.config.teacher
+        if loaded is None:
+            vocabulary, dimension = self.tokenizer.codebook.shape
+            teacher = VARTeacher(
+                patch_nums=self.tokenizer.patch_nums,
+                vocabulary=vocabulary,
+                dimension=dimension,
+                num_classes=num_classes,
+                width=config.width,
+                layers=config.layers,
+                heads=config.heads,
+                shared_aln=config.shared_aln,
+            )
+        else:
+            teacher = VARTeacher(**{**loaded.config, "num_classes": num_classes})
+            state = dict(loaded.state_dict())
+            if loaded.num_classes != num_classes:
+                null = state["class_emb.weight"][-1:]
+                state["class_emb.weight"] = null.repeat(num_classes + 1, 1)
+            teacher.load_state_dict(state)
+        teacher.tokenizer = self.tokenizer
+        return teacher
+
+    def _one_step(self) -> None:
+        network = dataclasses.asdict(self.config.network)
+        self.guidance = DD2Guidance.from_teacher(self.teacher, **network)
+        self.generator = DD2Generator.from_guidance(self.guidance)
+        self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
+        self.stage1 = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
+        if self.config.dd1.steps:
+            self.dd1 = DD2Generator.from_guidance(self.guidance)
+            self.dd1_ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
+
+
+def build_stages(
+    config: ImagesConfig,
+    networks: Networks,
+    data: ImageData,
+    parallel: Parallel,
+    done: Collection[str] = (),
+    features: Any = None,
+) -> list[Stage]:
+    """The stages in order; each starts from what the ones before left in ``networks``.
+
+    ``done``: those that a resumed run has behind it.
+    """
+    stages: list[Stage] = []
+
+    def batches(number: int, size: int) -> Any:
+        return data.batches(size, config.seed * 4 + number, parallel)
+
+    if networks.trains_tokenizer:
+        stages.append(
+            ImageTokenizerStage(
+                networks.tokenizer,
+                batches(0, config.tokenizer.batch),
+                config.tokenizer,
+                parallel,
+                features=features,
+                discriminator=networks.discriminator,
+            )
+        )
+    if not networks.trains_tokenizer or "tokenizer" in done:
+        networks.tokenizer.requires_grad_(False)
+    if config.classifier.steps:
+        stages.append(
+            ImageClassifierStage(
+                networks.classifier,
+                batches(1, config.classifier.batch),
+                config.classifier,
+                parallel,
+            )
+        )
+    if config.last != "tokenizer" and config.teacher.steps:
+        stages.append(
+            ImageTeacherStage(
+                networks.teacher,
+                networks.average,
+                batches(2, config.teacher.batch),
+                config.teacher,
+                parallel=parallel,
+            )
+        )
+        networks.teacher.requires_grad_("teacher" not in done)
+    if config.last == "generator":
+        stages += _one_step_stages(config, networks, parallel)
+    return stages
+
+
+def _one_step_stages(config: ImagesConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
+    samples = TeacherScore(networks.teacher, **dataclasses.asdict(config.samples))
+    score = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
+    pairs = bool(config.regression.steps or config.distill.auxiliary)
+    pool: Any = LivePairs(score, ode_steps=config.ode_steps) if pairs else LiveSamples(samples)
+    generator, guidance, ema = networks.generator, networks.guidance, networks.ema
+    stages: list[Stage] = [
+        GroundTruthScoreStage(guidance, score, pool, config.stage1, networks.start_stage1, parallel)
+    ]
+    start = networks.start_generator
+    if config.dd1.steps:
+        baseline = RegressionStage(
+            networks.dd1,
+            score,
+            LivePairs(score, ode_steps=config.ode_steps),
+            config.dd1,
+            networks.start_dd1,
+            parallel,
+            networks.dd1_ema,
+            config.distill.ema_decay,
+            "dd1",
+        )
+        stages.append(baseline)
+    if config.regression.steps:
+        stages.append(RegressionStage(generator, score, pool, config.regression, start, parallel))
+    stages += distillation_stages(
+        generator,
+        guidance,
+        ema,
+        score,
+        pool if config.distill.auxiliary else None,
+        config.distill,
+        parallel,
+        None if config.regression.steps else start,
+    )
+    return stages
+
+
+def _write(
+    out: Path, config: ImagesConfig, networks: Networks, data: ImageData, progress: bool
+) -> dict[str, Any]:
+    """Write the networks and judge them; every process must call it."""
+    parallel = networks.parallel
+    metadata = {"recipe": "images", "seed": config.seed}
+    averages = {"generator": "ema", "dd1": "dd1_ema"}
+    for name in _MODULES[config.last]:
+        if name == "dd1" and not config.dd1.steps:
+            continue
+        network: Any = getattr(networks, averages.get(name, name))
+        path = out / f"{name}.safetensors"
+        if name in ("tokenizer", "classifier"):
+            if parallel.rank == 0:
+                save(path, network, metadata)
+        else:
+            write_network(path, network, parallel, metadata)
+    told: dict[str, Any] = {"processes": parallel.count, "metrics": {}, "data": data.report()}
+    if config.evaluation.samples and parallel.rank == 0:
+        told["evaluation"] = evaluate_run(
+            out, data, config.evaluation, dataclasses.asdict(config.score), parallel.device
+        )
+    return told
