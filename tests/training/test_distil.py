@@ -315,7 +315,7 @@ def test_bad_sources(tmp_path: Path, capsys) -> None:
         (["digits", "--teacher", "x"], "--teacher: the recipe digits makes its own"),
         (
             ["tiny_var", "--check-parity", "0"],
-            "argument --check-parity: expected an integer in 1..",
+            "--check-parity: expected an integer in 1..",
         ),
         (["toy", "--check-parity", "1"], "--check-parity: expected a configuration"),
         (["tiny_var", "--backend", "magic"], "backend: expected one of"),
