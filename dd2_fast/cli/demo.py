@@ -1,4 +1,4 @@
-"""`dd2-fast demo`: one step beside sixteen, in pictures, milliseconds and distances."""
+"""`dd2-fast demo`: one step beside the teacher's, in pictures, milliseconds and distances."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .picture import Panel, check_png, draw_panels, text_chunk, write_png
+from .picture import Panel, check_png, draw_panels, stack, text_chunk, write_png
 from .settings import SEEDS, integer
 from .table import NAMES, quality_table
 
-_CLASSES, _PER_CLASS, _SCALE = 10, 8, 6
+_CLASSES = 10
+_ROWS, _HEIGHT = 8, 48  # of a grid, and pixels of an image in it; larger images take fewer rows
 _RUNS = 15
 _MOST_SAMPLES = 1_000_000  # they are held in memory
 _BATCHES = (1, 10, 80)
@@ -40,9 +41,10 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
     parser = commands.add_parser(
         "demo",
-        help="the bundled digits model: teacher and one step, side by side",
-        description="Draw the same labels with the teacher, token by token, and with the "
-        "distilled generator in one pass; write both as a picture and print speed and quality. "
+        help="the bundled models: teacher and one step, side by side",
+        description="Draw the same labels with the teacher, step by step, and with the distilled "
+        "generator in one pass, of the digits and of Fashion-MNIST; write both as a picture and "
+        "print speed and, of the digits, quality. "
         "Needs scikit-learn for the real digits: pip install 'dd2-fast[demo]'.",
     )
     parser.add_argument(
@@ -76,12 +78,16 @@ def _show(arguments: argparse.Namespace) -> int:
 
     data = load_digits()
     bundle = load_bundle(resolve_path(arguments.model))
+    bundles = {arguments.model: bundle}
+    if arguments.model == "digits":
+        bundles["fashion"] = load_bundle(resolve_path("fashion"))
     with _one_thread():
-        times = _speed(bundle, arguments.seed)
-        print()
-        _write_picture(bundle, arguments.out, arguments.seed, times)
+        print("speed: milliseconds an image with decoding, on one thread, both in turn")
+        times = [_speed(name, each, arguments.seed) for name, each in bundles.items()]
+        print(f"{_SPEED_NOTE}\n")
+        _write_picture(list(bundles.values()), arguments.out, arguments.seed, times)
         real = len(data.test_labels)
-        print(f"\nquality of {arguments.samples} images against {real} held-out real ones")
+        print(f"\nquality of {arguments.samples} digits against {real} held-out real ones")
         rows = evaluate(bundle, data, num_samples=arguments.samples, seed=arguments.seed)
     print(quality_table(rows))
     print(f"\n{_NOTES}")
@@ -103,33 +109,37 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _speed(bundle: Any, seed: int) -> dict[str, float]:
+def _speed(model: str, bundle: Any, seed: int) -> dict[str, float]:
     """Print steps, passes and milliseconds an image; return the latter for one image alone."""
-    labels = _labels()
+    labels = _labels(_ROWS)
     draws = {"teacher": _teacher(bundle, seed), "one_step": _one_step(bundle, seed)}
     measured = [_milliseconds(draws, labels[:batch]) for batch in _BATCHES]
     times = {name: [values[name] for values in measured] for name in draws}
-    print(
-        f"speed: milliseconds an image with decoding, median of {_RUNS} runs on one thread, "
-        "both in turn"
-    )
     batches = "".join(f"{f'batch {batch}':>10}" for batch in _BATCHES)
-    print(f"{'':<20}{'steps':>7}{'passes':>8}{batches}")
-    for name, count in (("teacher", bundle.teacher.num_tokens), ("one_step", 1)):
+    print(f"{Path(model).name[:19]:<20}{'steps':>7}{'passes':>8}{batches}")
+    for name, count in (("teacher", len(bundle.teacher.steps)), ("one_step", 1)):
         row = "".join(f"{value:>10.3f}" for value in times[name])
         print(f"{NAMES[name]:<20}{count:>7}{count:>8}{row}")
     pairs = zip(times["teacher"], times["one_step"], strict=True)
     print(f"{'speed-up':<35}" + "".join(f"{f'{slow / fast:.1f}x':>10}" for slow, fast in pairs))
-    print(_SPEED_NOTE)
     return {name: row[0] for name, row in times.items()}
 
 
-def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -> None:
+def _write_picture(bundles: list[Any], out: Path, seed: int, times: list[dict[str, float]]) -> None:
+    rows = [_panels(*each, seed) for each in zip(bundles, times, strict=True)]
+    said = "\n".join(panel.subtitle for row in rows for panel in row)
+    picture = stack([draw_panels(row, columns=_CLASSES, height=_HEIGHT) for row in rows])
+    write_png(out, picture, pnginfo=text_chunk(said))
+    print(f"wrote {out}")
+
+
+def _panels(bundle: Any, times: dict[str, float], seed: int) -> list[Panel]:
+    """The grids of one model with their captions."""
     from ..metrics import shuffle_within_class, teacher_sampling
     from ..sampling.outputs import to_uint8
 
-    labels = _labels()
-    steps = bundle.teacher.num_tokens
+    labels = _labels(_ROWS * 8 // bundle.tokenizer.image_size)
+    steps = len(bundle.teacher.steps)
     pool = torch.arange(_CLASSES).repeat(100)
     drawn = bundle.teacher.sample(pool, seed=seed, **teacher_sampling(bundle))
     independent = shuffle_within_class(drawn, pool, seed=seed)[: len(labels)]
@@ -148,16 +158,12 @@ def _write_picture(bundle: Any, out: Path, seed: int, times: dict[str, float]) -
         ),
         "set_prediction": ("Set prediction", "1 step, every token on its own"),
     }
-    panels = [Panel(*captions[name], to_uint8(images).numpy()) for name, images in grids.items()]
-    said = "\n".join(panel.subtitle for panel in panels)
-    picture = draw_panels(panels, columns=_CLASSES, scale=_SCALE)
-    write_png(out, picture, pnginfo=text_chunk(said))
-    print(f"wrote {out}")
+    return [Panel(*captions[name], to_uint8(images).numpy()) for name, images in grids.items()]
 
 
-def _labels() -> Tensor:
+def _labels(rows: int) -> Tensor:
     """Return the labels of a grid: one class a column."""
-    return torch.arange(_CLASSES).repeat(_PER_CLASS)
+    return torch.arange(_CLASSES).repeat(rows)
 
 
 def _teacher(bundle: Any, seed: int) -> Callable[[Tensor], Tensor]:

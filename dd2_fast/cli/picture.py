@@ -15,7 +15,7 @@ _MARGIN, _TITLE, _SUBTITLE = 24, 20, 15
 
 @dataclass(frozen=True)
 class Panel:
-    """One grid: images uint8 [B, H, W, 3], row by row, under a title and a line below it."""
+    """One grid: images uint8 [B, H, W, 3 or 1], row by row, under a title and a line below it."""
 
     title: str
     subtitle: str
@@ -23,10 +23,11 @@ class Panel:
 
 
 def tile(images: np.ndarray, *, columns: int, scale: int, gap: int = 3) -> Any:
-    """Return a Pillow image of images [B, H, W, 3], each pixel enlarged scale times."""
+    """Return a Pillow image of images [B, H, W, 3 or 1], each pixel enlarged scale times."""
     from PIL import Image
 
-    count, height, width, _ = images.shape
+    count, height, width, channels = images.shape
+    images = np.repeat(images, 3 // channels, axis=-1)
     rows = -(-count // columns)
     height, width = height * scale, width * scale
     size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
@@ -37,11 +38,16 @@ def tile(images: np.ndarray, *, columns: int, scale: int, gap: int = 3) -> Any:
     return canvas
 
 
-def draw_panels(panels: list[Panel], *, columns: int, scale: int) -> Any:
-    """Return a Pillow image of the panels side by side."""
+def draw_panels(panels: list[Panel], *, columns: int, height: int) -> Any:
+    """Return a Pillow image of the panels side by side, each image ``height`` pixels high, if its
+    pixels fill them evenly."""
     from PIL import Image, ImageDraw, ImageFont
 
-    grids = [tile(panel.images, columns=columns, scale=scale) for panel in panels]
+    scales = [max(1, height // panel.images.shape[1]) for panel in panels]
+    grids = [
+        tile(panel.images, columns=columns, scale=scale)
+        for panel, scale in zip(panels, scales, strict=True)
+    ]
     title, subtitle = ImageFont.load_default(_TITLE), ImageFont.load_default(_SUBTITLE)
     top = _MARGIN + _TITLE + _SUBTITLE + 22
     width = sum(grid.width for grid in grids) + (len(grids) + 1) * _MARGIN
@@ -52,6 +58,18 @@ def draw_panels(panels: list[Panel], *, columns: int, scale: int) -> Any:
         pen.text((left, _MARGIN + _TITLE + 2), panel.subtitle, fill=_GREY, font=subtitle)
         canvas.paste(grid, (left, top))
         left += grid.width + _MARGIN
+    return canvas
+
+
+def stack(pictures: list[Any]) -> Any:
+    """Return a Pillow image of Pillow images, one below the other."""
+    from PIL import Image
+
+    size = max(p.width for p in pictures), sum(p.height for p in pictures)
+    canvas, top = Image.new("RGB", size, _PAPER), 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
     return canvas
 
 
