@@ -88,7 +88,7 @@ def test_tiles_lie_row_by_row() -> None:
     assert picture.shape == (2 + 1 + 2, 4 + 1 + 4, 3)
     assert (picture[:2, 2:4] == (255, 0, 0)).all() and (picture[:2, :2] == 0).all()
     assert (picture[3:, :4] == 7).all() and (picture[3:, 5:] == 255).all()
-    panels = draw_panels([Panel("a", "b", images)] * 2, columns=2, height=3)
+    panels = draw_panels([Panel("a", "b", images)] * 2, columns=2, height=2)
     assert panels.width == 2 * 11 + 3 * 24
 
 
