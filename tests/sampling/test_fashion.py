@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import dd2_fast
 from dd2_fast import checkpoints
+from dd2_fast.cli import main
 from dd2_fast.metrics.image_classifier import describe
 from dd2_fast.sampling import Sampler, resolve_path
 
@@ -45,3 +49,15 @@ def test_outputs_are_grey(bundle) -> None:
     assert arrays.shape == (2, 16, 16, 1) and arrays.dtype == np.uint8
     assert [picture.mode for picture in sampler([9, 1], output="pil")] == ["L", "L"]
     assert np.array_equal(sampler([1], output="np", start_index=1)[0], arrays[1])
+
+
+def test_it_is_evaluated_in_float32(tmp_path: Path) -> None:
+    """By the command, on images of another kind in its folder's place."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(60) % 10)
+    command = ["evaluate", "fashion", "--data", str(tmp_path / "images.npz"), "--out"]
+    small = ["--set", "evaluation.samples=20", "--set", "data.held_out=0.5"]
+    assert main([*command, str(tmp_path / "out"), *small]) == 0
+    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert rows

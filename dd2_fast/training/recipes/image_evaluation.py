@@ -217,8 +217,9 @@ def _columns(num_classes: int) -> int:
 
 
 def _load(folder: Path, name: str, device: torch.device) -> Any:
+    """A part in float32, as bundles are computed with whatever they are stored in."""
     path = folder / f"{name}.safetensors"
-    return checkpoints.load(path).to(device) if path.is_file() else None
+    return checkpoints.load(path).to(device, torch.float32) if path.is_file() else None
 
 
 def _write(path: Path, images: Tensor, columns: int) -> None:
