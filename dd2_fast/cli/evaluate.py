@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reading import read_json
-from .settings import add_config_option, apply_settings
+from .settings import THREADS, add_config_option, apply_settings, integer
 from .table import evaluation_table
 
 FILE = "evaluation.json"
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--tokenizer", help="checkpoint of the teacher's tokenizer")
     add_config_option(parser)
     parser.add_argument("--out", type=Path, help="folder to write (default: the run's)")
-    parser.add_argument("--seed", type=int, default=0, help="of every draw (default 0)")
+    parser.add_argument("--seed", type=integer(0, 1 << 62), default=0, help="of every draw")
     parser.add_argument(
         "--set",
         action="append",
@@ -42,7 +42,9 @@ def add_parser(commands: Any) -> None:
         "evaluation.samples=1000; may be repeated",
     )
     parser.add_argument("--device", default="auto", help="default: CUDA where there is one")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
+    parser.add_argument(
+        "--threads", type=integer(*THREADS), help="threads of torch (default: all cores)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,8 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.settings import parse_config
 
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     folder = resolve_path(arguments.folder)
     out = arguments.out or folder

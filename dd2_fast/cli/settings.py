@@ -15,6 +15,7 @@ from ..training.settings import as_field, configure, parse_config
 
 T = TypeVar("T")
 SEEDS = (-(1 << 63), (1 << 63) - 1)
+THREADS = (1, 1 << 12)
 MOST = (1 << 63) - 1  # of what counts images
 _WIDEST = 1 << 31  # of what makes arrays
 

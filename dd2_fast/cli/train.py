@@ -14,7 +14,7 @@ from typing import Any
 
 from ..reading import read_text
 from ..training.settings import configure, parse_config
-from .settings import SEEDS, add_config_option, apply_settings, field_types, integer
+from .settings import SEEDS, THREADS, add_config_option, apply_settings, field_types, integer
 from .table import evaluation_table, quality_table
 
 _RECIPES = {
@@ -31,7 +31,6 @@ _SOURCES = ("teacher", "tokenizer", "data")
 _STAGES = {name: ("images_var", name) for name in ("tokenizer", "teacher")}
 _CONFIGURED = {"distil": "DistilConfig", "images": "ImagesConfig"}
 _CLOSE = 1e-4
-_MOST_THREADS = 1 << 12
 
 
 def config_names() -> list[str]:
@@ -86,7 +85,7 @@ def add_parser(commands: Any) -> None:
         "differences",
     )
     parser.add_argument(
-        "--threads", type=integer(1, _MOST_THREADS), help="threads of torch (default: all cores)"
+        "--threads", type=integer(*THREADS), help="threads of torch (default: all cores)"
     )
     parser.add_argument("--list", action="store_true", help="print the fields and their values")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

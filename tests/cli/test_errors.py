@@ -97,6 +97,7 @@ COMMANDS = {
     "make-data": ["digits", "--num", "1", "--out", OUT],
     "train": ["toy", "--out", OUT],
     "demo": ["--out", f"{OUT}.png"],
+    "evaluate": ["x", "--data", "y"],
     "fid": ["x", "y"],
     "info": [],
     "plot": ["x"],
@@ -124,6 +125,8 @@ INTEGERS = {  # every one there is, with its range
     "train --check-parity": (1, 2**31),
     "demo --seed": (-TOP - 1, TOP),
     "demo --samples": (20, 1_000_000),
+    "evaluate --seed": (0, 2**62),
+    "evaluate --threads": (1, 4096),
     "fid --max-bytes": (1, TOP),
 }
 

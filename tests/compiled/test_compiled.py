@@ -30,8 +30,8 @@ QUICK = {
     "or no_tokens or explains",
     "csd_loss": "(paper and not var and not llamagen) or dmd-filtered or low_precision "
     "or invalid or strides or bounds or explains",
-    "flow_solve": "one_code-heun-float32 or ragged-heun-bfloat16 or ragged-euler-float16 "
-    "or no_filter-heun-float32 or draws-heun-float16 or invalid or strided or explains",
+    "flow_solve": "one_code or ragged or no_filter or many_draws or top_k_draws or invalid "
+    "or strided or explains",
     "image_normal": "definition",
     "nearest_code": "one or many_tokens or wide or explains or first_of",
     "sample_code": f"one_code-float32 or {_TYPES} or no_filter-float16 or top_p_only-float32 "
@@ -42,7 +42,7 @@ FEWER = {
     "conditional_score": "ragged-float16 or few_tokens_dense-bfloat16 or many_draws-float32 "
     "or wide_codes-float32 or heavy_ties or invalid",
     "csd_loss": "paper-ragged or paper-wide or paper-filtered",
-    "flow_solve": "ragged-heun-bfloat16 or draws-heun-float16",
+    "flow_solve": "ragged or many_draws or top_k_draws",
     "image_normal": "definition",
     "nearest_code": "many_tokens or wide",
     "sample_code": "ragged-float32 or no_filter-float16 or llamagen-bfloat16",
