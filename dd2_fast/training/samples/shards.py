@@ -114,7 +114,10 @@ def read_manifest(folder: Path) -> Manifest:
 def _check_manifest(manifest: Manifest) -> None:
     """What readers compute with is of its type, and the shards listed are those of the sizes."""
     settings = manifest.settings
-    for name in ("num", "shard_size", "num_tokens", "vocabulary", "dimension", "num_classes"):
+    names = ["num", "shard_size", "num_tokens", "vocabulary", "dimension"]
+    if "num_classes" in settings:  # not of conditions that are no classes
+        names.append("num_classes")
+    for name in names:
         if type(settings[name]) is not int or settings[name] < 1:
             raise ValueError(f"{name}: expected an integer of at least 1, got {settings[name]!r}")
     for name in ("cfg", "top_k", "top_p", "seed"):

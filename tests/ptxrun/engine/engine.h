@@ -171,8 +171,8 @@ u8* shared_at(Warp& w, const Inst& i, int lane, u64 address, u32 size, Access ac
               const u8* data);
 // Host memory that a launch may access, or null.
 Range* range_of(Launch& launch, u64 address, u32 size);
-// 32-byte sectors and 128-byte lines that the lanes touch.
-void count_global(Count& count, u32 mask, const u64 (&address)[kLanes], u32 size);
+// 32-byte sectors and 128-byte lines that the lanes touch, in memory that begins at a line.
+void count_global(Launch& launch, Count& count, u32 mask, const u64 (&address)[kLanes], u32 size);
 void start_copies(Warp& w, const Inst& i, u32 mask);
 void commit_copies(Warp& w, const Inst& i, u32 mask);
 void wait_copies(Warp& w, const Inst& i, u32 mask);

@@ -88,11 +88,16 @@ Range* range_of(Launch& launch, u64 address, u32 size) {
   return address + size <= range->last ? range : nullptr;
 }
 
-void count_global(Count& count, u32 mask, const u64 (&address)[kLanes], u32 size) {
+void count_global(Launch& launch, Count& count, u32 mask, const u64 (&address)[kLanes], u32 size) {
   u64 known[3 * kLanes];
   int found = 0;
+  const Range* range = nullptr;
   each(mask, [&](int l) {
-    for (u64 sector = address[l] / 32; sector <= (address[l] + size - 1) / 32; ++sector)
+    if (!range || address[l] < range->first || address[l] >= range->last)
+      range = range_of(launch, address[l], size);
+    // A GPU's allocations begin at a line; the host's, anywhere.
+    const u64 at = address[l] + (range ? -range->first % 128 : 0);
+    for (u64 sector = at / 32; sector <= (at + size - 1) / 32; ++sector)
       if (!found || known[found - 1] != sector) known[found++] = sector;
   });
   std::sort(known, known + found);
@@ -187,7 +192,7 @@ void resolve(Warp& w, const Inst& i, u32 mask, u64 (&address)[kLanes], u32 size,
         place[l] = reinterpret_cast<u8*>(address[l]);
       });
       if (launch.config.global_races && data) check_lanes_agree(w, i, mask, address, size, data);
-      if (launch.config.transactions) count_global(count, mask, address, size);
+      if (launch.config.transactions) count_global(launch, count, mask, address, size);
     }
   }
 }

@@ -181,7 +181,7 @@ void start_copies(Warp& w, const Inst& i, u32 mask) {
     w.copies.back().copies.push_back(copy);
   });
   if (w.launch->config.transactions && reads)
-    count_global(w.launch->counts[&i - w.launch->code.data()], reads, from, size);
+    count_global(*w.launch, w.launch->counts[&i - w.launch->code.data()], reads, from, size);
 }
 
 void commit_copies(Warp& w, const Inst&, u32) {
