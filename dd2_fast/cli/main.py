@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from .. import __version__, processes
 from ..reading import shown
@@ -47,6 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     The processes of torchrun leave together, and the first that fails says why.
     """
     _open_streams()
+    try:
+        return _main(argv)
+    finally:
+        # What nobody can read is no failure; the interpreter would make it one at exit.
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     job = None
     try:
         with processes.together() as job:
@@ -56,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has left; the interpreter's own flush at exit would fail again.
-        _discard_output()
+        _discard(sys.stdout)
         return EXIT_PIPE
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         message = _one_line(error)
@@ -111,12 +122,13 @@ def _flush() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _discard_output()
+        _discard(sys.stdout)
         raise OSError(error.errno, f"cannot write: {error.strerror}", "standard output") from error
 
 
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """Whatever is written to it goes nowhere from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _say(text: str, job: processes.Job | None) -> None:
