@@ -37,7 +37,13 @@ BATCH, STEPS = 4, 3
 ODE_STEPS = 2
 CSD = CsdConfig(steps=STEPS, batch=BATCH, warmup=0, guidance_updates=2, generator_rate=1e-3)
 # These train what the small family alone has, from images; test_stages.py is theirs.
-OF_IMAGES = {"TeacherStage", "TokenizerStage"}
+OF_IMAGES = {
+    "TeacherStage",
+    "TokenizerStage",
+    "ImageTokenizerStage",
+    "ImageTeacherStage",
+    "ImageClassifierStage",
+}
 
 
 class Setup:
