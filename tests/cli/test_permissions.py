@@ -130,6 +130,7 @@ def outcome(folder: Path, argv: list[str]) -> tuple[int | str, str]:
     if child == 0:
         code: int | str = ""
         try:
+            torch.set_num_threads(1)  # those of the parent's OpenMP are not here
             obey_permissions()
             os.chdir(folder)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
