@@ -20,32 +20,30 @@ TESTS = Path(__file__).resolve().parents[1]
 # What needs a GPU of its own, torch.compile, or so many rows that it takes minutes.
 _NEVER = "compile or graph or opcheck or fill_every or refused"
 _MANY = "5000 or follow or quantile or fine or greedy or misleads"
-# Regimes that between them take every kernel with every type of logits, and every branch of it.
+# Regimes that between them take every kernel with every type of logits, and every branch of it; which
+# type goes with which regime and backend is for tests/pairwise.py to say.
 # Not "ties": every test of a file of properties would match.
-_TYPES = "ragged-float32 or ragged-bfloat16 or ragged-float16"
 QUICK = {
-    "conditional_score": f"one_code-float32 or {_TYPES} or few_tokens_dense-bfloat16 "
-    "or dense_block_and_tail-float16 or many_draws-bfloat16 or wide_codes-float32 "
-    "or var-bfloat16 or llamagen-bfloat16 or heavy_ties or invalid or minus_inf or strided "
-    "or no_tokens or explains",
-    "csd_loss": "(paper and not var and not llamagen) or dmd-filtered or low_precision "
-    "or invalid or strides or bounds or explains",
+    "conditional_score": "(matches_float64 and not var) or heavy_ties or invalid or minus_inf "
+    "or strided or no_tokens or explains",
+    "csd_loss": "((paper or unweighted) and not var and not llamagen) or low_precision or invalid "
+    "or strides or bounds or explains",
     "flow_solve": "one_code or ragged or no_filter or many_draws or top_k_draws or invalid "
     "or strided or explains",
     "image_normal": "definition",
-    "nearest_code": "one or many_tokens or wide or explains or first_of",
-    "sample_code": f"one_code-float32 or {_TYPES} or no_filter-float16 or top_p_only-float32 "
-    "or llamagen-bfloat16 or heavy_ties or invalid or minus_inf or strided or explains",
+    "nearest_code": "one or many_tokens or wide or first_of",
+    "sample_code": "equals_the_float64 or heavy_ties or invalid or minus_inf or strided "
+    "or explains",
 }
 # Of the kernels that another backend or architecture has taken that way already.
 FEWER = {
-    "conditional_score": "ragged-float16 or few_tokens_dense-bfloat16 or many_draws-float32 "
-    "or wide_codes-float32 or heavy_ties or invalid",
-    "csd_loss": "paper-ragged or paper-wide or paper-filtered",
+    "conditional_score": "ragged or few_tokens_dense or many_draws or wide_codes or heavy_ties "
+    "or invalid",
+    "csd_loss": "paper and not var and not llamagen",
     "flow_solve": "ragged or many_draws or top_k_draws",
     "image_normal": "definition",
     "nearest_code": "many_tokens or wide",
-    "sample_code": "ragged-float32 or no_filter-float16 or llamagen-bfloat16",
+    "sample_code": "ragged or no_filter or one_code",
 }
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
@@ -54,7 +52,7 @@ RUNS = {
     "cuda:90": ALL | QUICK | TENSOR_CORES,
     "cupy:80": ALL | FEWER | TENSOR_CORES,
     "cupy:90": {
-        "conditional_score": "ragged-float16",
+        "conditional_score": "ragged",
         "gpu": "scores_by_tensor and bfloat16 and (kept or narrow)",
     },
     "triton:80": FEWER,
@@ -71,7 +69,7 @@ def execute(
     command = [
         "-m",
         "pytest",
-        "-q",
+        "-v",
         "-p",
         "no:cacheprovider",
         "-p",
@@ -84,7 +82,11 @@ def execute(
         command += map(str, sorted((TESTS / "ops").glob(f"test_{name}*.py")))
     command += ["-k", f"{backend} and ({chosen}) and not ({_NEVER})"]
     output = run_python(*command, folder=folder, timeout=3600, OMP_NUM_THREADS="1")
-    assert re.search(r"^\d+ passed, \d+ deselected", output, re.M), output
+    assert re.search(r"^=+ \d+ passed, \d+ deselected", output, re.M), output
+    ran = re.findall(r"test_(\w+)\.py::(.*) PASSED", output)
+    for name, which in selection.items():  # each of its words chose something
+        for word in re.findall(r"(?<!not )\b(?!or\b|and\b|not\b)\w+", which):
+            assert any(file.startswith(name) and word in test for file, test in ran), (name, word)
     (kernels,) = re.findall(r"^executed: (.*)", output, re.M)
     return set(kernels.split())
 
