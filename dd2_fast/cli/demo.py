@@ -18,7 +18,8 @@ from .settings import SEEDS, integer
 from .table import NAMES, quality_table
 
 _CLASSES = 10
-_ROWS, _HEIGHT = 8, 48  # of a grid, and pixels of an image in it; larger images take fewer rows
+_HEIGHT = 48  # of an image in a grid
+_COLUMN = 64  # an image's own pixels, of all in a column: larger images are fewer
 _RUNS = 15
 _MOST_SAMPLES = 1_000_000  # they are held in memory
 _BATCHES = (1, 10, 80)
@@ -111,7 +112,7 @@ def _one_thread() -> Iterator[None]:
 
 def _speed(model: str, bundle: Any, seed: int) -> dict[str, float]:
     """Print steps, passes and milliseconds an image; return the latter for one image alone."""
-    labels = _labels(_ROWS)
+    labels = _labels(max(_BATCHES) // _CLASSES)
     draws = {"teacher": _teacher(bundle, seed), "one_step": _one_step(bundle, seed)}
     measured = [_milliseconds(draws, labels[:batch]) for batch in _BATCHES]
     times = {name: [values[name] for values in measured] for name in draws}
@@ -138,7 +139,7 @@ def _panels(bundle: Any, times: dict[str, float], seed: int) -> list[Panel]:
     from ..metrics import shuffle_within_class, teacher_sampling
     from ..sampling.outputs import to_uint8
 
-    labels = _labels(_ROWS * 8 // bundle.tokenizer.image_size)
+    labels = _labels(max(1, _COLUMN // bundle.tokenizer.image_size))
     steps = len(bundle.teacher.steps)
     pool = torch.arange(_CLASSES).repeat(100)
     drawn = bundle.teacher.sample(pool, seed=seed, **teacher_sampling(bundle))

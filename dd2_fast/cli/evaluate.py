@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--teacher", help="checkpoint of the teacher, where the run has none")
     parser.add_argument("--tokenizer", help="checkpoint of the teacher's tokenizer")
     add_config_option(parser)
-    parser.add_argument("--out", type=Path, help="folder to write (default: the run's)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: the run's own)")
     parser.add_argument("--seed", type=integer(0, 1 << 62), default=0, help="of every draw")
     parser.add_argument(
         "--set",
@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..checkpoints.files import check_writable, write_atomic
+    from ..checkpoints.locks import locked
     from ..sampling import resolve_path
+    from ..sampling.sources import bundled_names
     from ..training.parallel import Parallel
     from ..training.recipes.distil import choose_device
     from ..training.recipes.image_evaluation import (
@@ -69,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     folder = resolve_path(arguments.folder)
+    if arguments.out is None and arguments.folder in bundled_names():
+        raise ValueError(f"--out: expected a folder for the bundled '{arguments.folder}', got none")
     out = arguments.out or folder
     check_writable(out)
     device = choose_device(arguments.device)
@@ -83,9 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         parallel = Parallel(device=device)
         found.classifier = train_classifier(data, config.classifier, parallel, arguments.seed)
     sampling = dataclasses.asdict(config.score)
-    told = judge(found, out / PICTURES, data, config.evaluation, sampling, arguments.seed)
-    text = json.dumps({**told, "data": data.report()}, indent=2, sort_keys=True) + "\n"
-    write_atomic(out / FILE, text.encode())
+    with locked(out):
+        told = judge(found, out / PICTURES, data, config.evaluation, sampling, arguments.seed)
+        text = json.dumps({**told, "data": data.report()}, indent=2, sort_keys=True) + "\n"
+        write_atomic(out / FILE, text.encode())
     print(evaluation_table(told))
     print(f"wrote {out / FILE} and {out / PICTURES}")
     return 0

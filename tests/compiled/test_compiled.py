@@ -20,8 +20,8 @@ TESTS = Path(__file__).resolve().parents[1]
 # What needs a GPU of its own, torch.compile, or so many rows that it takes minutes.
 _NEVER = "compile or graph or opcheck or fill_every or refused"
 _MANY = "5000 or follow or quantile or fine or greedy or misleads"
-# Regimes that between them take every kernel with every type of logits, and every branch of it; which
-# type goes with which regime and backend is for tests/pairwise.py to say.
+# Regimes that between them take every kernel with every type of logits, and every branch of it;
+# which type goes with which regime and backend is for tests/pairwise.py to say.
 # Not "ties": every test of a file of properties would match.
 QUICK = {
     "conditional_score": "(matches_float64 and not var) or heavy_ties or invalid or minus_inf "

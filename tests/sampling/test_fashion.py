@@ -59,5 +59,12 @@ def test_it_is_evaluated_in_float32(tmp_path: Path) -> None:
     command = ["evaluate", "fashion", "--data", str(tmp_path / "images.npz"), "--out"]
     small = ["--set", "evaluation.samples=20", "--set", "data.held_out=0.5"]
     assert main([*command, str(tmp_path / "out"), *small]) == 0
-    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert rows
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    # The classifier and the distances are of clothes, so noise is far from all that is made.
+    assert told["rows"]["one_step"]["accuracy"] > 0.5
+    assert told["rows"]["one_step"]["fd"] > 2 * told["rows"]["one_step"]["to_teacher"]
+
+
+def test_the_package_is_not_written_to(capsys) -> None:
+    assert main(["evaluate", "fashion", "--data", "x"]) == 2
+    assert "--out: expected a folder for the bundled 'fashion'" in capsys.readouterr().err

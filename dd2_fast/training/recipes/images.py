@@ -45,6 +45,7 @@ from ..loop import Stage
 from ..parallel import Parallel
 from ..samples.draws import LivePairs, LiveSamples
 from ..samples.image_batches import ImageData
+from ..samples.images import Survey
 from ..settings import parse_config
 from ..stages import (
     GroundTruthScoreStage,
@@ -215,8 +216,6 @@ def last_steps(config: ImagesConfig) -> str:
 
 
 def _lines(data: ImageData) -> list[str]:
-    from ..samples.images import Survey
-
     return Survey(data.train, data.problems).summary().splitlines()
 
 
