@@ -2,12 +2,14 @@
 them.
 
 The packed copy is no part of a network: it is kept beside it while the network's tensors are those
-it was made of, at the versions that torch counts at each change in place. (What goes through
-``.data``, or memory shared with NumPy, torch does not count.)
+it was made of, at the versions that torch counts at each change in place. Torch does not count the
+steps of fused optimizers, which are counted here, nor what goes through ``.data`` or memory shared
+with NumPy: it is seen by where each tensor lies and what its first number is.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from itertools import chain
 from operator import attrgetter, is_
@@ -16,7 +18,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.modules import module as every_module
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..ops import registry
 from ..ops.small_generator import small_generator
@@ -33,7 +37,16 @@ from .head import FlowHead, time_embedding
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EVERY_HOOK = [getattr(every_module, f"_global{name}") for name in _HOOKS]
-_version, _address = attrgetter("_version"), Tensor.data_ptr
+_version, _value, _address = attrgetter("_version"), attrgetter("value"), Tensor.data_ptr
+
+
+def _count_fused_step(optimizer: Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            increment_version(group["params"])
+
+
+register_optimizer_step_post_hook(_count_fused_step)
 
 Parts = Callable[[Any], list[nn.Module]]
 Fresh = Callable[[Any], list[nn.Module] | None]
@@ -56,14 +69,22 @@ class Packed:
         self._places = [kept.values() for kept in of_kinds if kept]
         self._held = list(chain.from_iterable(self._places))
         self._tensors = [held for held in self._held if isinstance(held, Tensor)]
-        # What moves or converts a network does so with all of its parameters.
-        self._first = next(parts[0].parameters())
+        self._lie = self._addresses()
+        kinds = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+        self._numbers = [
+            kinds[min(8, tensor.element_size())].from_address(address)
+            for tensor, address in zip(self._tensors, self._lie, strict=True)
+            if tensor.device.type == "cpu" and tensor.numel() and address
+        ]
         self._state = self._now()
         self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
         self.covered = _are_plain(modules, self._tensors)
 
+    def _addresses(self) -> list[int]:
+        return list(map(_address, self._tensors))
+
     def _now(self) -> list[int]:
-        return [_address(self._first), *map(_version, self._tensors)]
+        return [*map(_version, self._tensors), *map(_value, self._numbers)]
 
     def whole(self) -> bool:
         """Whether the network has the parts and tensors that it had."""
@@ -72,7 +93,7 @@ class Packed:
 
     def current(self) -> bool:
         """Whether they are as they were, too."""
-        return self.whole() and self._now() == self._state
+        return self.whole() and self._addresses() == self._lie and self._now() == self._state
 
     def usable(self) -> bool:
         """Whether the weights are current and stand for the network: no hook waits for its parts,

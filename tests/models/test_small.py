@@ -75,14 +75,42 @@ def test_replaced_parts_are_seen(make: Callable, pack: Callable) -> None:
 
 
 @EACH
-def test_an_optimizer_step_is_seen(make: Callable, pack: Callable) -> None:
+@pytest.mark.parametrize("settings", [{}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimizer_step_is_seen(
+    make: Callable, pack: Callable, kind: type, settings: dict[str, bool]
+) -> None:
+    """The fused ones change weights behind torch's count of versions."""
     network = make()
     before = weights(pack, network)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    optimizer = kind(network.parameters(), lr=1.0, **settings)
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert not torch.equal(weights(pack, network), before)
+
+
+@EACH
+def test_changes_that_torch_does_not_count_are_seen(make: Callable, pack: Callable) -> None:
+    """As averages are often kept, and as vector_to_parameters writes."""
+
+    def average(network: nn.Module) -> None:
+        for parameter in network.parameters():
+            parameter.data.mul_(0.9).add_(0.01)
+
+    def shared(network: nn.Module) -> None:
+        for parameter in network.parameters():
+            parameter.detach().numpy()[...] *= 0.5
+
+    def moved(network: nn.Module) -> None:
+        vector = nn.utils.parameters_to_vector(network.parameters())
+        nn.utils.vector_to_parameters(1.5 * vector.detach(), network.parameters())
+
+    for change in (average, shared, moved):
+        network = make().requires_grad_(False)
+        before = weights(pack, network)
+        change(network)
+        assert not torch.equal(weights(pack, network), before), change
 
 
 @EACH
