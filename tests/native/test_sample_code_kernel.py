@@ -31,8 +31,8 @@ def arguments_of(case, dtype: torch.dtype = torch.float32) -> dict:
 
 
 def run(
-    kernel: Shim, arguments: dict, *, staged: bool, seed: int = 3, temperature: float = 1.0,
-    reverse_order: bool = False, index: torch.Tensor | None = None,
+    kernel: Shim, arguments: dict, *, staged: bool, seed: int | list[int] = 3,
+    temperature: float = 1.0, reverse_order: bool = False, index: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     logits = arguments["logits"]
     scale = torch.as_tensor(arguments["guidance_scale"]).expand(len(logits)).contiguous().float()
@@ -44,6 +44,7 @@ def run(
         out=out.data_ptr(),
         seed=seeds.data_ptr(),
         index=None if index is None else index.data_ptr(),
+        seed_stride=seeds.ndim,
         inverse_temperature=1 / temperature,
     )
     kernel.run(params, staged=staged, reverse_order=reverse_order)
@@ -98,6 +99,9 @@ def test_rows_may_bring_their_numbers(kernel: Shim, staged: bool) -> None:
     index = torch.tensor([4, 2**40, -1, 0, 2])
     wanted = sample_code(**arguments, seed=3, index=index, backend="torch")
     assert torch.equal(run(kernel, arguments, staged=staged, index=index), wanted)
+    seeds = [3, -1, 2**40, -(2**63), 7]
+    wanted = sample_code(**arguments, seed=torch.tensor(seeds), index=index, backend="torch")
+    assert torch.equal(run(kernel, arguments, staged=staged, index=index, seed=seeds), wanted)
 
 
 @STAGED
