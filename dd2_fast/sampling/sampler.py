@@ -35,6 +35,7 @@ from .buckets import BucketedCall, Function, bucket_sizes
 from .faults import Faults
 from .noise import image_noise
 from .outputs import ENCODINGS, PIXELS, check_output, encoded, to_pil, to_uint8
+from .pretrained import PretrainedSampler
 from .refine import refine
 from .sources import load_networks
 
@@ -43,7 +44,7 @@ _REFINES = ("guidance_scale", "generate", "steps")  # what a teacher needs for i
 _OFF = {"cfg": None, "top_k": 0, "top_p": 1.0}
 
 
-class Sampler(nn.Module):
+class Sampler(PretrainedSampler, nn.Module):
     """A loaded model that turns labels into images, one pass of the network each.
 
     A module like any other: `.to`, `.half` and the like move and convert the networks, whose own
@@ -97,6 +98,7 @@ class Sampler(nn.Module):
         self.generator = networks.generator
         self.tokenizer = networks.tokenizer
         self.teacher = networks.teacher
+        self.run = networks.run
         self._all_modules = submodules(self.generator, self.tokenizer, self.teacher)
         self.batch_size = batch_size
         self.num_tokens = int(self.generator.num_tokens)

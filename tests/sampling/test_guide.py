@@ -1,12 +1,17 @@
-"""The guide's code in place of the public models' sampling, run on the parity fixtures."""
+"""The guide's code: in place of the public models' sampling, run on the parity fixtures, and the
+web service, with FastAPI where it is installed and by its functions alone."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from optional import require
 from parity import llamagen_models, var_models
 from snippets import snippet
 
@@ -51,3 +56,58 @@ def test_the_student_draws_in_one_step(variables) -> None:
     difference = variables["images_1"] - exact
     assert variables["images_1"].shape == exact.shape and difference.square().mean() < 10**-2.5
     assert variables["sampler"].generator.word_embed.weight.dtype == torch.bfloat16
+
+
+SERVICE = "dd2_fast/sampling/README.md", "service"
+
+
+def test_the_service_under_fastapi() -> None:
+    require("fastapi", by_ci=False)  # the package does not need it
+    require("httpx", by_ci=False)  # of its test client
+    from fastapi.testclient import TestClient
+
+    variables: dict[str, Any] = {}
+    exec(snippet(*SERVICE), variables)
+    (wanted,) = dd2_fast.sample("digits", 7, seed=3, output="png")
+    with TestClient(variables["app"]) as client:
+        answer = client.get("/image", params={"label": 7, "seed": 3})
+        assert answer.content == wanted and answer.headers["content-type"] == "image/png"
+        assert client.get("/image", params={"label": 10}).status_code == 422
+        assert client.get("/image", params={"label": 7}).status_code == 200
+
+
+class HTTPException(Exception):
+    pass
+
+
+class FastAPI:
+    """As much of FastAPI as the guide uses."""
+
+    def __init__(self, *, lifespan: Any) -> None:
+        self.lifespan, self.state, self.routes = lifespan, SimpleNamespace(), {}
+
+    def get(self, path: str) -> Any:
+        return lambda function: self.routes.setdefault(path, function)
+
+
+def test_the_services_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    double: Any = ModuleType("fastapi")
+    double.FastAPI, double.HTTPException = FastAPI, HTTPException
+    double.Response = lambda content, media_type: (content, media_type)
+    monkeypatch.setitem(sys.modules, "fastapi", double)
+    variables: dict[str, Any] = {}
+    exec(snippet(*SERVICE), variables)
+    app = variables["app"]
+
+    async def scene() -> None:
+        image = app.routes["/image"]
+        async with app.lifespan(app):
+            answers = await asyncio.gather(*(image(label, seed=3) for label in range(10)))
+            with pytest.raises(HTTPException, match=r"expected values in 0\.\.9, got 10"):
+                await image(10)
+        wanted = dd2_fast.sample("digits", list(range(10)), seed=[3] * 10, output="png")
+        assert answers == [(png, "image/png") for png in wanted]
+        with pytest.raises(RuntimeError, match="one that is closed"):
+            await image(1)
+
+    asyncio.run(scene())

@@ -1,0 +1,324 @@
+"""Folders as the model hubs have them: written, read, fetched and sent."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import sys
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from checkpoints.hub_double import Hub
+from checkpoints.test_facts import GPT, LEVELS, VAE, VAR, VARHF, folder
+from models.test_dd2_families import TEACHERS, tiny_generator
+from optional import require
+from PIL import Image
+
+from dd2_fast import checkpoints, models
+from dd2_fast.checkpoints import hub, pretrained
+from dd2_fast.sampling import Sampler, resolve_path
+
+LABELS = [3, 1, 0, 2]
+FILES = {"config.json", "model.safetensors", "README.md"}
+
+
+def network(family: str) -> tuple[Any, Any]:
+    """A generator with its tokenizer, and a teacher."""
+    if family == "causal":
+        bundle = checkpoints.load_bundle(resolve_path("digits"))
+        return bundle.generator, bundle.teacher
+    return tiny_generator(family), TEACHERS[family]()
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    """Two networks with the same configuration and the same bits of weights."""
+    assert type(found) is type(wanted) and found.config == wanted.config
+    ours, theirs = found.state_dict(), wanted.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def names(path: Path) -> set[str]:
+    return {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    double = Hub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", double.module)
+    return double
+
+
+@pytest.mark.parametrize("family", ["causal", "var", "llamagen"])
+def test_every_kind_of_model_comes_back(family: str, tmp_path: Path) -> None:
+    generator, teacher = network(family)
+    tokenizer, labels = generator.tokenizer, torch.tensor(LABELS)
+    noise = torch.randn(4, generator.num_tokens, generator.dimension)
+    generator.save_pretrained(tmp_path / "generator")
+    teacher.tokenizer = None
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert all(names(tmp_path / sort) == FILES for sort in ("generator", "teacher", "tokenizer"))
+    again = models.DD2Generator.from_pretrained(tmp_path / "generator")
+    assert_same(again, generator)
+    assert_same(again.tokenizer, tokenizer)
+    torch.testing.assert_close(again(noise, labels), generator(noise, labels), atol=1e-5, rtol=0)
+    assert_same(type(teacher).from_pretrained(str(tmp_path / "teacher")), teacher)
+    for place in ("tokenizer", "generator"):  # there too it lies
+        assert_same(type(tokenizer).from_pretrained(tmp_path / place), tokenizer)
+    both = type(teacher).from_pretrained(tmp_path / "teacher", tokenizer=tmp_path / "tokenizer")
+    assert_same(both.tokenizer, tokenizer)
+    with pytest.raises(TypeError, match=f"expected a DD2Generator, got a {type(teacher).__name__}"):
+        models.DD2Generator.from_pretrained(tmp_path / "teacher")
+    config = json.loads((tmp_path / "generator" / "config.json").read_text())
+    assert config["kind"] == "dd2_generator" and config["architectures"] == ["DD2Generator"]
+
+
+def test_large_models_are_written_in_parts_that_the_hubs_libraries_read(tmp_path: Path) -> None:
+    generator = tiny_generator("var")
+    size = sum(p.nbytes for p in generator.state_dict().values())
+    for count, largest in ((1, 10**9), (0, size // 3), (0, size // 2), (1, 10**9), (0, 1)):
+        generator.save_pretrained(tmp_path, max_shard_size=largest)
+        found = models.DD2Generator.from_pretrained(tmp_path)
+        assert_same(found, generator)
+        assert_same(found.tokenizer, generator.tokenizer)
+        if count:
+            assert names(tmp_path) == FILES
+            continue
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        parts = sorted(set(index["weight_map"].values()))
+        expected = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
+        assert parts == expected and len(parts) > 2
+        whole = FILES - {"model.safetensors"} | {"model.safetensors.index.json", *parts}
+        assert names(tmp_path) == whole, "nothing of what was there before stays"
+        tensors = {}
+        for part in parts:
+            with safetensors.safe_open(tmp_path / part, "pt") as file:
+                own = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sizes = [value.nbytes for value in own.values()]
+            assert sum(sizes) <= largest or len(sizes) == 1
+            assert all(index["weight_map"][name] == part for name in own)
+            tensors |= own
+        assert set(tensors) == set(index["weight_map"])
+        assert index["metadata"]["total_size"] == sum(v.nbytes for v in tensors.values())
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    generator = network("causal")[0]
+    generator.save_pretrained(tmp_path, max_shard_size=10_000)
+    part = sorted(tmp_path.glob("model-*"))[1]
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{part.name}: expected a whole .*is not what was writt"):
+        checkpoints.from_pretrained(tmp_path)
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=part.name):
+        checkpoints.from_pretrained(tmp_path)
+
+
+def killed_while_writing(path: Path, at: int) -> None:
+    """Writes other weights, and is killed before file number `at`."""
+    (generator, _), done = network("causal"), [0]
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter += 1
+    write = pretrained.write_own
+
+    def counted(*arguments: Any) -> None:
+        done[0] += 1
+        if done[0] > at:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*arguments)
+
+    pretrained.write_own = counted
+    generator.save_pretrained(path, max_shard_size=10_000)
+
+
+def test_weights_of_two_models_are_never_mixed(tmp_path: Path) -> None:
+    """A killed process leaves the parts of another model, and no index that would name them."""
+    generator = network("causal")[0]
+    generator.save_pretrained(tmp_path, max_shard_size=10_000)
+    child = multiprocessing.get_context("fork").Process(
+        target=killed_while_writing, args=(tmp_path, 2)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -9
+    with pytest.raises(FileNotFoundError):
+        checkpoints.from_pretrained(tmp_path)
+    generator.save_pretrained(tmp_path, max_shard_size=10_000)
+    assert_same(checkpoints.from_pretrained(tmp_path), generator)
+    assert not any(name.startswith(".") for name in names(tmp_path)), "no leftovers"
+
+
+def test_a_sampler_with_its_teacher_and_its_card(tmp_path: Path) -> None:
+    sampler = Sampler("fashion", teacher_steps=2)
+    wanted = sampler(LABELS, seed=5)
+    sampler.save_pretrained(tmp_path, licence="apache-2.0")
+    inside = {f"teacher/{name}" for name in FILES}
+    assert names(tmp_path) == {*FILES, "samples.png", *inside}
+    again = Sampler.from_pretrained(tmp_path, teacher_steps=2, batch_size=3)
+    assert again.batch_size == 3
+    torch.testing.assert_close(again(LABELS, seed=5), wanted, atol=1e-5, rtol=0)
+    assert Sampler.from_pretrained(str(tmp_path)).teacher is None, "not loaded unless needed"
+    picture = Image.open(io.BytesIO((tmp_path / "samples.png").read_bytes()))
+    assert picture.size == (8 * 64, 4 * 64)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: dd2_fast\n") and "\nlicense: apache-2.0\n---" in text
+    assert "![Samples](samples.png)" in text
+    run = sampler.run
+    for row in (
+        f"| train | {run['data']['train']} |",
+        f"| size | {run['settings']['data']['size']} |",
+        "| recipe | images |",
+        f"| commit | {run['provenance']['commit']} |",
+        f"| distill.steps | {run['settings']['distill']['steps']} |",
+        "| kind | dd2\\_generator |".replace("\\_", "_"),
+    ):
+        assert row in text.splitlines(), row
+    header = next(line for line in text.splitlines() if line.startswith("|  |"))
+    one_step = next(line for line in text.splitlines() if line.startswith("| one_step |"))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, one_step)]
+    figures = dict(zip(*cells, strict=True))
+    for name, value in run["evaluation"]["rows"]["one_step"].items():
+        assert float(figures[name]) == pytest.approx(value, rel=1e-3)
+    assert run["settings"]["source"]["data"] not in text, "where the images lay is nobody's"
+
+
+def test_a_bundled_name_a_bundle_and_a_folder_that_has_another_teacher(tmp_path: Path) -> None:
+    sampler = Sampler.from_pretrained("digits")
+    assert torch.equal(sampler(LABELS), Sampler("digits")(LABELS)) and sampler.run["recipe"]
+    sampler.save_pretrained(tmp_path, picture=False)
+    assert "samples.png" not in names(tmp_path)
+    sampler.teacher = None
+    with pytest.raises(FileExistsError, match="expected no teacher there"):
+        sampler.save_pretrained(tmp_path)
+
+
+EVIL = "a\x1b[2J\n| x |\n<script>![y](http://z)"
+
+
+def test_what_a_run_says_cannot_leave_its_cell(tmp_path: Path) -> None:
+    run = {
+        "recipe": EVIL,
+        "settings": {"distill": {EVIL: EVIL}, "data": [1], "seed": {"a": EVIL}},
+        "metrics": {EVIL: {EVIL: EVIL}, "b": 3},
+        "provenance": None,
+        "data": {"classes": [EVIL] * 1000},
+    }
+    network("causal")[0].save_pretrained(tmp_path, run=run)
+    text = (tmp_path / "README.md").read_text()
+    assert all(character.isprintable() for character in text.replace("\n", ""))
+    assert "<script" not in text.replace("\\<script", "") and "![y]" not in text
+    assert max(map(len, text.splitlines())) < 3000
+    for wrong in ("mit\n---", "", 3, "<b>"):
+        with pytest.raises(ValueError, match="licence: expected an identifier"):
+            network("causal")[0].save_pretrained(tmp_path, licence=wrong)
+
+
+def test_public_folders_load(tmp_path: Path) -> None:
+    """As VAR's and LlamaGen's mixins write them, `config.json` with `model.safetensors`."""
+    sort = "model.safetensors"
+    var = folder(tmp_path / "var", {**VAR, "lvl_1L": LEVELS}, VARHF, sort)
+    vae = folder(tmp_path / "vae", VAE, VARHF["vae_kwargs"], sort)
+    teacher = models.VARTeacher.from_pretrained(var, tokenizer=vae)
+    assert teacher.patch_nums == (1, 2, 3, 4)
+    assert torch.equal(
+        teacher.tokenizer.codebook, models.VARTokenizer.from_pretrained(vae).codebook
+    )
+    gpt = folder(tmp_path / "gpt", GPT, {"n_head": 2, "block_size": 16, "dim": 64}, sort)
+    assert models.LlamaGenTeacher.from_pretrained(gpt).grid == 4
+    with pytest.raises(TypeError, match="expected a one-step generator, got a teacher"):
+        Sampler.from_pretrained(var, tokenizer=vae)
+
+
+def test_a_repository_is_fetched(there: Hub, tmp_path: Path) -> None:
+    sampler = Sampler("digits", teacher_steps=3)
+    address = sampler.push_to_hub("owner/digits", private=True, commit_message="First")
+    assert address == "https://hub/owner/digits/commit/1"
+    assert [name for name, _ in there.calls] == ["create_repo", "upload_folder"]
+    assert there.calls[0][1] == {"repo_id": "owner/digits", "private": True, "exist_ok": True}
+    assert there.calls[1][1]["commit_message"] == "First"
+    assert not Path(there.calls[1][1]["folder_path"]).exists(), "the folder was for the time"
+    again = Sampler.from_pretrained("owner/digits", teacher_steps=3)
+    torch.testing.assert_close(again(LABELS), sampler(LABELS), atol=1e-5, rtol=0)
+    sampler.generator.push_to_hub("owner/digits", revision="other")
+    assert ("create_branch", {"repo_id": "owner/digits", "branch": "other", "exist_ok": True}) in (
+        there.calls
+    )
+    model = models.DD2Generator.from_pretrained("owner/digits", revision="other")
+    assert torch.equal(Sampler(model)(LABELS), Sampler("digits")(LABELS))
+    assert there.calls[-1][1]["revision"] == "other"
+    assert not any("teacher" in p for p in there.calls[-1][1]["allow_patterns"])
+    with pytest.raises(LookupError, match="404"):
+        checkpoints.from_pretrained("owner/none")
+
+
+def test_older_repositories_of_pickles_are_fetched_too(there: Hub) -> None:
+    path = there.folder / "there" / "owner" / "gpt"
+    path.mkdir(parents=True)
+    folder(path / "main", GPT, {"n_head": 2, "block_size": 16}, "pytorch_model.bin")
+    assert models.LlamaGenTeacher.from_pretrained("owner/gpt").grid == 4
+    assert len(there.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "error", "message"),
+    [
+        ("nowhere", None, FileNotFoundError, "expected a folder or a repository.* got nowhere"),
+        ("../x/y", None, FileNotFoundError, "expected a folder or a repository"),
+        ("a/b/c", None, FileNotFoundError, "expected a folder or a repository"),
+        (Path("owner/name"), None, FileNotFoundError, "expected a folder or a repository"),
+        ("\x1b[2J/x", None, FileNotFoundError, r"got \\x1b\[2J/x"),
+        (".", "main", ValueError, "revision: expected none for a folder that is here, got 'main'"),
+    ],
+)
+def test_sources_that_are_none(
+    there: Hub, source: Any, revision: str | None, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        hub.fetched(source, revision)
+    assert not there.calls, "nothing was asked for"
+
+
+def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    network("causal")[0].save_pretrained(tmp_path)
+    assert checkpoints.from_pretrained(tmp_path) is not None
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dd2-fast\[hub\]'; a folder"):
+        Sampler.from_pretrained("owner/name")
+    with pytest.raises(ValueError, match="repo_id: expected owner/name, got name"):
+        network("causal")[0].push_to_hub("name")
+
+
+def test_the_library_takes_these_calls(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the double takes, `huggingface_hub` takes by its signatures."""
+    Sampler("digits").push_to_hub("owner/digits", revision="other", picture=False)
+    Sampler.from_pretrained("owner/digits", revision="other")
+    monkeypatch.undo()
+    require("huggingface_hub", by_ci=False)  # the package does not need it
+    import huggingface_hub
+
+    for name, arguments in there.calls:
+        if name == "snapshot_download":
+            signature(huggingface_hub.snapshot_download).bind("owner/digits", **arguments)
+        else:
+            signature(getattr(huggingface_hub.HfApi, name)).bind(None, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(0, ValueError), (True, TypeError), (1.5, TypeError), ("5GB", TypeError)]
+)
+def test_bad_sizes(size: Any, error: type, tmp_path: Path) -> None:
+    with pytest.raises(error, match="max_shard_size: expected a"):
+        network("causal")[0].save_pretrained(tmp_path, max_shard_size=size)
+    assert not names(tmp_path)
