@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import sys
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 import safetensors
 import torch
 from checkpoints.hub_double import Hub
-from checkpoints.test_facts import GPT, LEVELS, VAE, VAR, VARHF, folder
+from checkpoints.test_facts import GPT, LEVELS, VAE, VAR, folder
+from checkpoints.test_facts import VARHF as PUBLIC
 from models.test_dd2_families import TEACHERS, tiny_generator
 from optional import require
 from PIL import Image
+from snippets import snippet
 
 from dd2_fast import checkpoints, models
 from dd2_fast.checkpoints import hub, pretrained
@@ -228,8 +231,8 @@ def test_what_a_run_says_cannot_leave_its_cell(tmp_path: Path) -> None:
 def test_public_folders_load(tmp_path: Path) -> None:
     """As VAR's and LlamaGen's mixins write them, `config.json` with `model.safetensors`."""
     sort = "model.safetensors"
-    var = folder(tmp_path / "var", {**VAR, "lvl_1L": LEVELS}, VARHF, sort)
-    vae = folder(tmp_path / "vae", VAE, VARHF["vae_kwargs"], sort)
+    var = folder(tmp_path / "var", {**VAR, "lvl_1L": LEVELS}, PUBLIC, sort)
+    vae = folder(tmp_path / "vae", VAE, PUBLIC["vae_kwargs"], sort)
     teacher = models.VARTeacher.from_pretrained(var, tokenizer=vae)
     assert teacher.patch_nums == (1, 2, 3, 4)
     assert torch.equal(
@@ -239,6 +242,63 @@ def test_public_folders_load(tmp_path: Path) -> None:
     assert models.LlamaGenTeacher.from_pretrained(gpt).grid == 4
     with pytest.raises(TypeError, match="expected a one-step generator, got a teacher"):
         Sampler.from_pretrained(var, tokenizer=vae)
+
+
+@dataclass
+class ModelArgs:
+    """The arguments that LlamaGen's classes have, and with them `config.json`."""
+
+    dim: int = 64
+    n_layer: int = 2
+    n_head: int = 2
+    n_kv_head: int | None = None
+    rope_base: float = 10000
+    num_classes: int = 10
+    model_type: str = "c2i"
+    vocab_size: int = 64
+    block_size: int = 16
+    max_seq_len: int = 2048
+
+
+def put(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a module tensors of such names."""
+    for name, value in tensors.items():
+        inner, *names = module, *name.split(".")
+        for part in names[:-1]:
+            if not hasattr(inner, part):
+                inner.add_module(part, torch.nn.Module())
+            inner = getattr(inner, part)
+        inner.register_buffer(names[-1], value)
+
+
+def test_what_the_public_mixin_itself_writes(tmp_path: Path) -> None:
+    """`PyTorchModelHubMixin` over classes with VARHF's and TransformerHF's arguments."""
+    require("huggingface_hub", by_ci=False)
+    from huggingface_hub import PyTorchModelHubMixin
+
+    class Network(torch.nn.Module):
+        def __init__(self, config: ModelArgs) -> None:
+            super().__init__()
+            put(self, GPT)
+
+    class TransformerHF(Network, PyTorchModelHubMixin, license="mit"):
+        pass
+
+    class VARHF(torch.nn.Module, PyTorchModelHubMixin):
+        def __init__(
+            self, vae_kwargs: Any, num_classes: int = 1000, depth: int = 16, embed_dim: int = 1024,
+            num_heads: int = 16, patch_nums: Any = (1, 2, 3),
+        ) -> None:  # fmt: skip
+            super().__init__()
+            put(self, {**VAR, "lvl_1L": LEVELS})
+
+    TransformerHF(ModelArgs()).save_pretrained(tmp_path / "gpt")
+    VARHF(**PUBLIC).save_pretrained(tmp_path / "var")
+    for sort in ("gpt", "var"):
+        assert {"config.json", "model.safetensors"} <= names(tmp_path / sort)
+    assert models.LlamaGenTeacher.from_pretrained(tmp_path / "gpt").grid == 4
+    teacher = models.VARTeacher.from_pretrained(tmp_path / "var")
+    assert teacher.patch_nums == (1, 2, 3, 4) and teacher.config["heads"] == 2
 
 
 def test_a_repository_is_fetched(there: Hub, tmp_path: Path) -> None:
@@ -261,6 +321,20 @@ def test_a_repository_is_fetched(there: Hub, tmp_path: Path) -> None:
     assert not any("teacher" in p for p in there.calls[-1][1]["allow_patterns"])
     with pytest.raises(LookupError, match="404"):
         checkpoints.from_pretrained("owner/none")
+
+
+def test_the_guides_code(there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "vae", VAE, {}, "pytorch_model.bin")
+    (tmp_path / "vae" / "pytorch_model.bin").rename("vae_ch160v4096z32.pth")
+    path = there.folder / "there" / "owner" / "var"
+    path.mkdir(parents=True)
+    folder(path / "main", {**VAR, "lvl_1L": LEVELS}, PUBLIC, "model.safetensors")
+    variables: dict[str, Any] = {}
+    exec(snippet("dd2_fast/models/README.md", "hub"), variables)
+    wanted = variables["sampler"](LABELS)
+    torch.testing.assert_close(variables["again"](LABELS), wanted, atol=1e-5, rtol=0)
+    assert variables["teacher"].tokenizer is not None and (tmp_path / "folder").is_dir()
 
 
 def test_older_repositories_of_pickles_are_fetched_too(there: Hub) -> None:
