@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..condition import Rows, integer
 from ..ops.checks import check_number
-from .arguments import check_indices, image_seed
+from .arguments import image_seed
 from .outputs import check_output
 from .sampler import Sampler
 
@@ -113,7 +113,8 @@ class BatchingSampler:
         if (count := condition.count(rows)) != 1:
             raise ValueError(f"label: expected one, got {count}; submit each")
         place = integer(index, "index")
-        check_indices([place], 0, 1)
+        if not 0 <= place < 1 << 63:
+            raise ValueError(f"index: expected 0 to {(1 << 63) - 1}, got {place}")
         image: Future[Any] = Future()
         due = time.monotonic() + self._delay
         self._queue.put(_Request(rows, image_seed(seed), place, due, image))

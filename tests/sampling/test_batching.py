@@ -254,7 +254,12 @@ def test_bad_settings(call: Callable[[Sampler], Any], error: type, message: str)
         ({"label": []}, ValueError, "label: expected one, got 0"),
         ({"label": 1, "seed": 2**63}, ValueError, "seed: expected an integer of 64 bits"),
         ({"label": 1, "seed": [1]}, TypeError, r"seed: expected an integer, got \[1\]"),
-        ({"label": 1, "index": -1}, ValueError, "indices: expected at least 0, got -1"),
+        ({"label": 1, "index": -1}, ValueError, "index: expected 0 to 9223372036854775807, got -1"),
+        (
+            {"label": 1, "index": 2**63},
+            ValueError,
+            "index: expected 0 to .* got 9223372036854775808$",
+        ),
         ({"label": 1, "index": 0.5}, TypeError, "index: expected an integer, got 0.5"),
     ],
 )

@@ -16,6 +16,7 @@ from parity import llamagen_models, var_models
 from snippets import snippet
 
 import dd2_fast
+from dd2_fast.sampling.noise import image_noise
 
 
 def load(path: str, *, tokenizer: str) -> Any:
@@ -56,6 +57,23 @@ def test_the_student_draws_in_one_step(variables) -> None:
     difference = variables["images_1"] - exact
     assert variables["images_1"].shape == exact.shape and difference.square().mean() < 10**-2.5
     assert variables["sampler"].generator.word_embed.weight.dtype == torch.bfloat16
+
+
+def test_the_noise_is_the_samplers() -> None:
+    """But for the last digit of logarithm and cosine; an odd count, and all 64 bits of both."""
+    variables: dict[str, Any] = {}
+    exec(snippet("dd2_fast/sampling/README.md", "noise"), variables)
+    noise = variables["noise"]
+    for seed, index in ((0, 0), (5, 3), (-1, 2**40 + 1), (2**63 - 1, 2**63 - 1), (-(2**63), 7)):
+        for shape in ((1, 1), (3, 5), (30, 8)):
+            found = torch.from_numpy(noise(seed, index, *shape))
+            wanted = image_noise(seed, torch.tensor([index]), shape)[0]
+            assert found.dtype == wanted.dtype
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    sampler = dd2_fast.Sampler("digits")
+    start = torch.from_numpy(noise(9, 4, 16, 8))[None]
+    image = sampler.tokenizer.decode(sampler.generator(start, torch.tensor([7])))
+    torch.testing.assert_close(image, sampler(7, seed=9, indices=[4]), atol=1e-5, rtol=0)
 
 
 SERVICE = "dd2_fast/sampling/README.md", "service"
