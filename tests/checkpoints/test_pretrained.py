@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import shutil
 import sys
 from dataclasses import dataclass
 from inspect import signature
@@ -123,6 +124,20 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     part.unlink()
     with pytest.raises(FileNotFoundError, match=part.name):
         checkpoints.from_pretrained(tmp_path)
+
+
+def test_parts_of_two_models_are_refused(tmp_path: Path) -> None:
+    for sort, model in zip(("a", "b"), network("causal"), strict=True):
+        model.save_pretrained(tmp_path / sort, max_shard_size=10_000)
+    first = sorted((tmp_path / "a").glob("model-*"))[0]
+    index = tmp_path / "b" / "model.safetensors.index.json"
+    shutil.copy(first, tmp_path / "b" / "other.safetensors")
+    places = json.loads(index.read_text())["weight_map"]
+    with safetensors.safe_open(first, "pt") as file:
+        places[next(iter(file.keys()))] = "other.safetensors"
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match="the files of one model, got those of several"):
+        checkpoints.load(tmp_path / "b")
 
 
 def killed_while_writing(path: Path, at: int) -> None:
