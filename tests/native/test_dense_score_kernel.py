@@ -69,7 +69,7 @@ REGIMES = {
     [
         pytest.param(
             regime, dtype, id=f"{name}-{str(dtype)[6:]}",
-            marks=[pytest.mark.slow] * (MODELS.get(name, dtype) != dtype),
+            marks=[pytest.mark.long] * (MODELS.get(name, dtype) != dtype),
         )
         for (name, regime), dtype in product(REGIMES.items(), DTYPES)
     ],
@@ -148,9 +148,7 @@ def test_codebooks_whose_products_would_be_rounded(
     assert error < 1e-5 + 4 * 2.0**-24 * offset
 
 
-@pytest.mark.parametrize("dim", [8, 32, 64])
-@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 300.0, 1000.0])
-@pytest.mark.parametrize("t", [1.0, 0.999, 0.95, 0.5])
+@pairwise(dim=[8, 32, 64], scale=[1.0, 10.0, 100.0, 300.0, 1000.0], t=[1.0, 0.999, 0.95, 0.5])
 def test_far_tokens(kernel: Shim, t: float, scale: float, dim: int) -> None:
     """Budget: 2^-22 |x| |c| (1-t) / t^2 of the exponent, whose products are of 22 bits."""
     case = make_case(48, 256, dim, t=(t, t))
