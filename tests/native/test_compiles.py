@@ -83,6 +83,7 @@ def test_nvrtc(op: str, arch: str) -> None:
         compile_and_check(header, names, arch, model_launches(op))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPERATORS)
 def test_nvrtc_of_what_real_models_launch(op: str) -> None:
     launched = {launch.kernel for launch in model_launches(op)}

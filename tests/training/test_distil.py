@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forks import run_together
+from pairwise import slow_except
 
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
@@ -166,7 +167,7 @@ def test_two_processes_give_what_one_gives(
 
 
 @pytest.mark.parametrize(
-    "backend", [b for b, no in available_backends("cpu").items() if no is None]
+    "backend", slow_except([b for b, no in available_backends("cpu").items() if no is None], "cpu")
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fused_and_reference_stay_together(family: str, backend: str) -> None:

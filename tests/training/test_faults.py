@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from forks import Forked, command, run_forked, run_together
+from pairwise import slow_except
 from torch import distributed
 from training.test_distil import config, weights
 
@@ -65,6 +66,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("kill", ["state.pt:1", "state.previous.pt:1", "state.pt:2", "state.pt:9"])
+@pytest.mark.slow
 def test_killed_between_any_two_moves_of_files(whole: Path, tmp_path: Path, kill: str) -> None:
     killed = run_forked(run_with_faults, kill, 0, folder=tmp_path)
     assert killed.code == -signal.SIGKILL, killed.output
@@ -107,7 +109,7 @@ def interrupt(
             distil.run(config(family, **changes), folder, progress=False)
 
 
-@pytest.mark.parametrize("calls", [1, 4, 6, 9, 12, 15])
+@pytest.mark.parametrize("calls", slow_except([1, 4, 6, 9, 12, 15], 4, 12))
 def test_stopped_runs_continue(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
@@ -178,6 +180,7 @@ NAN = [
 
 
 @pytest.mark.parametrize(("stage", "tensor", "message"), NAN)
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_tensor(
     whole: Path,
     tmp_path: Path,
