@@ -46,7 +46,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("> >(exec true)", 141),
         (">/dev/full", 2),
         *(
-            pytest.param(redirection, 0, marks=pytest.mark.slow)
+            pytest.param(redirection, 0, marks=pytest.mark.long)
             for redirection in ("2>&-", "2> >(exec true)", "2>/dev/full")
         ),
     ],
