@@ -118,7 +118,7 @@ def ninja_file(
     ninja.compile("cxx", csrc / "cpu" / "dispatch.cpp", flags=known)
     for source in ordered(csrc / "plan", "*.cpp"):
         ninja.compile("cxx", source, ".plan")
-    ninja.compile("cxx", csrc / "bindings.cpp", flags=bound)
+    ninja.compile("cxx", csrc / "bindings.cpp", flags=["-O1", *bound])  # templates, no arithmetic
     ninja.link(target)
     return ninja
 

@@ -47,6 +47,11 @@ def pairwise(**axes: Mapping[str, Any] | Iterable[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(tuple(axes), cases)
 
 
+def slow_except(values: Iterable[Any], *quick: Any) -> list:
+    """Values of one axis, of which all but the ``quick`` ones are for ``-m slow``."""
+    return [pytest.param(v, marks=[] if v in quick else [pytest.mark.slow]) for v in values]
+
+
 def _places(axis: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str, Any, Iterable]]:
     if isinstance(axis, Mapping):
         return [(name, value, ()) for name, value in axis.items()]

@@ -65,7 +65,6 @@ DD2_INLINE Vec gathered(const Codebook& codebook, const int32_t* indices, const 
 // Scores of the kept codes of a token far from all of them, whose |x - (1-t) c|^2 would round away
 // what tells them apart. In its place, of any code r, here the best as far as the scores tell,
 //   |x - (1-t) c|^2 - |x - (1-t) r|^2 = ((1-t) r - (1-t) c)·(2 x - (1-t) r - (1-t) c).
-template <int kVectors>
 DD2_NOINLINE float far_scores(const Query& q, const Codebook& codebook, NoiseLevel level,
                               int64_t dim, float largest, Scratch& scratch) {
   const int32_t* indices = q.row->indices;
@@ -81,7 +80,7 @@ DD2_NOINLINE float far_scores(const Query& q, const Codebook& codebook, NoiseLev
   }
   Vec most = broadcast(negative_infinity());
   for (int64_t i = 0; i < q.row->kept; i += kLanes) {
-    const Vec farther = gathered<kVectors>(
+    const Vec farther = gathered<0>(
         codebook, indices + i, [&](int64_t c, Vec code, Vec& sum) __attribute__((always_inline)) {
           const Vec clean = code * level.signal;
           sum += (load(near + c) - clean) * (load(mirror + c) - clean);
@@ -135,7 +134,7 @@ DD2_INLINE float sparse_scores(const Query& q, const Codebook& codebook, NoiseLe
   const float best = reduce_max(largest), least = -reduce_max(-nearest);
   const bool far = 2.0f * least > kFar * static_cast<float>(dim) * level.two_t2;
   const bool surrounded = 0.25f * reduce_max(farthest) >= least && least <= kFloatMax;
-  return far && !surrounded ? far_scores<kVectors>(q, codebook, level, dim, best, scratch) : best;
+  return far && !surrounded ? far_scores(q, codebook, level, dim, best, scratch) : best;
 }
 
 // Weights, relative to the largest, that are left out where few are above it: all together they

@@ -112,7 +112,7 @@ void generate(const SmallGeneratorParams& p, int64_t image, const float* noise, 
   map(condition, static_cast<int64_t>(n) * head, silu);
   apply(weights.layer(dim, head), noise, dim, n, h, head);
   // y = LN(h) scale + shift, of a modulation in `wide`.
-  const auto modulate = [&](int stride) __attribute__((always_inline)) {
+  const auto modulate = [&](int stride) __attribute__((noinline)) {
     normalize_rows(h, n, head, [&](int r, int i, Vec v) {
       const float* shift = wide + static_cast<int64_t>(r) * stride + i;
       store(y + static_cast<int64_t>(r) * head + i, v * load(shift + head) + load(shift));

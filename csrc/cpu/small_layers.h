@@ -8,128 +8,14 @@
 #include "dd2/small_network.h"
 #include "memory.h"
 #include "simd.h"
+#include "small_product.h"
 
 namespace dd2::cpu::DD2_ISA {
 namespace {
 
-constexpr int kPanelVectors = kPanel / kLanes;
-constexpr int kSums = kLanes == 16 ? 24 : 12;  // registers that hold sums
-constexpr int kMostRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 3;
-
-constexpr int kAhead = 512;  // weights to fetch ahead: a small batch finds them outside the L2
-
-// Panels of a tile: enough sums to hide the latency of an addition, none in memory.
-constexpr int panels_of(int rows) {
-  const int fit = kSums / (rows * kPanelVectors);
-  return fit < 1 ? 1 : fit > 4 ? 4 : fit;
-}
-
-// A matrix [inputs][16 * panels], row_stride floats between the rows of a panel.
-struct Matrix {
-  const float* panels;
-  int64_t row_stride, panel_stride;
-  int inputs, count;  // of panels
-};
-
 DD2_INLINE Matrix matrix(const PackedLayer& layer) {
   return {layer.panels, kPanel, static_cast<int64_t>(kPanel) * layer.inputs, layer.inputs,
           layer.outputs / kPanel};
-}
-
-enum class Into { kSet, kAdd };
-
-// Rows of inputs: of row r, number k is at[r * stride + k * step].
-struct Rows {
-  const float* at;
-  int64_t stride, step = 1;
-
-  DD2_INLINE Rows from(int row) const { return {at + row * stride, stride, step}; }
-};
-
-// out = bias + x W or out += bias + x W for kRows rows and kPanels panels; `bias` may be null.
-template <int kRows, int kPanels>
-DD2_NOINLINE void tile(const Rows x, const float* w, const Matrix& matrix,
-                       const float* bias, float* out, int64_t out_stride, Into into) {
-  constexpr int kVectors = kPanels * kPanelVectors;
-  Vec sum[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) {
-    const Vec start = bias != nullptr ? load(bias + v * kLanes) : Vec{};
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) sum[r][v] = start;
-  }
-  const int64_t row_stride = matrix.row_stride, panel_stride = matrix.panel_stride;
-  const float* at = x.at;
-  for (int k = 0; k < matrix.inputs; ++k) {
-    Vec weight[kVectors];
-#pragma GCC unroll 16
-    for (int p = 0; p < kPanels; ++p) {
-      __builtin_prefetch(w + k * row_stride + p * panel_stride + kAhead);
-    }
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      weight[v] = load(w + k * row_stride + v / kPanelVectors * panel_stride +
-                       v % kPanelVectors * kLanes);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Vec value = broadcast(at[r * x.stride]);
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * weight[v];
-    }
-    at += x.step;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      float* target = out + r * out_stride + v * kLanes;
-      store(target, into == Into::kAdd ? load(target) + sum[r][v] : sum[r][v]);
-    }
-  }
-}
-
-// The panels from `first` on that are left when tiles of kPanels are done.
-template <int kRows, int kPanels>
-DD2_INLINE void row_tile(const Rows& x, const Matrix& m, const float* bias, float* out,
-                         int64_t out_stride, Into into, int first, int last) {
-  for (; first + kPanels <= last; first += kPanels) {
-    tile<kRows, kPanels>(x, m.panels + first * m.panel_stride, m,
-                         bias != nullptr ? bias + first * kPanel : nullptr, out + first * kPanel,
-                         out_stride, into);
-  }
-  if constexpr (kPanels > 1) {
-    row_tile<kRows, kPanels - 1>(x, m, bias, out, out_stride, into, first, last);
-  }
-}
-
-template <int kRows>
-DD2_INLINE void few_rows(int rows, const Rows& x, const Matrix& m, const float* bias, float* out,
-                         int64_t out_stride, Into into, int first, int last) {
-  if (rows == kRows) {
-    row_tile<kRows, panels_of(kRows)>(x, m, bias, out, out_stride, into, first, last);
-  } else if constexpr (kRows > 1) {
-    few_rows<kRows - 1>(rows, x, m, bias, out, out_stride, into, first, last);
-  }
-}
-
-// out [rows][16 * panels] = bias + x W, or += with Into::kAdd. A few panels at a time, so that their
-// weights come from memory once, whatever the rows.
-void product(const Rows& x, int rows, const Matrix& m, const float* bias, float* out,
-             int64_t out_stride, Into into = Into::kSet) {
-  constexpr int kAtATime = panels_of(kMostRows) > 1 ? panels_of(kMostRows) : 4;
-  for (int first = 0; first < m.count; first += kAtATime) {
-    const int last = first + kAtATime < m.count ? first + kAtATime : m.count;
-    int row = 0;
-    for (; row + kMostRows <= rows; row += kMostRows) {
-      row_tile<kMostRows, panels_of(kMostRows)>(x.from(row), m, bias, out + row * out_stride,
-                                                out_stride, into, first, last);
-    }
-    if (row < rows) {
-      few_rows<kMostRows - 1>(rows - row, x.from(row), m, bias, out + row * out_stride, out_stride,
-                              into, first, last);
-    }
-  }
 }
 
 DD2_INLINE void apply(const PackedLayer& layer, const float* x, int64_t x_stride, int rows,
@@ -221,7 +107,7 @@ DD2_INLINE void normalize_rows(const float* x, int rows, int width, const Each& 
   }
 }
 
-DD2_INLINE void normalize(const float* x, int rows, int width, float* out) {
+DD2_NOINLINE void normalize(const float* x, int rows, int width, float* out) {
   normalize_rows(x, rows, width, [&](int r, int i, Vec v) {
     store(out + static_cast<int64_t>(r) * width + i, v);
   });
@@ -268,7 +154,7 @@ DD2_INLINE void softmax(float* scores, int count, int padded) {
 }
 
 // h += MLP(LN(h)); `y [rows][width]` and `wide [rows][4 width]` are scratch.
-DD2_INLINE void mlp(const PackedBlock& block, float* h, int rows, int width, float* y, float* wide) {
+DD2_NOINLINE void mlp(const PackedBlock& block, float* h, int rows, int width, float* y, float* wide) {
   normalize(h, rows, width, y);
   apply(block.expand, y, width, rows, wide, 4 * width);
   map(wide, static_cast<int64_t>(rows) * 4 * width, gelu_tanh);

@@ -74,6 +74,7 @@ def rehearse(
     return run, json.loads(newest.read_text())
 
 
+@pytest.mark.slow
 def test_runs_every_part_within_nine_minutes(tmp_path: Path) -> None:
     run, result = rehearse(tmp_path, failing="nothing")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -95,6 +96,7 @@ def test_runs_every_part_within_nine_minutes(tmp_path: Path) -> None:
         assert name in asked, f"gpu_check.sh runs no {name}"
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_failure_and_says_which(tmp_path: Path) -> None:
     run, result = rehearse(tmp_path, failing="setup.py")
     assert run.returncode == 1
@@ -104,6 +106,7 @@ def test_goes_on_after_a_failure_and_says_which(tmp_path: Path) -> None:
     assert "FAILED (1)" in line and "closing line" in line
 
 
+@pytest.mark.slow
 def test_runs_the_parts_asked_for_and_keeps_what_earlier_runs_wrote(tmp_path: Path) -> None:
     run, result = rehearse(tmp_path, failing="setup.py", parts=("build", "sampling"))
     assert [part["name"] for part in result["parts"]] == ["build", "sampling"]
@@ -127,6 +130,7 @@ def test_the_table_has_each_group_and_its_ratios(tmp_path: Path) -> None:
     assert result["benchmarks"][0]["median_ms"] == pytest.approx(9.0)
 
 
+@pytest.mark.slow
 def test_the_table_stays_within_sixty_lines(tmp_path: Path) -> None:
     run, result = rehearse(tmp_path, failing="nothing", groups=80)
     lines = run.stdout.splitlines()

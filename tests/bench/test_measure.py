@@ -93,6 +93,7 @@ def bench(folder: Path, *arguments: str) -> str:
     return run_python(*command, *files, *arguments, folder=folder)
 
 
+@pytest.mark.slow
 def test_the_json_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
     out = bench(tmp_path, "--benchmark-only", "--benchmark-json=result.json")
     assert "ratios of medians" in out and "sample_code cpu tiny eager" in out
@@ -127,11 +128,13 @@ def test_the_baseline_keeps_what_the_filters_are_defined_to_keep(tmp_path: Path)
     run_python("-c", code, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_no_group_is_begun_without_time(tmp_path: Path) -> None:
     out = bench(tmp_path, "--benchmark-only", "--bench-budget=0", "-rs")
     assert "no time left of --bench-budget" in out and " passed" not in out
 
 
+@pytest.mark.slow
 def test_what_is_stopped_writes_what_it_measured(tmp_path: Path) -> None:
     (tmp_path / "bench_stopped.py").write_text(
         "import os, signal\n"
@@ -154,6 +157,7 @@ def test_what_is_stopped_writes_what_it_measured(tmp_path: Path) -> None:
     assert [row["name"] for row in content["benchmarks"]] == ["bench_first"]
 
 
+@pytest.mark.slow
 def test_without_timing_only_tiny_sizes_run(tmp_path: Path) -> None:
     out = bench(tmp_path, "--benchmark-disable", "--collect-only", "-k", "")
     names = [line for line in out.splitlines() if "::" in line]

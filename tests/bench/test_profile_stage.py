@@ -26,6 +26,7 @@ OPERATORS = ["conditional_score", "csd_loss", "sample_code", "nearest_code", "fl
         ),
     ],
 )
+@pytest.mark.slow
 def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
     arguments = [stage, "--warmup", "1", "--steps", "2", "--trace", "trace.json", "--device", "cpu"]
     out = run_python(str(BENCH / "profile_stage.py"), *arguments, folder=tmp_path)
@@ -38,6 +39,7 @@ def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
     assert any(str(event.get("name")).startswith("aten::") for event in events)
 
 
+@pytest.mark.slow
 def test_a_stage_by_itself_and_its_default_name(tmp_path: Path) -> None:
     out = run_python(
         str(BENCH / "profile_stage.py"),

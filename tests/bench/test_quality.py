@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from processes import run_python
 from result_files import BENCH
 
 
+@pytest.mark.slow
 def test_the_committed_comparison_is_made_from_the_committed_files(tmp_path: Path) -> None:
     folder = BENCH / "results" / "ablations"
     printed = run_python(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from children import holding
-from processes import run_python
+from forks import run_together
+from torch import distributed
 
 from dd2_fast.checkpoints import locks
-from dd2_fast.checkpoints.locks import locked
+from dd2_fast.checkpoints.locks import agreed, locked
 
 
 @pytest.fixture(params=["folder", "file.npz", "new.png"])
@@ -107,32 +108,26 @@ def test_where_there_are_no_locks_it_is_said(output: Path, tmp_path, monkeypatch
     assert everything(tmp_path) == before
 
 
+def lock_both() -> None:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    with locked(Path("free")):
+        print(f"{rank} has it, {agreed(os.getpid) == os.getpid()}")
+        distributed.barrier()
+        assert Path(".free.lock").exists()
+        distributed.barrier()
+    try:
+        with locked(Path("taken")):
+            pass
+    except BlockingIOError as error:
+        print(f"{rank} {error.strerror}")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
 def test_the_processes_of_a_group_share_it(tmp_path) -> None:
     """And all of them hear when another job has it."""
-    (tmp_path / "script.py").write_text(
-        """
-import os, sys
-from pathlib import Path
-from torch import distributed
-from dd2_fast.checkpoints.locks import agreed, locked
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-with locked(Path("free")):
-    print(f"{rank} has it, {agreed(os.getpid) == os.getpid()}\\n", end="", flush=True)
-    distributed.barrier()
-    assert Path(".free.lock").exists()
-    distributed.barrier()
-try:
-    with locked(Path("taken")):
-        pass
-except BlockingIOError as error:
-    print(f"{rank} {error.strerror}\\n", end="", flush=True)
-distributed.barrier()
-distributed.destroy_process_group()
-"""
-    )
     with holding(locked(tmp_path / "taken")) as child:
-        run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py")
-        printed = run_python(*run, folder=tmp_path).splitlines()
+        printed = "".join(run_together(lock_both, folder=tmp_path)).splitlines()
     assert {"0 has it, True", "1 has it, False"} <= set(printed)
     assert sum(f"found process {child} " in line for line in printed) == 2

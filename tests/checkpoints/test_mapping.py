@@ -60,6 +60,7 @@ def write(path: Path, tensors, container: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_large_file_costs_no_memory_of_its_own(tmp_path: Path):
     tensors = {
         "table.weight": torch.ones(3, 7168),

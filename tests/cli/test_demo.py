@@ -16,6 +16,7 @@ from dd2_fast.cli.picture import Panel, draw_panels, tile
 ROWS = ("real, tokenized", "teacher", "one step", "set prediction", "stage 1, one step")
 
 
+@pytest.mark.slow
 def test_demo_writes_the_picture_and_the_tables(tmp_path: Path, capsys) -> None:
     out = tmp_path / "new" / "demo.png"
     assert main(["demo", "--out", str(out), "--samples", "500", "--seed", "1"]) == 0

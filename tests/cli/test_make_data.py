@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from forks import command, run_together
 from parity import llamagen_models, var_models
 from parity.synth import synth_tensors
-from processes import run_python
 
 from dd2_fast.checkpoints import load_bundle
 from dd2_fast.cli import main
 from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.sampling.sources import bundled_path
 from dd2_fast.training.recipes.teachers import load_teacher
+from dd2_fast.training.samples import make_shards as module
 from dd2_fast.training.samples.shards import ShardedPairs, ShardedSamples
 
 
@@ -92,15 +95,25 @@ def test_the_settings_in_the_help_are_the_configurations(capsys) -> None:
             assert settings == {key: float(listed[f"samples.{key}"]) for key in settings}
 
 
+def counted(argv: list[str]) -> None:
+    """The command, which notes in ``drawn-RANK`` how many samples its process drew."""
+    make_shards = module.make_shards
+
+    def counting(*arguments: Any, **settings: Any) -> int:
+        drawn = make_shards(*arguments, **settings)
+        Path(f"drawn-{os.environ['RANK']}").write_text(str(drawn))
+        return drawn
+
+    module.make_shards = counting
+    command(argv)
+
+
 def test_two_processes_share_the_shards(tmp_path) -> None:
     """As torchrun starts them: each draws its part, and the files are those of one process."""
     argv = ["make-data", "digits", "--num", "45", "--shard-size", "10", "--quiet", "--out"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     out = tmp_path / "two"
-    output = run_python(
-        *torchrun, "-m", "--", "cli.counted_make_data", *argv, str(out), folder=tmp_path
-    )
-    assert output == f"wrote 45 samples in 5 shards to {out}\n"
+    printed = run_together(counted, [*argv, str(out)], folder=tmp_path)
+    assert printed == [f"wrote 45 samples in 5 shards to {out}\n", ""]
     assert [(tmp_path / f"drawn-{rank}").read_text() for rank in (0, 1)] == ["25", "20"]
     assert main([*argv, str(tmp_path / "one")]) == 0
     one, two = (

@@ -46,11 +46,12 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("> >(exec true)", 141),
         (">/dev/full", 2),
         *(
-            pytest.param(redirection, 0, marks=pytest.mark.slow)
+            pytest.param(redirection, 0, marks=pytest.mark.long)
             for redirection in ("2>&-", "2> >(exec true)", "2>/dev/full")
         ),
     ],
 )
+@pytest.mark.slow
 def test_the_work_is_done_whatever_the_streams_are(tmp_path, redirection, code) -> None:
     """A stream is closed, or nobody reads it, or its disk is full."""
     script = f"sleep 0.2; $DD2 {' '.join(SAMPLE)} --out a.npz {redirection}"
@@ -89,6 +90,7 @@ def test_a_second_job_is_told_of_the_first(name, tmp_path, monkeypatch, capsys) 
         assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_two_jobs_on_one_archive_leave_one(tmp_path) -> None:
     """Started together; the loser says so, and the archive is whole whoever that is."""
     command = f"$DD2 {' '.join(SAMPLE)} --num 400 --out a.npz --quiet"
@@ -125,6 +127,7 @@ def test_a_killed_save_leaves_nothing_after_the_next(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_folder_deleted_during_a_job_is_an_error(tmp_path) -> None:
     argv = [*SAMPLE, "--num", "100000", "--out", "images", "--quiet"]
     process = subprocess.Popen(

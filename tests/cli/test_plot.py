@@ -82,6 +82,7 @@ def test_what_is_on_the_picture(folder) -> None:
         assert [text.get_text() for text in one.texts] == ["stage1", "distillation"]
 
 
+@pytest.mark.slow
 def test_no_global_state_of_matplotlib_is_touched(folder) -> None:
     require("matplotlib")
     code = (

@@ -19,6 +19,8 @@ from dd2_fast import checkpoints
 from dd2_fast.cli import main
 from dd2_fast.training.watch import read_log
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def forked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
@@ -110,7 +112,7 @@ WROTE = {
 
 @pytest.mark.parametrize(
     "command",
-    ["train", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sample", "make-data"))],
+    ["train", *(pytest.param(c, marks=pytest.mark.long) for c in ("sample", "make-data"))],
 )
 def test_torchrun_ends_well_though_the_end_takes_seconds(command: str, tmp_path: Path) -> None:
     """The store is in the first process here, as without --standalone."""
@@ -128,7 +130,6 @@ def test_torchrun_ends_well_though_the_end_takes_seconds(command: str, tmp_path:
         assert len(list((tmp_path / "shards").glob("*.safetensors"))) == 3
 
 
-@pytest.mark.slow
 def test_torchrun_of_what_fails_prints_one_line(tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     argv = ("-m", "--", "dd2_fast", "train", "tiny_var", "--teacher", "none.pt", "--out", "run")

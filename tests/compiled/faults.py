@@ -27,7 +27,7 @@ class Planted:
     new: str
     call: Callable[[str, torch.dtype], Results]
     found: str  # kind of fault, or "wrong result"
-    shim: str  # what the host shim of tests/native says of the same call; measured on 2026-11-29
+    shim: str  # what the host shim that went said of the same call, on 2026-11-29
 
     def headers(self, folder: Path) -> Path:
         """A copy of the headers with the fault."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+_LARGEST = 2**32  # bytes kept as one extent; of a tensor beyond that, rows that lie far apart
 _KEPT = 64  # an operator's call has fewer tensors; those of earlier calls are no longer its own
 
 
@@ -23,7 +24,11 @@ class Tracked:
         if tensor.numel():
             last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             extent = address, (last + 1) * tensor.element_size()
-            self.extents = [*(e for e in self.extents[1 - _KEPT :] if e != extent), extent]
+            if extent[1] > _LARGEST:
+                for row in tensor:
+                    self.add(row)
+            else:
+                self.extents = [*(e for e in self.extents[1 - _KEPT :] if e != extent), extent]
         return address
 
     def install(self, patch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def close(found: Results, planted: Planted) -> bool:
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.slow
 def test_found(name: str, tmp_path: Path) -> None:
     require_nvrtc()
     planted = FAULTS[name]

@@ -3,6 +3,7 @@ it asks for."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from snippets import snippet
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Tokenizer(nn.Module):
         return embeddings.sigmoid().view(-1, 1, 2, 4).expand(-1, 3, -1, -1)
 
 
+@pytest.mark.slow
 def test_the_guides_loop_distils_a_teacher() -> None:
     """The loss of stage 1 falls, and CSD pulls the tokens to the codes."""
     teacher = Recurrent(8, 4, 3)

@@ -9,6 +9,7 @@ from dd2_fast.metrics import DigitsClassifier, train_classifier
 from dd2_fast.training.samples.digits import load_digits
 
 
+@pytest.mark.slow
 def test_recognises_held_out_digits() -> None:
     data = load_digits()
     state = torch.get_rng_state()

@@ -230,6 +230,7 @@ def fault(found: Any, wanted: Any, state: str, is_data: bool) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("state", TOGETHER)
+@pytest.mark.slow
 def test_results_are_those_of_the_plain_run(state: str, family: str) -> None:
     faults = {}
     for name, (run, wanted) in cases(family).items():
@@ -279,6 +280,7 @@ def test_a_sampler_made_under_inference_mode_can_be_converted_and_trained() -> N
 
 
 @pytest.mark.parametrize("family", ["var", "dd1_var", "dd1_llamagen", "llamagen"])
+@pytest.mark.slow
 def test_copies_are_the_same_sampler(family: str) -> None:
     """Deep and by pickle, after a call and compiled, whose code is made anew."""
     model = STUDENTS[family[4:]]() if family.startswith("dd1") else tiny_generator(family)

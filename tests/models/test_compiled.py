@@ -76,11 +76,13 @@ def test_a_teacher_compiles_once(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", GENERATORS)
+@pytest.mark.slow
 def test_a_decoder_compiles_once(family: str) -> None:
     make = GENERATORS[family]
     assert _count(make, lambda model: model.tokenizer.decode, _inputs(make())[:1]) == 1
 
 
+@pytest.mark.slow
 def test_a_cast_and_loaded_model_compiles_once(tmp_path: Path) -> None:
     """Of files, whose models are built on the meta device, in bfloat16."""
     generator = tiny_generator("var")
@@ -105,6 +107,7 @@ def test_a_cast_and_loaded_model_compiles_once(tmp_path: Path) -> None:
     ],
 )
 @torch.no_grad()
+@pytest.mark.slow
 def test_exported_for_any_batch(family: str, strict: bool) -> None:
     """Embeddings and images, at a batch that was not exported."""
     batch = torch.export.Dim("batch", min=2, max=4096)

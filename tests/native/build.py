@@ -1,4 +1,4 @@
-"""Compiles C++ sources, kernels under cuda_shim.h among them, into libraries for ctypes."""
+"""Compiles C++ sources into libraries for ctypes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptxrun.build import compile_shared, compiler_command
+from ptxrun.build import compiler_command
 
 NATIVE_DIR = Path(__file__).resolve().parent
 CSRC = NATIVE_DIR.parents[1] / "csrc"
-DEFAULT_INCLUDES = (NATIVE_DIR, NATIVE_DIR / "fake_runtime", CSRC, CSRC / "include")
+DEFAULT_INCLUDES = (CSRC, CSRC / "include")
 
-
-# -O2 takes the kernels' templates twice as long, for code that runs about as fast.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra")
 
 
@@ -28,22 +26,6 @@ def operators(kind: str = "DD2_OPERATOR") -> dict[str, str]:
 def cpu_operators() -> dict[str, str]:
     """Those without GPU kernels too."""
     return operators("DD2_(?:CPU_)?OPERATOR")
-
-
-def build_operator(op: str) -> Path:
-    """The launcher of ``op`` and its kernels for the CPU, and ``launch`` of operator_shim.cpp."""
-    sources = [
-        *sorted((CSRC / "cuda").glob(f"{op}*.cu")),
-        CSRC / "cuda" / "device.cu",
-        CSRC / "plan" / f"{op}.cpp",
-        CSRC / "plan" / "plan.cpp",
-        NATIVE_DIR / "operator_shim.cpp",
-    ]
-    headers = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *NATIVE_DIR.rglob("*.h")]
-    flags = [*FLAGS, *_own_statics(), *(f"-I{path}" for path in DEFAULT_INCLUDES)]
-    flags += [f"-DDD2_LAUNCH=launch_{op}", f"-DDD2_PARAMS={operators()[op]}"]
-    flags += ["-include", "cuda_runtime.h", "-x", "c++"]
-    return compile_shared(f"{op}_shim", sources, flags, sorted(headers))
 
 
 def _own_statics() -> list[str]:

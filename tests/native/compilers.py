@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -41,6 +42,30 @@ def usage(log: str) -> dict[str, Usage]:
         )
         for report in _REPORT.finditer(log)
     }
+
+
+def resources(report: str) -> dict[str, dict[str, Usage]]:
+    """The same by architecture of what cuobjdump --dump-resource-usage says of a library."""
+    found: dict[str, dict[str, Usage]] = {}
+    pattern = r"arch = (\w+)|Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+    for arch, symbol, registers, stack, shared, local in re.findall(pattern, report):
+        if arch:
+            latest = arch
+        else:
+            used = Usage(int(stack) + int(local), int(registers), int(shared))
+            found.setdefault(latest, {})[symbol] = used
+    return found
+
+
+def require_cuobjdump() -> str:
+    """Its path, in Triton's wheel or on PATH; skips where it is in neither."""
+    triton = importlib.util.find_spec("triton")
+    folders = triton.submodule_search_locations if triton else None
+    bundled = Path((folders or ["."])[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
+    found = str(bundled) if bundled.exists() else shutil.which("cuobjdump")
+    if found is None:
+        pytest.skip("no cuobjdump in Triton's wheel or on PATH")
+    return found
 
 
 def require_nvrtc() -> None:

@@ -1,9 +1,11 @@
 """Every kernel through NVRTC and nvcc for the architectures of the release: none spills registers,
-and the rows of real models fit in shared memory. Runs nothing; all but the kernels that real models
-launch on one architecture compiles for minutes and is slow."""
+and the rows of real models fit in shared memory. Runs nothing. What nvcc made is read from the
+installed extension, where it has it; compiling all anew takes minutes and is long."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -11,10 +13,17 @@ from pathlib import Path
 
 import pytest
 from native.build import CSRC, operators
-from native.compilers import Usage, require_nvcc, require_nvrtc, usage
+from native.compilers import (
+    Usage,
+    require_cuobjdump,
+    require_nvcc,
+    require_nvrtc,
+    resources,
+    usage,
+)
 from native.test_plans import Launch, kernels, plan
 
-from dd2_fast.ops import nvrtc
+from dd2_fast.ops import extension, nvrtc
 from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
 from dd2_fast.ops.flow_solve.native import FlowSolveParams
 from dd2_fast.ops.launch import header_of
@@ -24,6 +33,7 @@ from dd2_fast.ops.structs import TeacherRows
 # Bytes of shared memory that a block can have.
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 OPERATORS = tuple(operators())
+LAUNCHERS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
 MODELS = {"var": (4096, 32), "llamagen": (16_384, 8)}
 
 
@@ -45,6 +55,27 @@ def model_launches(op: str) -> Iterator[Launch]:
             for direction in (0, 1):
                 params = ConditionalScoreParams(teacher, draws=1, dim=dim, direction=direction)
                 yield from plan(op, params)[1]
+
+
+def test_reports_of_cuobjdump_are_read() -> None:
+    report = """
+Fatbin elf code:
+================
+arch = sm_80
+Resource usage:
+ Function _Za:
+  REG:155 STACK:0 SHARED:5440 LOCAL:0 CONSTANT[0]:1112
+ Function _Zb:
+  REG:9 STACK:16 SHARED:0 LOCAL:8 CONSTANT[0]:1112
+Fatbin elf code:
+arch = sm_90
+ Function _Za:
+  REG:2 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:1112
+"""
+    assert resources(report) == {
+        "sm_80": {"_Za": Usage(0, 155, 5440), "_Zb": Usage(24, 9, 0)},
+        "sm_90": {"_Za": Usage(0, 2, 0)},
+    }
 
 
 def elf_size(image: bytes) -> int:
@@ -69,7 +100,7 @@ ptxas info    : Used 12 registers
     assert usage(log) == {"_Za": Usage(84, 80, 688), "_Zb": Usage(0, 12, 0)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("op", OPERATORS)
 def test_nvrtc(op: str, arch: str) -> None:
@@ -83,6 +114,7 @@ def test_nvrtc(op: str, arch: str) -> None:
         compile_and_check(header, names, arch, model_launches(op))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPERATORS)
 def test_nvrtc_of_what_real_models_launch(op: str) -> None:
     launched = {launch.kernel for launch in model_launches(op)}
@@ -128,8 +160,28 @@ def expected(launcher: str) -> int:
 
 
 @pytest.mark.slow
+def test_the_extension_spills_nothing() -> None:
+    """As installed: every kernel of every architecture that it was built for."""
+    library = extension.load()[0]
+    if library is None or not library.cuda_architectures:
+        if os.environ.get("CI") and shutil.which("nvcc"):
+            pytest.fail("CI has nvcc, and the extension no CUDA kernels")
+        pytest.skip("the extension has no CUDA kernels")
+    report = subprocess.run(
+        [require_cuobjdump(), "--dump-resource-usage", library.__file__],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = resources(report)
+    assert set(found) == {name for name in library.cuda_architectures if name.startswith("sm_")}
+    wanted = sum(map(expected, LAUNCHERS))
+    for arch, kernels_of in found.items():
+        assert len(kernels_of) == wanted, arch
+        check(kernels_of)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
-@pytest.mark.parametrize("launcher", sorted(p.stem for p in (CSRC / "cuda").glob("*.cu")))
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_nvcc(launcher: str, arch: str, tmp_path: Path) -> None:
     command = [
         require_nvcc(), "-std=c++17", "-O3", f"-I{CSRC}", f"-I{CSRC / 'include'}",

@@ -13,6 +13,7 @@ from dd2_fast.ops import available_backends
 @pytest.mark.skipif(
     available_backends("cpu")["cpu"] is not None, reason="needs the compiled extension"
 )
+@pytest.mark.slow
 def test_the_interpreter_ends_well(tmp_path: Path) -> None:
     for _ in range(3):
         run_python("-m", "ops.daemon_thread", "0.3", folder=tmp_path, OMP_NUM_THREADS="1")

@@ -329,6 +329,7 @@ for fused in (True, False):  # the smaller peak first
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("backend", runnable_backends(("cpu", "torch")))
+@pytest.mark.slow
 def test_peak_memory_is_below_the_logits(backend: str, tmp_path: Path) -> None:
     """Of a process's own: forward and backward, 3000 tokens after a warm-up with 150."""
     fused, apart = map(int, run_python("-c", MEMORY, backend, folder=tmp_path).split())

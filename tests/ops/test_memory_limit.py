@@ -116,6 +116,7 @@ print(errors)
 
 
 @pytest.mark.skipif(available_backends("cpu")["cpu"] is not None, reason="no compiled kernels")
+@pytest.mark.slow
 def test_limited_address_space(tmp_path: Path) -> None:
     output = run_python("-W", "ignore", "-c", LIMITED, folder=tmp_path, timeout=300)
     assert int(output) > 5

@@ -27,6 +27,7 @@ pytestmark = [
 ]
 # ptxas may spill a few words where that lets one more block onto a multiprocessor.
 SPILLED_LIMIT = 16  # bytes
+CAPABILITIES = (80, 90, 100)
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may have
 
 # Of the tests that every backend has to pass, those that take the interpreter least: every kernel,
@@ -83,12 +84,13 @@ def run_interpreted(select: str, folder: Path, *names: str) -> int:
     return int(passed[1] or passed[2])
 
 
+@pytest.mark.slow
 def test_interpreted(tmp_path: Path) -> None:
     selects = [f"(test_{name}.py and triton and ({select}))" for name, select in QUICK.items()]
     assert run_interpreted(" or ".join(selects), tmp_path, *QUICK) >= 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "select"), SLOW.items(), ids=SLOW.keys())
 def test_interpreted_for_seconds(name: str, select: str, tmp_path: Path) -> None:
     assert run_interpreted(select, tmp_path, name) >= 8
@@ -208,11 +210,26 @@ def spilled_bytes(ptx: str, capability: int, folder: Path) -> int:
     return sum(map(int, re.findall(r"(\d+) bytes spill stores", run.stderr)))
 
 
-@pytest.mark.parametrize(
-    "capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 100))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_compiles_within_limits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int
+) -> None:
+    """Each variant for one of the GPUs."""
+    part = CAPABILITIES.index(capability)
+    assert_compile(monkeypatch, tmp_path, capability, slice(part, None, len(CAPABILITIES)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_all_compile_within_limits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int
+) -> None:
+    assert_compile(monkeypatch, tmp_path, capability, slice(None))
+
+
+def assert_compile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int, part: slice
 ) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -220,7 +237,7 @@ def test_compiles_within_limits(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = launches(monkeypatch, capability // 10)
     assert len({launch.source.name for launch in found}) == 9
-    for launch in found:
+    for launch in found[part]:
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(launch.source, target=target, options=launch.options)
         assert compiled.metadata.shared <= SHARED_LIMIT[capability], launch.key

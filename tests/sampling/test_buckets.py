@@ -36,6 +36,7 @@ def test_the_function_sees_bucket_sizes_alone_and_the_result_is_cut() -> None:
     assert seen == [(size, size) for size in (1, 2, 4, 4, 6, 6)]
 
 
+@pytest.mark.slow
 def test_compiled_images_are_the_eager_ones(generator) -> None:
     """Two batches of 4 and one of 3, padded."""
     sampler = Sampler(generator, batch_size=4)

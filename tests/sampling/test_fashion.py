@@ -51,6 +51,7 @@ def test_outputs_are_grey(bundle) -> None:
     assert np.array_equal(sampler([1], output="np", start_index=1)[0], arrays[1])
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_in_float32(tmp_path: Path) -> None:
     """By the command, on images of another kind in its folder's place."""
     rng = np.random.default_rng(0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import command, run_together
 from PIL import Image
-from processes import run_python
 
 from dd2_fast.cli import main
 from dd2_fast.sampling import NpzFile, PngFolder, Sampler, balanced_labels, run_job
@@ -157,11 +157,8 @@ def test_archive_of_the_command_is_shuffled_by_the_seed(tmp_path, capsys) -> Non
 def test_two_processes_share_a_job(tmp_path) -> None:
     """As torchrun starts them: disjoint indices, one result."""
     out = tmp_path / "a.npz"
-    command = [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *("-m", "--", "dd2_fast", "sample", "--num", "23", "--batch-size", "4", "--out", str(out)),
-    ]
-    assert run_python(*command, folder=tmp_path) == f"wrote 23 images to {out}\n"
+    argv = ["sample", "--num", "23", "--batch-size", "4", "--out", str(out), "--quiet"]
+    assert run_together(command, argv, folder=tmp_path) == [f"wrote 23 images to {out}\n", ""]
     labels = balanced_labels(23, 10, shuffled_by=0)
     with np.load(out) as archive:
         assert archive["arr_1"].tolist() == labels
@@ -171,10 +168,7 @@ def test_two_processes_share_a_job(tmp_path) -> None:
 
 def test_two_processes_make_one_picture(tmp_path) -> None:
     out = tmp_path / "a.png"
-    command = [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *("-m", "--", "dd2_fast", "sample", "--num", "3", "--out", str(out), "--quiet"),
-    ]
-    assert run_python(*command, folder=tmp_path) == f"wrote 3 images to {out}\n"
+    argv = ["sample", "--num", "3", "--out", str(out), "--quiet"]
+    assert run_together(command, argv, folder=tmp_path) == [f"wrote 3 images to {out}\n", ""]
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert Image.open(out).size == (3 * 8 + 2 * 3, 8)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from processes import run_python
 
 
+@pytest.mark.slow
 def test_sampling_and_training_do_without_nvtx(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['nvtx'] = None\n"

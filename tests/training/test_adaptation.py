@@ -54,6 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
     return teacher, start, adapted
 
 
+@pytest.mark.slow
 def test_the_loss_falls_to_the_teachers(whole):
     teacher, start, adapted = whole
     first, last, floor = (nll(model, teacher) for model in (start, adapted, teacher))
@@ -61,6 +62,7 @@ def test_the_loss_falls_to_the_teachers(whole):
 
 
 @pytest.mark.parametrize("call", [2, 20])
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(
     whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ):

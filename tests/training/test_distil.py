@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_python
+from forks import run_together
+from pairwise import slow_except
 
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
@@ -142,39 +143,20 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     assert report["losses"]["distill"]["fcs"] < 100
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from training import test_distil
-from dd2_fast.training.recipes import distil
-family, out, sharding, micro = sys.argv[1:]
-execution = {"sharding": sharding, "micro_batch": int(micro)}
-distil.run(test_distil.config(family, execution=execution), Path(out), progress=False)
-# A thread of gloo's that is left may abort the interpreter as it ends.
-names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-assert not any("gloo" in name for name in names), names
-"""
+def run_one_of_two(family: str, sharding: str, micro_batch: int) -> None:
+    execution = {"sharding": sharding, "micro_batch": micro_batch}
+    distil.run(config(family, execution=execution), Path("out"), progress=False)
+    # A thread of gloo's that is left may abort the interpreter as it ends.
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in names), names
 
 
-@pytest.mark.parametrize(
-    ("sharding", "micro"),
-    [
-        pytest.param("replicate", 0, marks=pytest.mark.slow),
-        ("replicate", 2),
-        pytest.param("shard", 2, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("sharding", "micro"), [("replicate", 0), ("replicate", 2), ("shard", 2)])
 def test_two_processes_give_what_one_gives(
     whole: tuple[str, Path], tmp_path: Path, sharding: str, micro: int
 ) -> None:
     family, out = whole
-    (tmp_path / "script.py").write_text(SCRIPT)
-    run_python(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"),
-        *(family, str(tmp_path / "out"), sharding, str(micro)),
-        folder=tmp_path,
-        OMP_NUM_THREADS="1",
-    )
+    run_together(run_one_of_two, family, sharding, micro, folder=tmp_path)
     assert worst_difference(out, tmp_path / "out") < 1e-4
     assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
     ours, theirs = (
@@ -185,7 +167,7 @@ def test_two_processes_give_what_one_gives(
 
 
 @pytest.mark.parametrize(
-    "backend", [b for b, no in available_backends("cpu").items() if no is None]
+    "backend", slow_except([b for b, no in available_backends("cpu").items() if no is None], "cpu")
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fused_and_reference_stay_together(family: str, backend: str) -> None:

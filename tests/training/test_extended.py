@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_python
+from forks import run_together
 from training.test_distil import FAMILIES, SHORT, config, weights, worst_difference
 from training.test_faults import interrupt
 
@@ -182,32 +182,20 @@ def test_weights_along_the_way(first: Path, tmp_path: Path) -> None:
     assert [path.name for path in (copy / "weights").iterdir()] == names[1:]
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from training.test_extended import brief, steps
-from dd2_fast.training.recipes import distil
-family, folder = sys.argv[1], Path(sys.argv[2])
-for name, changes in (
-    ("extended", steps(2)),
-    ("extended", steps(4)),
-    ("started", {**steps(4), "start": f"{folder / 'extended'}:stage1"}),
-):
-    distil.run(brief(family, **changes), folder / name, progress=False)
-"""
+def go_on_and_start(family: str, folder: Path) -> None:
+    for name, changes in (
+        ("extended", steps(2)),
+        ("extended", steps(4)),
+        ("started", {**steps(4), "start": f"{folder / 'extended'}:stage1"}),
+    ):
+        distil.run(brief(family, **changes), folder / name, progress=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_go_on_and_start_from_another_run(family: str, tmp_path: Path) -> None:
     """And end where one process ends that made all steps of every stage."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    run_python(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"),
-        *(family, str(tmp_path)),
-        folder=tmp_path,
-        OMP_NUM_THREADS="1",
-    )
+    run_together(go_on_and_start, family, tmp_path, folder=tmp_path)
     whole = distil.run(brief(family, **steps(4)), tmp_path / "whole", progress=False)
     logs = {}
     for name in ("extended", "started"):

@@ -3,62 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from processes import environment, run_python
+from forks import Forked, command, run_forked, run_together
+from pairwise import slow_except
+from torch import distributed
 from training.test_distil import config, weights
 
 from dd2_fast import checkpoints
 from dd2_fast.training import loop
 from dd2_fast.training.recipes import distil
-from dd2_fast.training.state import PREVIOUS, STATE
+from dd2_fast.training.state import PREVIOUS, STATE, RunState
 
-# argv: folder, then "NAME:N" to be killed before the N-th time that a file moves to NAME ("-" for
-# no kill), then the number of bytes that a file may have (0: any).
-SCRIPT = """
-import os, resource, signal, sys
-from pathlib import Path
-from training.test_distil import config
-from dd2_fast.training import state
-from dd2_fast.training.recipes import distil
-folder, kill, size = sys.argv[1:]
-state.RunState.due = lambda self: True
-name, _, number = kill.partition(":")
-replace, left = os.replace, [int(number or 0)]
-def counted(source, target):
-    left[0] -= os.path.basename(target) == name
-    if number and not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(source, target)
-os.replace = counted
-if int(size):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
-distil.run(config("var"), Path(folder), progress=False)
-"""
+
+def run_with_faults(kill: str, size: int) -> None:
+    """A run into ``out`` that saves at every step. ``kill`` is "NAME:N" to be killed before the
+    N-th time that a file moves to NAME, or empty; ``size`` is the most that a file may have."""
+    RunState.due = lambda self: True  # type: ignore[method-assign]
+    name, _, number = kill.partition(":")
+    replace, left = os.replace, [int(number or 0)]
+
+    def counted(source: str, target: str) -> None:
+        left[0] -= os.path.basename(target) == name
+        if number and not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = counted
+    if size:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    distil.run(config("var"), Path("out"), progress=False)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distil.run(config("var"), tmp_path_factory.mktemp("whole") / "run", progress=False)
-
-
-def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    (folder / "script.py").write_text(SCRIPT)
-    return subprocess.run(
-        [sys.executable, "script.py", str(folder / "out"), *arguments],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def assert_same(a: Path, b: Path) -> None:
@@ -79,9 +66,10 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("kill", ["state.pt:1", "state.previous.pt:1", "state.pt:2", "state.pt:9"])
+@pytest.mark.slow
 def test_killed_between_any_two_moves_of_files(whole: Path, tmp_path: Path, kill: str) -> None:
-    killed = start(tmp_path, kill, "0")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = run_forked(run_with_faults, kill, 0, folder=tmp_path)
+    assert killed.code == -signal.SIGKILL, killed.output
     states = {path.name for path in (tmp_path / "out").glob("state*.pt")}
     left = {"state.pt:1": set(), "state.previous.pt:1": {STATE}}
     assert states == left.get(kill, {PREVIOUS}) and not (tmp_path / "out" / "run.json").exists()
@@ -92,10 +80,11 @@ def test_killed_between_any_two_moves_of_files(whole: Path, tmp_path: Path, kill
 def test_full_disk_keeps_the_last_state(whole: Path, tmp_path: Path) -> None:
     """A limit on the size of files is a full disk to whoever writes: stage 1's state fits, that of
     stage 2 with another optimiser does not."""
-    assert start(tmp_path, "state.previous.pt:4", "0").returncode == -signal.SIGKILL
+    killed = run_forked(run_with_faults, "state.previous.pt:4", 0, folder=tmp_path)
+    assert killed.code == -signal.SIGKILL, killed.output
     size = (tmp_path / "out" / STATE).stat().st_size
-    full = start(tmp_path, "-", str(size + 4096))
-    assert full.returncode == 1 and "cannot write: File too large" in full.stderr, full.stderr
+    full = run_forked(run_with_faults, "", size + 4096, folder=tmp_path)
+    assert full.code == 1 and "cannot write: File too large" in full.output, full.output
     left = sorted(path.name for path in (tmp_path / "out").iterdir() if "state" in path.name)
     assert left == [PREVIOUS, STATE]
     torch.load(tmp_path / "out" / STATE, weights_only=True)
@@ -120,7 +109,7 @@ def interrupt(
             distil.run(config(family, **changes), folder, progress=False)
 
 
-@pytest.mark.parametrize("calls", [1, 4, 6, 9, 12, 15])
+@pytest.mark.parametrize("calls", slow_except([1, 4, 6, 9, 12, 15], 4, 12))
 def test_stopped_runs_continue(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
@@ -155,33 +144,29 @@ def test_execution_and_watching_may_change_in_between(
         distil.run(config("var", stage1={"draws": 3}), interrupted, progress=False)
 
 
-@pytest.mark.parametrize("sharding", [pytest.param("replicate", marks=pytest.mark.slow), "shard"])
+def stop_one_of_two(sharding: str) -> None:
+    """A run into ``out`` whose second process is told to stop after nine steps."""
+    real, count = loop._report, iter(range(1, 10**6))
+
+    def report(*arguments: Any) -> None:
+        real(*arguments)
+        if next(count) == 9 and distributed.get_rank() == 1:  # the other must hear of it
+            signal.raise_signal(signal.SIGTERM)
+
+    loop._report = report
+    try:
+        settings = config("var", execution={"sharding": sharding})
+        distil.run(settings, Path("out"), progress=False)
+    except loop.Interrupted as stop:
+        print(stop)
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
 def test_a_run_of_two_processes_stops_and_goes_on_with_one(
     whole: Path, tmp_path: Path, sharding: str
 ) -> None:
-    script = """
-import signal, sys
-from pathlib import Path
-from training.test_distil import config
-from dd2_fast.training import loop
-from dd2_fast.training.recipes import distil
-import torch.distributed as dist
-real, count = loop._report, iter(range(1, 10**6))
-def report(*arguments):
-    real(*arguments)
-    if next(count) == 9 and dist.get_rank() == 1:  # the other must hear of it
-        signal.raise_signal(signal.SIGTERM)
-loop._report = report
-try:
-    settings = config("var", execution={"sharding": sys.argv[2]})
-    distil.run(settings, Path(sys.argv[1]), progress=False)
-except loop.Interrupted as stop:
-    print(stop)
-"""
-    (tmp_path / "script.py").write_text(script)
-    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py")
-    printed = run_python(*run, "out", sharding, folder=tmp_path, OMP_NUM_THREADS="1")
-    assert printed.count("stopped in distill at step 2") == 2
+    printed = run_together(stop_one_of_two, sharding, folder=tmp_path)
+    assert ["stopped in distill at step 2" in output for output in printed] == [True, True]
     distil.run(config("var"), tmp_path / "out", progress=False)
     left, right = weights(whole), weights(tmp_path / "out")
     assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-4
@@ -195,6 +180,7 @@ NAN = [
 
 
 @pytest.mark.parametrize(("stage", "tensor", "message"), NAN)
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_tensor(
     whole: Path,
     tmp_path: Path,
@@ -223,19 +209,16 @@ def test_a_loss_that_is_not_finite_names_its_tensor(
 
 
 def test_sigterm_saves_and_exits_with_its_code(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dd2_fast", "train", "tiny_var", "--out", "out", "--quiet"]
-    changes = ("--set", "distill.steps=100000")
-    process = subprocess.Popen(
-        [*command, *changes], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    argv = ["train", "tiny_var", "--out", "out", "--quiet", "--set", "distill.steps=100000"]
+    process = Forked(command, argv, folder=tmp_path, log="log")
     log = tmp_path / "out" / "log.jsonl"
-    for _ in range(600):
+    for _ in range(1200):
         if log.exists() and '"distill"' in log.read_text():
             break
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command continues" in error
+        time.sleep(0.1)
+    process.process.terminate()
+    ended = process.end()
+    assert ended.code == 130 and "the same command continues" in ended.output
     state = torch.load(tmp_path / "out" / STATE, weights_only=True)
     assert state["stage"] == "distill" and state["step"] > 0
     kept = [path.name for path in (tmp_path / "out").glob("*.safetensors")]

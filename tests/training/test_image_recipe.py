@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_python
+from forks import run_together
 from torch import nn
 from training.image_files import shapes, write_npz
 
@@ -140,26 +140,14 @@ def test_networks_of_the_users_own(whole: tuple[Path, Path], tmp_path: Path) -> 
     assert {"perceptual", "adversarial", "discriminator"} <= set(losses)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from training import test_image_recipe as here
-from dd2_fast.training.recipes import images
-data, out = map(Path, sys.argv[1:])
-images.run(here.config(data), out, progress=False)
-"""
+def run_here(data: Path) -> None:
+    images.run(config(data), Path("run"), progress=False)
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(whole: tuple[Path, Path], tmp_path: Path) -> None:
     data, expected = whole
-    (tmp_path / "script.py").write_text(SCRIPT)
-    run_python(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"),
-        *(str(data), str(tmp_path / "run")),
-        folder=tmp_path,
-        OMP_NUM_THREADS="1",
-    )
+    run_together(run_here, data, folder=tmp_path)
     left, right = weights(tmp_path / "run"), weights(expected)
     for name in ("tokenizer.encoder.conv_in.weight", "teacher.word_embed.weight"):
         torch.testing.assert_close(left[name], right[name], atol=1e-4, rtol=1e-3)

@@ -113,6 +113,7 @@ def test_every_network_of_a_run_is_checkpointed(
 
 
 @pytest.mark.parametrize("source", RUNS)
+@pytest.mark.slow
 def test_compiled_networks_give_the_same(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the compiler's graphs, without its code generation, which takes minutes."""
     compiled: list[nn.Module] = []

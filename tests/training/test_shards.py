@@ -133,6 +133,7 @@ def test_no_guidance_is_each_familys_own() -> None:
         assert teacher.guidance_scale(cfg_of(score)) == score.guidance_scale() == 1.0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_without_gap_or_duplicate(tmp_path) -> None:
     assert int(run_python("-m", "training.kill_points", folder=tmp_path)) > 20
 

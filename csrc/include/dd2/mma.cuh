@@ -5,7 +5,7 @@
 //   A [16, 16]  a[i] = rows g + 8 (i % 2), columns 2q + 8 (i / 2) and the next
 //   B [16, 8]   b[i] = rows 2q + 8 i and the next, column g
 //   D [16, 8]   d[i] = row g + 8 (i / 2), column 2q + i % 2
-// two halves a register, the first in the low bits. tests/native/tensor_shim.h is the CPU's.
+// two halves a register, the first in the low bits.
 #pragma once
 
 #include "dd2/block.cuh"

@@ -78,6 +78,7 @@ def test_sampling_end_to_end(sampler_model):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.slow
 def test_a_step_and_the_decoder_are_one_graph(sampler_model, steps: int):
     def images(noise, labels):
         return sampler_model.tokenizer.decode(sampler_model(noise, labels, steps))

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import math
 
+import numpy as np
+import ptxrun
 import pytest
 import torch
+from native.compilers import require_nvrtc
 from native.structs import teacher_rows
 from ops.oracle import kept_codes
 from torch import Tensor
 
+from dd2_fast.ops import nvrtc
+
+# The smallest logit that every row of float32 logits keeps, NaN of an invalid one.
+SOURCE = """
+#include "dd2/filter_row.cuh"
+using namespace dd2;
+template <bool kStaged>
+__global__ void threshold_kernel(TeacherRows p, float* out) {
+  DD2_DYNAMIC_SHARED(float, staged);
+  __shared__ Selection selection;
+  const GuidedRow<LogitType::kFloat32> row(p, blockIdx.x);
+  const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
+  if (threadIdx.x == 0) out[blockIdx.x] = filter.invalid ? quiet_nan() : filter.threshold;
+}
+"""
+THREADS = 256
 TINY = 1e-45  # the smallest float
 SIZE = 300  # more than a block's threads
 
@@ -52,33 +71,41 @@ FILTERS = [
 ]  # fmt: skip
 
 
-def thresholds(
-    functions: ctypes.CDLL, logits: Tensor, top_k: int, top_p: float, staged: bool
-) -> Tensor:
-    out = torch.full((len(logits),), -7.0)
-    scale = torch.ones(len(logits))
+@functools.cache
+def kernel(staged: bool) -> ptxrun.Function:
+    name = f"threshold_kernel<{str(staged).lower()}>"
+    compiled = nvrtc.compile_program(SOURCE, [name], "compute_90a", ["-lineinfo"])
+    return ptxrun.load(compiled.image).function(compiled.symbols[0])
+
+
+def thresholds(logits: Tensor, top_k: int, top_p: float, staged: bool) -> Tensor:
+    require_nvrtc()
+    out, scale = np.full(len(logits), -7.0, np.float32), torch.ones(len(logits))
     rows = teacher_rows(logits, None, scale, top_k, top_p)
-    functions.thresholds(ctypes.byref(rows), ctypes.c_void_p(out.data_ptr()), staged)
-    return out
+    memory = [(t.data_ptr(), t.numel() * t.element_size()) for t in (logits, scale)]
+    shared = 16 * -(-logits.shape[1] // 4) if staged else 0
+    function, arguments = kernel(staged), [bytes(rows), out]
+    function.launch((len(logits),), (THREADS,), arguments, shared=shared, memory=memory)
+    return torch.from_numpy(out)
 
 
 @pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
 @pytest.mark.parametrize("size", [SIZE, SIZE + 3])
-def test_kept_codes_are_those_of_a_sort(functions: ctypes.CDLL, size: int, staged: bool) -> None:
+def test_kept_codes_are_those_of_a_sort(size: int, staged: bool) -> None:
     """Rows that are read four at a time, and one by one."""
     logits = torch.stack([row(name) for name in ROWS])
     logits = torch.cat([logits, logits[:, 1 : size - SIZE + 1]], 1)
     for top_k, top_p in FILTERS:
-        found = thresholds(functions, logits, top_k, top_p, staged)
+        found = thresholds(logits, top_k, top_p, staged)
         for name, values, threshold in zip(ROWS, logits, found, strict=True):
             kept = (values >= threshold) & (values > -torch.inf)
             wanted = torch.from_numpy(kept_codes(values.double().numpy(), top_k, top_p))
             assert torch.equal(kept, wanted), (name, top_k, top_p, threshold.item())
 
 
-def test_a_nan_makes_a_row_invalid(functions: ctypes.CDLL) -> None:
+def test_a_nan_makes_a_row_invalid() -> None:
     logits = torch.stack([row("normal")] * 3)
     logits[1, SIZE - 1] = math.nan
     logits[2, 7] = math.inf
-    found = thresholds(functions, logits, 7, 0.5, True)
+    found = thresholds(logits, 7, 0.5, True)
     assert found.isnan().tolist() == [False, True, True]
