@@ -5,7 +5,7 @@
     dd2_fast.checkpoints.load(source)               models from files
     dd2_fast.ops.conditional_score(...)             the fused operators
 
-Submodules are imported on first use.
+Submodules are imported on first use; API.md in this folder lists every public name.
 """
 
 from __future__ import annotations
@@ -14,11 +14,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import checkpoints, losses, metrics, models, ops
+    from . import checkpoints, losses, metrics, models, ops, sampling, training
     from .sampling import Sampler, sample
 
 __version__ = "0.1.0"
-__all__ = ["Sampler", "__version__", "checkpoints", "losses", "metrics", "models", "ops", "sample"]
+__all__ = [
+    "Sampler",
+    "__version__",
+    "checkpoints",
+    "losses",
+    "metrics",
+    "models",
+    "ops",
+    "sample",
+    "sampling",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +41,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -21,7 +21,8 @@ void launch_sample_code(const SampleCodeParams& p, int num_threads) {
       prepare_row(teacher, r, row, scratch.rows, true, p.inverse_temperature);
       p.out[r] = row.invalid ? -1
                              : draw_code(row, scratch.rows.mass.get(), scratch.ends.get(),
-                                         row_uniform(*p.seed, p.index != nullptr ? p.index[r] : r,
+                                         row_uniform(p.seed[r * p.seed_stride],
+                                                     p.index != nullptr ? p.index[r] : r,
                                                      kSampleStream));
     }
   }

@@ -114,7 +114,8 @@ void draw_images(const SmallTeacherParams& p, int64_t first, int count, Scratch&
       p.out[(first + i) * n + step] =
           !drawn[i] ? -1
                     : draw_code(row, scratch.draw.rows.mass.get(), scratch.draw.ends.get(),
-                                row_uniform(p.seeds[step], p.index[first + i], kSampleStream));
+                                row_uniform(p.step_seeds[(first + i) * p.seed_stride + step],
+                                            p.index[first + i], kSampleStream));
     }
   }
 }

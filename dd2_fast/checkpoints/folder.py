@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reading import read_json, shown
+from .checksums import OWN
 from .container import Contents, open_file
 from .io import is_own
 from .nesting import CONFIG
@@ -67,6 +68,8 @@ def _open_parts(folder: Path) -> tuple[Contents, dict[Any, Any]]:
             f"{index}: expected the tensors {', '.join(map(shown, missing[:_NAMED]))}{more} in the "
             "files it names, found none"
         )
+    if len({part.metadata.get(OWN) for part in parts}) > 1:
+        raise ValueError(f"{index}: expected the files of one model, got those of several")
     counts = [part.compared for part in parts]
     compared = None if None in counts else min(count for count in counts if count is not None)
     return replace(parts[-1], compared=compared), tree

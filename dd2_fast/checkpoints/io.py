@@ -46,6 +46,15 @@ def save(
         TypeError: a model of no registered kind. OSError: the file cannot be written.
     """
     path = Path(path)
+    header, tensors = own_contents(model, metadata, tokenizer)
+    remove_leftovers(path)
+    write_own(path, header, tensors)
+
+
+def own_contents(
+    model: nn.Module, metadata: Mapping[str, Any] | None, tokenizer: nn.Module | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file of ours holds: its header, and tensors on the CPU that share no memory."""
     header: dict[str, Any] = {
         "kind": kind_of(model),
         "config": model.config,
@@ -58,13 +67,17 @@ def save(
     if tokenizer is not None:
         header["tokenizer"] = {"kind": kind_of(tokenizer), "config": tokenizer.config}
         tensors |= {_TOKENIZER + name: value for name, value in tokenizer.state_dict().items()}
-    text = json.dumps(header, sort_keys=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     tensors |= {name: tensors[name].clone() for name in overlapping(tensors)}  # tied weights
-    remove_leftovers(path)
+    return header, tensors
+
+
+def write_own(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of ours atomically, or one of the several that hold a model's tensors."""
+    text = json.dumps(header, sort_keys=True)
     with replacing(path) as temporary:
         try:
-            safetensors.torch.save_file(tensors, temporary, checksums(tensors, text))
+            safetensors.torch.save_file(dict(tensors), temporary, checksums(tensors, text))
         except safetensors.SafetensorError as error:
             raise OSError(f"{path}: cannot write: {error}") from error
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from .pretrained import Pretrained
+
 _NAMES = ("tokenizer", "teacher")
 
 
-class Attached(nn.Module):
+class Attached(Pretrained, nn.Module):
     """A network whose ``tokenizer`` and ``teacher`` are attached, not submodules: nothing moves,
     saves or trains them with it."""
 

@@ -28,7 +28,7 @@ def categorical(
     guidance_scale: Tensor | float,
     top_k: int,
     top_p: float,
-    seed: int,
+    seed: int | Tensor,
     index: Tensor | None = None,
     about: Callable[[int], str] | None = None,
 ) -> Choose:
@@ -36,13 +36,15 @@ def categorical(
 
     Args:
         guidance_scale: a number, or one a token ``[n]``; used where there are ``uncond_logits``.
-        top_k, top_p: filters. seed: of the whole draw; every step has its own.
+        top_k, top_p: filters.
+        seed: of the whole draw, or int64 ``[B]``, one an image; every step has its own.
         index: int64 ``[B]``, which image of the seed each row is; default 0, 1, ...
         about: what the error of logits that are not finite says of a row's condition. It is raised
             where they are on a CPU; elsewhere their tokens are -1.
     """
     check_filters(top_k, top_p)
-    check_seed(seed)
+    if not isinstance(seed, Tensor):
+        check_seed(seed)
 
     def choose(positions: slice, logits: Tensor, uncond_logits: Tensor | None) -> Tensor:
         scale: Tensor | float = 1.0
@@ -53,13 +55,16 @@ def categorical(
         if index is not None:
             count = logits.shape[1]
             rows = index[:, None] * count + torch.arange(count, device=index.device)
+        seeds = step_seed(seed, positions.start)
+        if isinstance(seeds, Tensor):
+            seeds = seeds[:, None].expand(logits.shape[:-1])
         tokens = sample_code(
             logits,
             uncond_logits=uncond_logits,
             guidance_scale=scale,
             top_k=top_k,
             top_p=top_p,
-            seed=step_seed(seed, positions.start),
+            seed=seeds,
             index=rows,
         )
         if tokens.device.type == "cpu":
@@ -83,7 +88,7 @@ def draw_tokens(
     cfg: float | None,
     top_k: int = 0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     index: Tensor | None = None,
     prefix: Tensor | None = None,
 ) -> Tensor:
@@ -92,7 +97,7 @@ def draw_tokens(
     Args:
         labels: conditions of B images.
         cfg: guidance, as ``teacher.guidance_scale`` takes it; None: none.
-        top_k, top_p: filters. seed: of the draws.
+        top_k, top_p: filters. seed: of the draws, or int64 ``[B]``, one an image.
         index: int64 ``[B]``, the images' numbers; default 0, 1, ...
         prefix: int64 ``[B, m]``, the tokens of the first steps, which are kept.
 
@@ -168,11 +173,24 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
 
 
-def step_seed(seed: int, position: int) -> int:
-    """A seed of 64 bits for the step that starts at ``position`` (splitmix64)."""
-    mask = (1 << 64) - 1
-    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    z ^= z >> 31
-    return z - (1 << 64) if z >> 63 else z
+def step_seed(seed: int | Tensor, position: int) -> int | Tensor:
+    """A seed of 64 bits for the step that starts at ``position`` (splitmix64), of each of int64
+    ``[B]`` seeds."""
+    z = _wrapped(seed + _signed((position + 1) * 0x9E3779B97F4A7C15))
+    z = _wrapped((z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9))
+    z = _wrapped((z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB))
+    return z ^ _shifted(z, 31)
+
+
+def _signed(value: int) -> int:
+    """The low 64 bits of a number as a signed integer."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _wrapped(value: int | Tensor) -> int | Tensor:
+    return value if isinstance(value, Tensor) else _signed(value)  # those of tensors wrap
+
+
+def _shifted(value: int | Tensor, bits: int) -> int | Tensor:
+    """64 bits moved to the right, zeros coming in."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

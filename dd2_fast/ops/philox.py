@@ -41,8 +41,9 @@ def philox(
 def row_uniform(seed: Tensor, row: Tensor, stream: int) -> Tensor:
     """float64 uniforms ``[*]`` in (0, 1), a function of (seed, row, stream) each.
 
-    ``seed`` is int64 ``[]``, ``row`` int64 ``[*]``. The values are multiples of 2^-52, offset by
-    half of one. The counter is (0, row low, row high, stream), the key (seed low, seed high).
+    ``seed`` is int64 ``[]`` or ``[*]``, ``row`` int64 ``[*]``. The values are multiples of 2^-52,
+    offset by half of one. The counter is (0, row low, row high, stream), the key (seed low, seed
+    high).
     """
     zero = torch.zeros_like(row)
     key = (seed & _MASK, (seed >> 32) & _MASK)

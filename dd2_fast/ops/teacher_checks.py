@@ -89,10 +89,12 @@ def check_temperature(temperature: Any) -> float:
 
 
 def seed_tensor(seed: Any, like: Tensor) -> Tensor:
-    """``seed`` as an int64 tensor ``[]`` on the device of ``like``, or an error."""
+    """``seed`` as an int64 tensor, ``[]`` or ``[*]``, on the device of ``like [*, V]``, or an
+    error."""
     if isinstance(seed, Tensor):
         check_tensor("seed", seed, (torch.int64,))
-        check_shape("seed", seed, (), "one number")
+        if seed.ndim:
+            check_shape("seed", seed, list(like.shape[:-1]), "[*], that of logits without V, or []")
         check_same_device("logits", like, seed=seed)
         return seed
     seed = integer("seed", seed, "an int or a torch.Tensor")

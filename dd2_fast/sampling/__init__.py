@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..processes import process_group
+from .batching import BatchingSampler
 from .jobs import balanced_labels, run_job
 from .sampler import Sampler, sample
 from .sinks import NpzFile, PngFolder
 from .sources import bundled_names, resolve_path
 
 __all__ = [
+    "BatchingSampler",
     "NpzFile",
     "PngFolder",
     "Sampler",

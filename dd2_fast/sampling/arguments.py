@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,16 +13,21 @@ from ..condition import integer
 from ..models.sampling import check_seed
 
 
-def check_indices(indices: Sequence[int] | Tensor | None, start: int, count: int) -> Tensor:
-    """Return the image indices int64 [count]."""
+def check_indices(
+    indices: Sequence[int] | Tensor | None, start: int, count: int, *, apart: bool = False
+) -> Tensor:
+    """Return the image indices int64 [count]: those given, or from `start` on; where the images are
+    jobs `apart`, each of its own seed, `start` of them all."""
     if start < 0:
         raise ValueError(f"start_index: expected at least 0, got {start}")
-    if start + count > 1 << 63:
+    if start + (1 if apart else count) > 1 << 63:
         raise ValueError(
             f"start_index: expected at most {(1 << 63) - count} for {count} images, whose indices "
             f"are of 64 bits, got {start}"
         )
     if indices is None:
+        if apart:
+            return torch.full((count,), start, dtype=torch.int64, device="cpu")
         index = torch.arange(count, device="cpu")
         return index + start if start else index
     if start:
@@ -45,6 +51,20 @@ def image_seed(seed: Any) -> int:
     number = integer(seed, "seed")
     check_seed(number)
     return number
+
+
+def image_seeds(seed: Any, count: int) -> int | Tensor:
+    """Return one seed as int, or one of each image as int64 [count] on the CPU; TypeError or
+    ValueError for any other."""
+    if isinstance(seed, Tensor | np.ndarray) and seed.ndim:
+        seed = seed.tolist()
+    if not isinstance(seed, Sequence) or isinstance(seed, str | bytes):
+        return image_seed(seed)
+    if len(seed) != count:
+        raise ValueError(
+            f"seed: expected one number, or {count}, one a label, got a list of {len(seed)}"
+        )
+    return torch.tensor([image_seed(v) for v in seed], dtype=torch.int64, device="cpu")
 
 
 def check_device(device: torch.device | str | None) -> None:

@@ -13,6 +13,7 @@ from ..models.causal.transformer import CausalTransformer
 from ..models.small import Packed, packed_decoder, packed_generator
 from ..ops import registry
 from ..ops.small_generator.cpu import Drawn
+from .noise import image_noise
 
 
 class AtOnce:
@@ -31,8 +32,11 @@ class AtOnce:
         )
         self._draws: dict[tuple[str, bool], tuple[Packed, Packed | None, Drawn]] = {}
 
-    def draw(self, seed: int, indices: Tensor, labels: Tensor, images: bool) -> Tensor | None:
-        """Embeddings ``[B, n, C]``, or images ``[B, 3, H, W]``, of noise under a seed."""
+    def draw(
+        self, seed: int | Tensor, indices: Tensor, labels: Tensor, images: bool
+    ) -> Tensor | None:
+        """Embeddings ``[B, n, C]``, or images ``[B, 3, H, W]``, of noise under a seed, or under
+        int64 seeds ``[B]``."""
         if not self._covered:
             return None
         key = registry.named(), images
@@ -40,12 +44,18 @@ class AtOnce:
         if kept is not None:
             generator, decoder, draw = kept
             if generator.usable() and (decoder is None or decoder.usable()):
-                return draw(seed, indices, labels)
+                return self._of_noise(draw, seed, indices, labels)
         made = self._make(images)
         if made is None:
             return None
         self._draws[key] = made
-        return made[2](seed, indices, labels)
+        return self._of_noise(made[2], seed, indices, labels)
+
+    def _of_noise(self, draw: Drawn, seed: int | Tensor, indices: Tensor, labels: Tensor) -> Tensor:
+        if not isinstance(seed, Tensor):
+            return draw(seed, indices, labels)
+        shape = self._generator.num_tokens, self._tokenizer.codebook.shape[1]
+        return draw(0, indices, labels, image_noise(seed.cpu(), indices.cpu(), shape))
 
     def _make(self, images: bool) -> tuple[Packed, Packed | None, Drawn] | None:
         if not self._runs() or "forward" in self._generator.__dict__:

@@ -50,6 +50,9 @@ class BucketedCall:
         size = self._sizes[bisect.bisect_left(self._sizes, count)]
         if size > count:
             inputs = tuple(torch.cat([t, t[:1].expand(size - count, *t.shape[1:])]) for t in inputs)
+        elif not self._graphs and torch.is_inference_mode_enabled():
+            # As those padded, or the compiler would compile for each.
+            inputs = tuple(t if t.is_inference() else t.clone() for t in inputs)
         result = self._replay(function, inputs) if self._graphs else function(*inputs)
         return result[:count]
 

@@ -20,10 +20,13 @@ class Faults:
 
     def __init__(self, condition: Condition) -> None:
         self.condition = condition
-        self._flags: list[tuple[str, Tensor, Tensor, Rows]] = []
+        self._flags: list[tuple[str, Tensor, Tensor, Rows, int | Tensor]] = []
 
-    def look(self, stage: str, values: Tensor, indices: Tensor, labels: Rows) -> None:
-        """Take note of values [B, ...] of images with indices [B] and conditions.
+    def look(
+        self, stage: str, values: Tensor, indices: Tensor, labels: Rows, seed: int | Tensor = 0
+    ) -> None:
+        """Take note of values [B, ...] of images with indices [B], conditions and a seed, or seeds
+        [B], which are named then.
 
         A sum of values of sane size is finite if and only if they are; tokens that could not be
         drawn are -1.
@@ -31,9 +34,9 @@ class Faults:
         if _is_here(values):
             if values.is_floating_point() and math.isfinite(values.sum()):
                 return
-            self._raise_if(stage, _spoiled(values), indices, labels)
+            self._raise_if(stage, _spoiled(values), indices, labels, seed)
         else:
-            self._flags.append((stage, _spoiled(values), indices, labels))
+            self._flags.append((stage, _spoiled(values), indices, labels, seed))
 
     def check(self) -> None:
         """Raise NotFiniteError for the first spoiled image, with the first stage that spoiled it.
@@ -42,23 +45,26 @@ class Faults:
         """
         if not self._flags:
             return
-        every = torch.cat([spoiled for _, spoiled, _, _ in self._flags])
+        every = torch.cat([spoiled for _, spoiled, *_ in self._flags])
         if every.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return
         if bool(every.any()):
             for stage, *flags in self._flags:
                 self._raise_if(stage, *flags)
 
-    def _raise_if(self, stage: str, spoiled: Tensor, indices: Tensor, labels: Rows) -> None:
+    def _raise_if(
+        self, stage: str, spoiled: Tensor, indices: Tensor, labels: Rows, seed: int | Tensor
+    ) -> None:
         rows = spoiled.nonzero()[:, 0].tolist()
         if not rows:
             return
         told = self.condition.about(labels, rows[0])
+        own = f" of seed {int(seed[rows[0]])}" if isinstance(seed, Tensor) else ""
         others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         raise NotFiniteError(
             f"{stage}: expected finite values, got a NaN or infinity in image "
-            f"{int(indices[rows[0]])}{told and f' ({told})'}{others}; its weights have one, or a "
-            "dtype too narrow"
+            f"{int(indices[rows[0]])}{own}{told and f' ({told})'}{others}; its weights have one, "
+            "or a dtype too narrow"
         )
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
 from torch import Tensor
 
-OUTPUTS = ("pt", "np", "pil", "latent", "tokens")
+# Of Pillow: lossless, but for JPEG, of which no artefact is to be seen.
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "png": {"compress_level": 6},
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"lossless": True},
+}
+PIXELS = ("np", "pil", *ENCODINGS)  # made from uint8
+OUTPUTS = ("pt", "np", "pil", *ENCODINGS, "latent", "tokens")
 
 
 def check_output(output: str) -> None:
-    """Raise ValueError, with the list, for an output that does not exist."""
+    """Raise ValueError, with the list, for an output that does not exist, and RuntimeError for one
+    that this Pillow cannot make."""
     if output not in OUTPUTS:
         raise ValueError(f"output: expected one of {', '.join(map(repr, OUTPUTS))}, got {output!r}")
+    if output == "webp":
+        from PIL import features
+
+        if not features.check("webp"):
+            raise RuntimeError("output: 'webp' needs a Pillow built with WebP, and this one is not")
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -30,3 +44,13 @@ def to_pil(images: Tensor) -> list[Any]:
 
     arrays = images[..., 0] if images.shape[-1] == 1 else images
     return [Image.fromarray(array) for array in arrays.numpy()]
+
+
+def encoded(images: Tensor, output: str) -> list[bytes]:
+    """Return uint8 images [B, H, W, c] as the bytes of a file each, of a format in ENCODINGS."""
+    files = []
+    for image in to_pil(images):
+        data = io.BytesIO()
+        image.save(data, output.upper(), **ENCODINGS[output])
+        files.append(data.getvalue())
+    return files

@@ -16,7 +16,7 @@ def refine(
     indices: Tensor,
     *,
     steps: int,
-    seed: int,
+    seed: int | Tensor,
     cfg: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -24,7 +24,8 @@ def refine(
     """Return tokens [B, n] with the teacher's last `steps` steps drawn anew given their prefix.
 
     A step is a token, or a scale of VAR. The draws are a function of (seed, image index, position),
-    so they do not depend on the batch. labels are conditions, indices [B] int64; cfg None is none.
+    so they do not depend on the batch. labels are conditions, indices [B] int64, and so is seed
+    where every image has one; cfg None is none.
     On a GPU a token whose logits were not finite is -1.
     """
     prefix = tokens[:, : teacher.steps[-steps].start]

@@ -27,14 +27,15 @@ from .arguments import (
     check_device,
     check_dtype,
     check_indices,
-    image_seed,
+    image_seeds,
     integer,
 )
 from .at_once import AtOnce
-from .buckets import BucketedCall, Function
+from .buckets import BucketedCall, Function, bucket_sizes
 from .faults import Faults
 from .noise import image_noise
-from .outputs import check_output, to_pil, to_uint8
+from .outputs import ENCODINGS, PIXELS, check_output, encoded, to_pil, to_uint8
+from .pretrained import PretrainedSampler
 from .refine import refine
 from .sources import load_networks
 
@@ -43,7 +44,7 @@ _REFINES = ("guidance_scale", "generate", "steps")  # what a teacher needs for i
 _OFF = {"cfg": None, "top_k": 0, "top_p": 1.0}
 
 
-class Sampler(nn.Module):
+class Sampler(PretrainedSampler, nn.Module):
     """A loaded model that turns labels into images, one pass of the network each.
 
     A module like any other: `.to`, `.half` and the like move and convert the networks, whose own
@@ -97,6 +98,7 @@ class Sampler(nn.Module):
         self.generator = networks.generator
         self.tokenizer = networks.tokenizer
         self.teacher = networks.teacher
+        self.run = networks.run
         self._all_modules = submodules(self.generator, self.tokenizer, self.teacher)
         self.batch_size = batch_size
         self.num_tokens = int(self.generator.num_tokens)
@@ -134,6 +136,31 @@ class Sampler(nn.Module):
         self._compiling = {"dynamic": False, **settings}
         self._calls = None
 
+    def warm_up(self, batch_sizes: int | Sequence[int] | None = None) -> None:
+        """Draw a batch of each size and drop it, so that later calls find all packed, compiled and
+        captured and the memory they take allocated.
+
+        Args:
+            batch_sizes: images of a batch, in 1..batch_size; None: every size that compiles or is
+                captured on its own (the powers of two and batch_size), or batch_size alone where
+                none is.
+
+        Raises TypeError or ValueError for a size out of range, and what a call raises.
+        """
+        if batch_sizes is None:
+            sizes = [self.batch_size] if self._plain() else bucket_sizes(self.batch_size)
+        else:
+            several = batch_sizes if isinstance(batch_sizes, Sequence) else [batch_sizes]
+            sizes = [integer(size, "batch_sizes") for size in several]
+        for size in sizes:
+            if not 1 <= size <= self.batch_size:
+                raise ValueError(
+                    f"batch_sizes: expected 1 to {self.batch_size}, the sampler's batch_size, got "
+                    f"{size}"
+                )
+        for size in sorted(sizes, reverse=True):  # the largest graph's memory serves the others
+            self(self.condition.draw("balanced", 0, torch.arange(size, device="cpu")))
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._calls = None
         with torch.inference_mode(False):
@@ -169,7 +196,7 @@ class Sampler(nn.Module):
         self, generate: Function, seed: int | Tensor, indices: Tensor, labels: Rows
     ) -> Tensor:
         """Embeddings [B, n, C] from the noise of a seed (one number, or int64 [B])."""
-        if self._plain() and isinstance(seed, int):
+        if self._plain():
             drawn = self._networks_at_once().draw(seed, indices, labels, images=False)
             if drawn is not None:
                 return drawn
@@ -181,7 +208,7 @@ class Sampler(nn.Module):
         self,
         labels: int | Sequence[int] | Tensor | np.ndarray,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] | Tensor | np.ndarray = 0,
         start_index: int = 0,
         indices: Sequence[int] | Tensor | None = None,
         output: str = "pt",
@@ -192,38 +219,48 @@ class Sampler(nn.Module):
         Args:
             labels: a class, a list of classes, a tensor or NumPy array of integers [B], in
                 0..num_classes-1; of a model that is conditioned on something else, that.
-            seed: of the whole job, a signed integer of 64 bits.
+            seed: of the whole job, a signed integer of 64 bits; or a list, array or tensor of them,
+                one a label: each image is then that of a call of its own, with its label, its seed
+                and start_index or its own of the indices.
             start_index: image index of the first label; the others follow on. With it, or with
                 `indices` (one int64 index a label), parts of a job are drawn anywhere.
             output: "pt" float32 [B, c, H, W] in [0, 1], c 3, or 1 of a grey tokenizer; "np" uint8
-                [B, H, W, c]; "pil" a list;
+                [B, H, W, c]; "pil" a list; "png", "jpeg" and "webp" a list of bytes, a file each,
+                without loss but for JPEG (quality 95, colours at full size);
                 "latent" the generator's embeddings [B, n, C]; "tokens" int64 codes [B, n].
             progress: show a bar.
 
-        Raises TypeError or ValueError for a wrong argument, and NotFiniteError, a
-        FloatingPointError, for an image that the generator, the teacher's steps or the decoder made
-        a NaN or infinity in; on a GPU that look waits for the images, once a call.
+        Raises TypeError or ValueError for a wrong argument, RuntimeError for WebP where Pillow has
+        none, and NotFiniteError, a FloatingPointError, for an image that the generator, the
+        teacher's steps or the decoder made a NaN or infinity in; on a GPU that look waits for the
+        images, once a call.
         """
         check_output(output)
         y = self.check_labels(labels)
         condition = self.condition
         count = condition.count(y)
-        index = check_indices(indices, integer(start_index, "start_index"), count)
-        seed = image_seed(seed)
+        seeds = image_seeds(seed, count)
+        apart = isinstance(seeds, Tensor)
+        index = check_indices(indices, integer(start_index, "start_index"), count, apart=apart)
         if not count:
+            seeds = 0
             index = torch.zeros(1, dtype=torch.int64, device="cpu")
             y = condition.draw("balanced", 0, index)
         one = count <= self.batch_size and not progress
-        result = self._small(y, index, seed, output) if one else None
+        result = self._small(y, index, seeds, output) if one else None
         if result is None:
-            result = self._drawn(y, index, seed, output, progress and count > 0)
+            result = self._drawn(y, index, seeds, output, progress and count > 0)
         if not count:
             result = result[:0].clone()
         if output == "np":
             return result.numpy()
-        return to_pil(result) if output == "pil" else result
+        if output == "pil":
+            return to_pil(result)
+        return encoded(result, output) if output in ENCODINGS else result
 
-    def _small(self, labels: Rows, indices: Tensor, seed: int, output: str) -> Tensor | None:
+    def _small(
+        self, labels: Rows, indices: Tensor, seed: int | Tensor, output: str
+    ) -> Tensor | None:
         """What `_batch` returns, by one call of a kernel; None where that does not cover it, and
         where the result is not finite, so that `_batch` finds out why.
 
@@ -237,7 +274,7 @@ class Sampler(nn.Module):
         drawn = self._networks_at_once().draw(seed, indices, labels, images=output != "latent")
         if drawn is None or not math.isfinite(drawn.sum()):
             return None
-        return to_uint8(drawn) if output in ("np", "pil") else drawn
+        return to_uint8(drawn) if output in PIXELS else drawn
 
     def _plain(self) -> bool:
         """Whether the networks run as they are, neither compiled nor captured."""
@@ -249,21 +286,26 @@ class Sampler(nn.Module):
         return self._at_once
 
     def _drawn(
-        self, labels: Rows, indices: Tensor, seed: int, output: str, progress: bool
+        self, labels: Rows, indices: Tensor, seed: int | Tensor, output: str, progress: bool
     ) -> Tensor:
         """The results of all batches."""
         condition, size = self.condition, self.batch_size
         device = self.tokenizer.codebook.device
         labels, indices = condition.to(labels, device), indices.to(device)
-        batches = zip(condition.split(labels, size), indices.split(size), strict=True)
+        parted = condition.split(labels, size), indices.split(size)
+        if isinstance(seed, Tensor):
+            seeds: Sequence[int | Tensor] = seed.to(device).split(size)
+        else:
+            seeds = [seed] * len(parted[1])
+        batches = zip(*parted, seeds, strict=True)
         parts, faults = [], Faults(condition)
         # A bar that is not shown costs as much as a twentieth of a digit.
         shown = progress_bar(len(indices), show=True) if progress else nullcontext()
         with evaluation_mode(self._all_modules), outside_autocast(device), shown as bar:
-            for label, part in batches:
-                drawn = self._small(label, part, seed, output)
+            for label, part, own in batches:
+                drawn = self._small(label, part, own, output)
                 if drawn is None:
-                    drawn = self._batch(label, part, seed, output, faults)
+                    drawn = self._batch(label, part, own, output, faults)
                 parts.append(drawn)
                 if bar is not None:
                     bar.update(len(part))
@@ -274,16 +316,18 @@ class Sampler(nn.Module):
 
     @torch.inference_mode()
     def _batch(
-        self, labels: Rows, indices: Tensor, seed: int, output: str, faults: Faults
+        self, labels: Rows, indices: Tensor, seed: int | Tensor, output: str, faults: Faults
     ) -> Tensor:
-        """Return images (uint8 [B, H, W, c] for "np" and "pil"), embeddings or tokens."""
+        """Return images (uint8 [B, H, W, c] for PIXELS), embeddings or tokens."""
         codebook = self.tokenizer.codebook
         draw, decode = self._networks()
         with annotate("dd2_fast.generate"):
-            # A graph reads the seed from memory.
-            number = torch.full_like(indices, seed) if self._cuda_graphs else seed
+            number = seed
+            if self._cuda_graphs and not isinstance(seed, Tensor):
+                number = torch.full_like(indices, seed)  # a graph reads it from memory
             x = draw(number, indices, labels)
-        faults.look("generator", x, indices, labels)
+        look = functools.partial(faults.look, indices=indices, labels=labels, seed=seed)
+        look("generator", x)
         if self.teacher is not None and self.teacher_steps > 1:
             with annotate("dd2_fast.refine"):
                 tokens = refine(
@@ -295,7 +339,7 @@ class Sampler(nn.Module):
                     seed=seed,
                     **self._teacher_options,
                 )
-                faults.look("teacher", tokens, indices, labels)
+                look("teacher", tokens)
                 if output == "tokens":
                     return tokens
                 x = self.tokenizer.embed(tokens.clamp(min=0))
@@ -305,8 +349,8 @@ class Sampler(nn.Module):
             return x.float()
         with annotate("dd2_fast.decode"):
             images = decode(x)
-            faults.look("decoder", images, indices, labels)
-            return to_uint8(images) if output in ("np", "pil") else images.float()
+            look("decoder", images)
+            return to_uint8(images) if output in PIXELS else images.float()
 
     def check_labels(self, labels: int | Sequence[int] | Tensor | np.ndarray) -> Any:
         """Return labels as int64 [B], or raise TypeError or ValueError."""
@@ -360,7 +404,7 @@ def sample(
     model: Any,
     labels: int | Sequence[int] | Tensor | np.ndarray,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] | Tensor | np.ndarray = 0,
     teacher_steps: int = 0,
     batch_size: int | None = None,
     output: str = "pt",

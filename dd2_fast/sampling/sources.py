@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..checkpoints.bundle import SETTINGS, Bundle
+from ..reading import read_json
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 @dataclass(frozen=True)
 class Networks:
-    """A one-step generator with its tokenizer, and its teacher where the source has one."""
+    """A one-step generator with its tokenizer, its teacher where the source has one, and the
+    ``run.json`` of a bundle."""
 
     generator: Any
     tokenizer: Any
     teacher: Any | None
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def bundled_names() -> list[str]:
@@ -50,17 +55,26 @@ def resolve_path(source: str | os.PathLike[str]) -> Path:
     )
 
 
+def run_of(path: Path) -> dict[str, Any]:
+    """The ``run.json`` of a bundle or of another run's folder; empty where there is none."""
+    record = path / SETTINGS
+    return read_json(record, "a run's settings") if record.is_file() else {}
+
+
 def load_networks(model: Any, device: torch.device | str | None = None) -> Networks:
     """Return the networks of a bundled name, a path, a loaded generator or a bundle.
 
     They are moved to device if one is given. Raises TypeError for a teacher, for a model without a
     generator's call or without a tokenizer, and what `resolve_path` and `checkpoints.load` raise.
     """
+    run = model.settings if isinstance(model, Bundle) else {}
     if isinstance(model, str | os.PathLike):
         from .. import checkpoints
 
+        path = resolve_path(model)
         with torch.inference_mode(False):  # the caller may train or convert them later
-            model = checkpoints.load(resolve_path(model))
+            model = checkpoints.load(path)
+        run = run_of(path)
     generator = getattr(model, "generator", model)
     tokenizer = getattr(model, "tokenizer", None)
     if not callable(generator):
@@ -78,7 +92,7 @@ def load_networks(model: Any, device: torch.device | str | None = None) -> Netwo
             f"model: expected a one-step generator with a tokenizer, got {type(model).__name__} "
             "without one; pass tokenizer= to dd2_fast.checkpoints.load"
         )
-    networks = Networks(generator, tokenizer, getattr(model, "teacher", None))
+    networks = Networks(generator, tokenizer, getattr(model, "teacher", None), run)
     if device is not None:
         for network in (networks.generator, networks.tokenizer, networks.teacher):
             if network is not None:

@@ -154,6 +154,32 @@ def test_a_draw_depends_on_seed_and_row_index_alone(backend: str) -> None:
 
 
 @BACKENDS
+def test_rows_with_seeds_of_their_own(backend: str) -> None:
+    """Each draws what a call with its seed draws; 64 bits of each count, and its place still."""
+    logits = make_inputs(8, 700, False, backend)["logits"]
+    seeds = torch.tensor([5, 5, -1, 2**63 - 1, -(2**63), 1 + 2**32, 1, 0], device=logits.device)
+    index = torch.tensor([0, 1, 0, 2**40, -3, 0, 0, 7], device=logits.device)
+    for own in (None, index):
+        rows = [
+            sample_code(
+                logits[i : i + 1], seed=int(seeds[i]), backend=backend,
+                index=torch.tensor([i if own is None else int(own[i])], device=logits.device),
+            )
+            for i in range(8)
+        ]  # fmt: skip
+        assert torch.equal(
+            sample_code(logits, seed=seeds, index=own, backend=backend), torch.cat(rows)
+        )
+    spread = seeds[:2, None].expand(2, 4)  # a seed for each image of several tokens
+    shaped = {"seed": spread, "index": index.view(2, 4), "backend": backend}
+    found = sample_code(logits.view(2, 4, 700), **shaped)
+    wanted = sample_code(logits, seed=spread.flatten(), index=index, backend=backend)
+    assert torch.equal(found.flatten(), wanted)
+    with pytest.raises(ValueError, match=r"seed: expected shape \[8\].*got \[7\]"):
+        sample_code(logits, seed=seeds[:7], backend=backend)
+
+
+@BACKENDS
 def test_small_temperature_is_greedy_and_large_is_uniform(backend: str) -> None:
     inputs = make_inputs(50, 300, False, backend)
     logits = inputs["logits"]
@@ -293,7 +319,9 @@ BAD = {
     "seed type": ({"seed": 1.5}, TypeError, "seed: expected an int or .*got float"),
     "seed size": ({"seed": 2**63}, ValueError, "seed: expected .*64 bits, got 9223372036854775808"),
     "seed dtype": ({"seed": torch.tensor(1.0)}, TypeError, "seed: .*int64, got float32"),
-    "seed shape": ({"seed": torch.tensor([1])}, ValueError, r"seed: expected shape \[\].*\[1\]"),
+    "seed shape": (
+        {"seed": torch.tensor([1])}, ValueError, r"seed: expected shape \[\d+\].*or \[\].*\[1\]",
+    ),
     "seed device": (
         {"seed": torch.tensor(1, device="meta")}, ValueError, "seed: expected device cpu",
     ),

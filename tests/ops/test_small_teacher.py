@@ -48,7 +48,7 @@ def call(teacher: ARTeacher, labels: Tensor, backend: str, seed: int = 3, **sett
     if prefix is not None:
         start[:, :first] = prefix
     index = settings.pop("index", torch.arange(len(labels)))
-    seeds = torch.tensor([step_seed(seed, i) for i in range(tokens)])
+    seeds = settings.pop("seeds", torch.tensor([step_seed(seed, i) for i in range(tokens)]))
     return small_teacher(
         start, labels, index, seeds, packed.weights, teacher.codebook, packed.sizes,
         prefix=first, backend=backend, **settings,
@@ -95,6 +95,17 @@ def test_prefix_index_and_batches(backend: str) -> None:
     whole = torch.cat([prefix, found[:, 4:]], 1)
     assert torch.equal(call(teacher, labels, backend, prefix=whole, index=index), whole)
     assert call(teacher, labels[:0], backend).shape == (0, 19)
+
+
+@BACKENDS
+def test_images_with_seeds_of_their_own(backend: str) -> None:
+    teacher, labels = make("ragged"), torch.tensor([1, 0, 4, 4, 2, 3, 1, 0, 2])
+    own = [5, 5, -1, 2**63 - 1, -(2**63), 0, 1, 2**40, 2]
+    seeds = torch.stack([step_seed(torch.tensor(own), i) for i in range(19)], 1)
+    found = call(teacher, labels, backend, seeds=seeds, guidance_scale=1.3)
+    for i, seed in enumerate(own):
+        alone = {"index": torch.tensor([i]), "guidance_scale": 1.3}
+        assert torch.equal(call(teacher, labels[i : i + 1], backend, seed, **alone)[0], found[i])
 
 
 @pytest.mark.parametrize("backend", runnable_backends(("cpu",)))

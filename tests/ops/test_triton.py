@@ -49,7 +49,7 @@ SLOW = {
     "or strided or leading or no_tokens or one_quantity or filtered-1e-45)",
     "csd_loss": "triton and (dense_block or paper-wide or paper-filtered_draws or dmd-filtered "
     "or low_precision or bounds or invalid or strides or no_rows)",
-    "sample_code": "triton and (one_code or shapes or invalid or llamagen-float32)",
+    "sample_code": "triton and (one_code or shapes or invalid or seeds_of or llamagen-float32)",
     "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
     "or two_draws-euler-bfloat16 or two_steps-heun-float32 or posterior_mean or k-token "
     "or (are_found and 1-triton) or (equal_codes and 7-triton))",

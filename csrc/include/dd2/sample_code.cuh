@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_code_fwd_kernel(const Samp
   const TemperedRow<kType> row{GuidedRow<kType>(p.teacher, row_index), p.inverse_temperature};
   if (threadIdx.x == 0) {
     const long long counter = p.index != nullptr ? p.index[row_index] : row_index;
-    uniform = row_uniform(*p.seed, counter, kSampleStream);
+    uniform = row_uniform(p.seed[row_index * p.seed_stride], counter, kSampleStream);
   }
   const RowFilter filter = filter_row<kStaged>(row, p.teacher, staged, selection);
   if (filter.invalid) {

@@ -11,8 +11,9 @@ constexpr unsigned kSampleStream = 2;  // last counter word; 0 and 1 are the sam
 struct SampleCodeParams {
   TeacherRows teacher;
   long long* out;          // [rows], -1 for an invalid row
-  const long long* seed;   // []
+  const long long* seed;   // [rows], or [] with a stride of 0
   const long long* index;  // [rows] counter of each row, or null for 0, 1, ...
+  long long seed_stride;
   float inverse_temperature;
 };
 

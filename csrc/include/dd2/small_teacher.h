@@ -11,9 +11,10 @@ struct SmallTeacherParams {
   const float* codebook;     // [vocabulary, dim]
   const long long* labels;   // [images]
   const long long* index;    // [images], the numbers of the images under the seeds
-  const long long* seeds;    // [tokens], of each step
+  const long long* step_seeds;  // [images, tokens], or [tokens] with a stride of 0
   long long* out;            // [images, tokens]; the first `prefix` are there already
   long long images;
+  long long seed_stride;     // between images
   int prefix;
   int vocabulary;
   long long top_k;

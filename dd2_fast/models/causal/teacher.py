@@ -117,7 +117,7 @@ class ARTeacher(TokenByToken, Attached):
         scale: float,
         top_k: int,
         top_p: float,
-        seed: int,
+        seed: int | Tensor,
         index: Tensor | None,
         prefix: Tensor | None,
     ) -> Tensor | None:
@@ -135,12 +135,16 @@ class ARTeacher(TokenByToken, Attached):
             return None
         self.condition.check(labels, device=codebook.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, len(codebook))
-        seeds = [step_seed(seed, position) for position in range(self.num_tokens)]
+        seeds: list[Any] = [step_seed(seed, position) for position in range(self.num_tokens)]
+        if isinstance(seed, Tensor):
+            of_steps = torch.stack(seeds, 1)
+        else:
+            of_steps = torch.tensor(seeds, dtype=torch.int64, device=codebook.device)
         drawn = small_teacher(
             tokens,
             labels,
             torch.arange(len(labels), device=codebook.device) if index is None else index,
-            torch.tensor(seeds, dtype=torch.int64, device=codebook.device),
+            of_steps,
             packed.weights,
             codebook,
             TeacherSizes(*packed.sizes),

@@ -11,6 +11,7 @@ from ...ambient import constant, own_precision
 from ...ops import nearest_code
 from ..checks import check_embeddings, check_tokens
 from ..kernels import unit_range
+from ..pretrained import Pretrained
 from ..small import decoded_at_once
 
 
@@ -27,7 +28,7 @@ class _Residual(nn.Module):
         return h + self.body(h)
 
 
-class VQTokenizer(nn.Module):
+class VQTokenizer(Pretrained, nn.Module):
     """Images to a grid of codes and back, at half the resolution.
 
     The public codebook is centred and of unit variance per dimension; ``shift + scale * code`` is

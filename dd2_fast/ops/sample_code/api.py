@@ -42,8 +42,8 @@ def sample_code(
         top_k: how many of the largest logits to keep; 0 keeps all.
         top_p: the probability mass to keep, in (0, 1]; 1.0 keeps all.
         temperature: divides the guided logits, in [1e-30, 1e30]; small is greedy.
-        seed: an int of 64 bits, or an int64 tensor ``[]`` on the device of ``logits``, which a
-            CUDA graph reads anew at every replay.
+        seed: an int of 64 bits, or an int64 tensor on the device of ``logits``, ``[]`` or one a
+            row ``[*]``, which a CUDA graph reads anew at every replay.
         index: int64 ``[*]``, the number of each row under the seed; None: its flat place in this
             call.
         backend: a name in :func:`available_backends`, or None for the fastest that can run.
@@ -61,8 +61,8 @@ def sample_code(
     """
     top_k, top_p = teacher_checks.check_logits(logits, uncond_logits, guidance_scale, top_k, top_p)
     temperature = teacher_checks.check_temperature(temperature)
-    seed = teacher_checks.seed_tensor(seed, logits)
     rows, vocabulary = logits.shape[:-1], logits.shape[-1]
+    seed = teacher_checks.seed_tensor(seed, logits)
     if index is not None:
         checks.check_tensor("index", index, (torch.int64,))
         checks.check_shape("index", index, list(rows), "[*], that of logits without V")
@@ -74,7 +74,7 @@ def sample_code(
         logits.reshape(count, vocabulary),
         None if uncond_logits is None else uncond_logits.reshape(count, vocabulary),
         scale.reshape(count),
-        seed,
+        seed.reshape(count) if seed.ndim else seed,
         None if index is None else index.reshape(count),
         top_k,
         top_p,

@@ -17,6 +17,7 @@ class SampleCodeParams(ctypes.Structure):
     _fields_ = [
         ("teacher", structs.TeacherRows),
         *structs.fields("out seed index", ctypes.c_void_p),
+        ("seed_stride", ctypes.c_longlong),
         ("inverse_temperature", ctypes.c_float),
     ]
 
@@ -35,6 +36,7 @@ def run(
     """Codes ``[R]`` by ``launch(params)``; arguments as in :mod:`.reference`."""
     teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
     index = None if index is None else index.contiguous()
+    seed = seed.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     launch(
         SampleCodeParams(
@@ -42,6 +44,7 @@ def run(
             out=out.data_ptr(),
             seed=seed.data_ptr(),
             index=address(index),
+            seed_stride=seed.ndim,
             inverse_temperature=1 / temperature,
         )
     )

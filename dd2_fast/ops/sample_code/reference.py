@@ -33,7 +33,7 @@ def sample_code(
     temperature: float,
 ) -> Tensor:
     """Codes ``[R]`` drawn under ``logits [R, V]``; ``guidance_scale [R]``, int64 ``seed []``
-    and ``index [R]`` (None: 0, 1, ...).
+    or ``[R]``, and ``index [R]`` (None: 0, 1, ...).
     """
     dtype = checks.compute_dtype(logits)
     uncond_logits = None if uncond_logits is None else uncond_logits.to(dtype)

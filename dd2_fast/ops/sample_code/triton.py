@@ -57,10 +57,10 @@ def _first_beyond(b_mass, below, target):
     return found, tl.max(tl.where(o_i < found, b_running, below), 0)
 
 
-@triton.jit(do_not_specialize=["top_k"])
+@triton.jit(do_not_specialize=["top_k", "seed_stride"])
 def sample_code_fwd_kernel(
-    p_out, p_seed, p_index, p_cond, p_uncond, p_scale, cond_stride, uncond_stride, vocabulary,
-    top_k, top_p, inverse_temperature,
+    p_out, p_seed, seed_stride, p_index, p_cond, p_uncond, p_scale, cond_stride, uncond_stride,
+    vocabulary, top_k, top_p, inverse_temperature,
     NUCLEUS: tl.constexpr, GUIDED: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """grid (rows); p_index None: the rows count themselves."""
@@ -76,7 +76,7 @@ def sample_code_fwd_kernel(
         b_x = block_at(row, b_held, first, GUIDED, BLOCK, WHOLE)
         total += tl.sum(tl.sum(_masses(b_x, threshold, largest, BLOCK).to(tl.float64), 1), 0)
     counter = i_r if p_index is None else tl.load(p_index + i_r)
-    target = _row_uniform(tl.load(p_seed), counter) * total
+    target = _row_uniform(tl.load(p_seed + i_r * seed_stride), counter) * total
     code = tl.full([], -1, tl.int32)
     below = tl.zeros([], tl.float64)
     for first in range(0, BLOCK if WHOLE else vocabulary, BLOCK):
@@ -111,8 +111,8 @@ def sample_code(
     with on_device_of(logits):
         teacher = TeacherRows(logits, uncond_logits, guidance_scale, top_k, top_p)
         sample_code_fwd_kernel[(teacher.rows,)](
-            out, seed, index, *teacher.arguments, teacher.top_k, top_p, 1 / temperature,
-            NUCLEUS=top_p < 1, GUIDED=teacher.guided, **row_layout(teacher.vocabulary),
-            **OPTIONS,
+            out, seed.contiguous(), seed.ndim, index, *teacher.arguments, teacher.top_k, top_p,
+            1 / temperature, NUCLEUS=top_p < 1, GUIDED=teacher.guided,
+            **row_layout(teacher.vocabulary), **OPTIONS,
         )  # fmt: skip
     return out

@@ -42,8 +42,11 @@ class Drawn:
             **native.others(sizes),
         )
 
-    def __call__(self, seed: int, indices: Tensor, labels: Tensor) -> Tensor:
-        """Images, or embeddings, of int64 ``indices [B]`` and ``labels [B]``."""
+    def __call__(
+        self, seed: int, indices: Tensor, labels: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """Images, or embeddings, of int64 ``indices [B]`` and ``labels [B]``; of other ``noise``
+        float32 ``[B, n, C]`` where it is given."""
         indices, labels = indices.cpu().contiguous(), labels.cpu().contiguous()
         count = labels.shape[0]
         out = torch.empty((count, *self._shape), dtype=torch.float32, device="cpu")
@@ -54,5 +57,7 @@ class Drawn:
         else:
             params.pixels = out.data_ptr()
         params.seed, params.images = seed, count
+        if noise is not None:
+            params.x = noise.data_ptr()
         self._run(ctypes.addressof(params), torch.get_num_threads())
         return out

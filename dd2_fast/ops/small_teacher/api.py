@@ -33,7 +33,8 @@ def small_teacher(
     Args:
         tokens: int64 [B, n], of which the first `prefix` are kept, codes that are not checked.
         labels: int64 [B], in 0..classes-2, which is not checked; classes-1 is the null class.
-        index: int64 [B], the images' numbers under the seeds. seeds: int64 [n], one a step.
+        index: int64 [B], the images' numbers under the seeds.
+        seeds: int64 [n], one a step, or [B, n], one a step of each image.
         weights: of backbone and classifier, packed. codebook: [V, C] in their dtype.
         sizes: of the backbone.
         guidance_scale: `s` of ``l_uncond + s (l_cond - l_uncond)``; 1: none.
@@ -52,7 +53,8 @@ def small_teacher(
     batch, length = tokens.shape
     for name, value in (("labels", labels), ("index", index)):
         checks.check_shape(name, value, (batch,), "[B], that of tokens")
-    checks.check_shape("seeds", seeds, (length,), "[n], that of tokens")
+    steps = (length,) if seeds.ndim == 1 else (batch, length)
+    checks.check_shape("seeds", seeds, steps, "[n] or [B, n], that of tokens")
     checks.check_tensor("weights", weights)
     checks.check_tensor("codebook", codebook, (weights.dtype,))
     checks.check_same_device(

@@ -18,8 +18,8 @@ class SmallTeacherParams(ctypes.Structure):
 
     _fields_ = [
         ("network", SmallTransformer),
-        *structs.fields("codebook labels index seeds out", ctypes.c_void_p),
-        ("images", ctypes.c_longlong),
+        *structs.fields("codebook labels index step_seeds out", ctypes.c_void_p),
+        *structs.fields("images seed_stride", ctypes.c_longlong),
         *structs.fields("prefix vocabulary", ctypes.c_int),
         ("top_k", ctypes.c_longlong),
         *structs.fields("top_p scale", ctypes.c_float),
@@ -55,9 +55,10 @@ def run(
             codebook=codebook.data_ptr(),
             labels=labels.data_ptr(),
             index=index.data_ptr(),
-            seeds=seeds.data_ptr(),
+            step_seeds=seeds.data_ptr(),
             out=out.data_ptr(),
             images=len(out),
+            seed_stride=tokens.shape[1] if seeds.ndim == 2 else 0,
             prefix=prefix,
             vocabulary=vocabulary,
             top_k=top_k,

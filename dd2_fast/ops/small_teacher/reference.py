@@ -32,8 +32,9 @@ def small_teacher(
 
     Args:
         tokens: int64 ``[B, n]``, of which the first ``prefix`` are kept. labels: int64 ``[B]``.
-        index: int64 ``[B]``. seeds: int64 ``[n]``. weights: packed. codebook: ``[V, C]``.
-        sizes: :class:`.TeacherSizes`. scale: of guidance; 1: none. top_k, top_p: filters.
+        index: int64 ``[B]``. seeds: int64 ``[n]`` or ``[B, n]``. weights: packed.
+        codebook: ``[V, C]``. sizes: :class:`.TeacherSizes`. scale: of guidance; 1: none.
+        top_k, top_p: filters.
     """
     sizes, out = TeacherSizes(*sizes), tokens.clone(memory_format=torch.contiguous_format)
     guided, vocabulary = scale != 1, len(codebook)
@@ -49,7 +50,7 @@ def small_teacher(
         h = blocks(reader, h, sizes.layers, sizes.heads)
         logits = reader.apply(normalize(h[:, -1]), vocabulary)
         cond, uncond = logits.split(len(out)) if guided else (logits, None)
-        drawn = sample_code(cond, uncond, scales, seeds[step], index, top_k, top_p, 1.0)
+        drawn = sample_code(cond, uncond, scales, seeds[..., step], index, top_k, top_p, 1.0)
         earlier = out[:, max(step - 1, prefix)] if step > prefix else drawn
         out[:, step] = drawn.where(earlier >= 0, -1)
     return out

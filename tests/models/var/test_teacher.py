@@ -146,6 +146,17 @@ def test_an_image_depends_on_the_seed_its_place_and_its_label(teacher):
 def test_scales_have_seeds_of_their_own():
     seeds = [step_seed(seed, k) for seed in (-(2**63), -1, 0, 1, 2**63 - 1) for k in range(10)]
     assert len(set(seeds)) == 50 and all(-(2**63) <= seed < 2**63 for seed in seeds)
+    several = torch.tensor([-(2**63), -1, 0, 1, 2**63 - 1])
+    assert torch.stack([step_seed(several, k) for k in range(10)], 1).flatten().tolist() == seeds
+
+
+def test_steps_have_the_numbers_of_splitmix64():
+    """Of its published definition, with the seed as its state."""
+    for seed, position in ((0, 0), (1234567, 3), (-(2**63), 9)):
+        z = (seed + (position + 1) * 0x9E3779B97F4A7C15) % 2**64
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            z = (z ^ (z >> shift)) * factor % 2**64
+        assert step_seed(seed, position) % 2**64 == z ^ (z >> 31)
 
 
 @pytest.mark.parametrize(
