@@ -1,4 +1,4 @@
-"""Small generators and their decoder in one call of C++, where it covers them."""
+"""Small generators and their decoder by one kernel, where it covers them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..models.causal.tokenizer import VQTokenizer
 from ..models.causal.transformer import CausalTransformer
 from ..models.small import Packed, packed_decoder, packed_generator
 from ..ops import registry
-from ..ops.small_generator.cpu import Drawn
+from ..ops.small_generator.native import Drawn
 
 
 class AtOnce:
@@ -66,14 +66,13 @@ class AtOnce:
         sizes = packed.sizes
         if decoder is not None:
             sizes = sizes._replace(decoder_width=decoder.sizes.decoder_width)
-        return Drawn(packed.weights, weights, sizes, *shape)
+        module = registry.resolve("small_generator", "", codebook.device, codebook.dtype)
+        return Drawn(module.launcher(codebook.device), packed.weights, weights, sizes, *shape)
 
     def _runs(self) -> bool:
         if not self._covered or "decode" in self._tokenizer.__dict__:
             return False
         codebook = self._tokenizer.codebook
-        return (
-            codebook.dtype == torch.float32
-            and codebook.device.type == "cpu"
-            and registry.has_kernel("small_generator", codebook.device, codebook.dtype)
+        return codebook.dtype == torch.float32 and registry.has_kernel(
+            "small_generator", codebook.device, codebook.dtype
         )
