@@ -36,12 +36,15 @@ COUNTED = {
     "flow_solve": ((2, 1), (2, 1)),
     "nearest_code": ((8, 10_000), (256, 1)),
     "image_normal": ((8, 1), (8, 1)),
+    "small_generator": ((1, 1), (1, 1)),
 }
 # A single block of 64 tokens would not pay beside VAR's kept codes.
 TENSOR_CORES = {"var_filtered": (128, 1)}
 DATA = ("normal", "peaked", "ties")
 FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
+SMALL = "small_generator"  # whose rows are images of the bundled digits
+DIGIT_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Size:
 
 def sizes(operator: str) -> Iterator[Size]:
     """Both models, an image and a batch of 64, without and with filters."""
+    if operator == SMALL:
+        for images in (1, 64):
+            yield Size("digits", "normal", images, 1, PROCESSORS)
+        return
     filters = ("", "_filtered") if operator in FILTERED else ("",)
     for model, suffix in product(ROWS, filters):
         # What is not filtered takes the same steps for any logits.
@@ -99,6 +106,11 @@ def call(operator: str, size: Size) -> None:
     from dd2_fast import ops
     from dd2_fast.ops.image_normal import image_normal
 
+    if operator == SMALL:
+        from dd2_fast.sampling import Sampler
+
+        Sampler("digits")([3] * size.counted, seed=0)
+        return
     data = inputs(size)
     rows = ("logits", "uncond_logits", "guidance_scale", "top_k", "top_p")
     teacher = {name: data[name] for name in rows}
@@ -141,7 +153,7 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
 
     from cases import SHAPES
 
-    shape = SHAPES[size.shape]
+    shape = SHAPES.get(size.shape)
     seconds = instructions = requests = wavefronts = shared = read = 0.0
     units: dict[str, float] = {}
     kernels = []
@@ -161,8 +173,11 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
         requests += sum(max(c.warps, c.bytes / 128) for c in in_shared) * scale
         wavefronts += sum(c.transactions for c in in_shared) * scale
         kernels.append(name_of(counters.kernel))
-    logits = shape.vocabulary if operator != "image_normal" else shape.dim
-    limit = 4 * shape.vocabulary * size.rows / BANDWIDTH if operator in FILTERED else 0.0
+    if shape is None:
+        logits = DIGIT_PIXELS
+    else:
+        logits = shape.vocabulary if operator != "image_normal" else shape.dim
+    limit = 4 * logits * size.rows / BANDWIDTH if operator in FILTERED else 0.0
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
         "counted_rows": size.counted, "kernels": kernels,
@@ -180,7 +195,7 @@ def name_of(symbol: str) -> str:
     return name.split("_kernel")[0].removesuffix("_fwd")
 
 
-def count_all(operators: tuple[str, ...] = (*FILTERED, *PLAIN)) -> list[dict[str, Any]]:
+def count_all(operators: tuple[str, ...] = (*FILTERED, *PLAIN, SMALL)) -> list[dict[str, Any]]:
     """Every row of the table of these operators."""
     sys.path += [str(BENCH), str(BENCH.parent / "tests")]
     from compiled.backends import installed
@@ -201,9 +216,10 @@ occupancy, and without what ptxas changes. "Reading" is the time of the conditio
 unconditional logits once ({_RATES}). Cycles are a multiprocessor's
 for one row, by unit, bytes a row's, conflicts wavefronts of shared memory a 128 bytes asked for,
 below 1 where lanes read the same. bfloat16 logits with guidance; filtered: top-k 900, VAR with
-top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps. A count
-moves with the data: normal logits, peaked ones, heavy ties. Made by `python bench/counted.py`,
-held to 1% by a test.
+top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps; a row of
+`small_generator` is an image of the bundled digits, from seed to pixels, "a logit" one of its 64
+pixels. A count moves with the data: normal logits, peaked ones, heavy ties. Made by
+`python bench/counted.py`, held to 1% by a test.
 """
 
 
@@ -253,7 +269,9 @@ def against(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--operator", choices=(*FILTERED, *PLAIN), help="count and print one")
+    parser.add_argument(
+        "--operator", choices=(*FILTERED, *PLAIN, SMALL), help="count and print one"
+    )
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
     if options.operator:

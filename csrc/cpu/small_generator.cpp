@@ -12,8 +12,7 @@
 namespace dd2::cpu::DD2_ISA {
 namespace {
 
-constexpr int kPixels = 16;           // whose neighbourhoods are laid out at a time
-constexpr unsigned kNoiseStream = 0;  // NOISE_STREAM in dd2_fast/sampling/noise.py
+constexpr int kPixels = 16;  // whose neighbourhoods are laid out at a time
 
 // Activations of one image. `aside` outlives others: a condition, or a convolution's results.
 struct Scratch {

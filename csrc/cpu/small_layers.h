@@ -49,17 +49,10 @@ DD2_INLINE Vec gelu_tanh(Vec x) {
   return x / (exp2_within(exponent) + 1.0f);
 }
 
-// x Phi(x), where Phi(-a) exp(a^2 / 2) is a polynomial of 1 / (1 + 0.32 a), to 2e-9 of the result.
+// x Phi(x).
 DD2_INLINE Vec gelu_erf(Vec x) {
   const Vec a = magnitude(x), t = broadcast(1.0f) / (a * 0.32f + 1.0f);
-  Vec p = broadcast(0.04586691f);
-  p = p * t - 0.24134197f;
-  p = p * t + 0.4094871f;
-  p = p * t - 0.16757719f;
-  p = p * t + 0.21925026f;
-  p = p * t + 0.10448582f;
-  p = p * t + 0.12982908f;
-  const Vec tail = x * (p * t * exp2_within(a * a * (-0.5f * kLog2E)));
+  const Vec tail = x * (normal_tail(t) * exp2_within(a * a * (-0.5f * kLog2E)));
   return x >= Vec{} ? x - tail : tail;
 }
 
@@ -67,8 +60,6 @@ template <typename Function>
 DD2_INLINE void map(float* values, int64_t count, const Function& function) {
   for (int64_t i = 0; i < count; i += kLanes) store(values + i, function(load(values + i)));
 }
-
-constexpr float kNormEps = 1e-5f;
 
 // LayerNorm without gain and bias: each(offset, vector) takes the results, kLanes rows at a time.
 template <typename Each>

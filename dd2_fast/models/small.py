@@ -4,7 +4,7 @@ them.
 The packed copy is no part of a network: it is kept beside it while the network's tensors are those
 it was made of, at the versions that torch counts at each change in place. Torch does not count the
 steps of fused optimizers, which are counted here, nor what goes through ``.data`` or memory shared
-with NumPy: it is seen by where each tensor lies and what its first number is.
+with NumPy: it is seen by where each tensor lies and, on CPUs, what its first number is.
 """
 
 from __future__ import annotations
@@ -150,6 +150,9 @@ def decoded_at_once(tokenizer: Any, embeddings: Tensor) -> Tensor | None:
     """Images ``[B, 3, H, W]`` of embeddings ``[B, n, C]`` by one call of ``small_generator``; None
     where it does not cover the tokenizer, or gradients are wanted."""
     if torch.is_grad_enabled() or embeddings.dtype != torch.float32:
+        return None
+    # A graph reads the modules' weights as they are at its replay.
+    if embeddings.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
     if not registry.has_kernel("small_generator", embeddings.device, embeddings.dtype):
         return None

@@ -1,4 +1,4 @@
-"""Small generators and their decoder in one call of C++, where it covers them."""
+"""Small generators and their decoder by one kernel, where it covers them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..models.causal.tokenizer import VQTokenizer
 from ..models.causal.transformer import CausalTransformer
 from ..models.small import Packed, packed_decoder, packed_generator
 from ..ops import registry
-from ..ops.small_generator.cpu import Drawn
+from ..ops.small_generator.native import Drawn
 from .noise import image_noise
 
 
@@ -54,8 +54,10 @@ class AtOnce:
     def _of_noise(self, draw: Drawn, seed: int | Tensor, indices: Tensor, labels: Tensor) -> Tensor:
         if not isinstance(seed, Tensor):
             return draw(seed, indices, labels)
-        shape = self._generator.num_tokens, self._tokenizer.codebook.shape[1]
-        return draw(0, indices, labels, image_noise(seed.cpu(), indices.cpu(), shape))
+        codebook = self._tokenizer.codebook
+        shape = self._generator.num_tokens, codebook.shape[1]
+        noise = image_noise(seed.to(codebook.device), indices.to(codebook.device), shape)
+        return draw(0, indices, labels, noise)
 
     def _make(self, images: bool) -> tuple[Packed, Packed | None, Drawn] | None:
         if not self._runs() or "forward" in self._generator.__dict__:
@@ -76,14 +78,13 @@ class AtOnce:
         sizes = packed.sizes
         if decoder is not None:
             sizes = sizes._replace(decoder_width=decoder.sizes.decoder_width)
-        return Drawn(packed.weights, weights, sizes, *shape)
+        module = registry.resolve("small_generator", "", codebook.device, codebook.dtype)
+        return Drawn(module.launcher(codebook.device), packed.weights, weights, sizes, *shape)
 
     def _runs(self) -> bool:
         if not self._covered or "decode" in self._tokenizer.__dict__:
             return False
         codebook = self._tokenizer.codebook
-        return (
-            codebook.dtype == torch.float32
-            and codebook.device.type == "cpu"
-            and registry.has_kernel("small_generator", codebook.device, codebook.dtype)
+        return codebook.dtype == torch.float32 and registry.has_kernel(
+            "small_generator", codebook.device, codebook.dtype
         )

@@ -11,9 +11,11 @@ import torch
 from native.build import CSRC
 from native.structs import unaligned
 from ops.cases import make_case
+from ops.test_small_generator import REGIMES, inputs, packed
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score, flow_solve, nearest_code, sample_code
+from dd2_fast.ops.small_generator import small_generator
 
 Results = list[Tensor]
 
@@ -81,6 +83,15 @@ def flow(backend: str, dtype: torch.dtype) -> Results:
         torch.randn(*size, generator=generator).to(dtype) for size in ((2, 8), (2, 100), (100, 8))
     )
     return [flow_solve(noise, logits, codebook, steps=2, top_k=50, backend=backend)]
+
+
+def small(backend: str, dtype: torch.dtype) -> Results:
+    """Embeddings and image of a small generator."""
+    regime = REGIMES["below_a_panel"]
+    weights, decoder, sizes = packed(regime)
+    noise, labels = inputs(regime, 1)
+    arrays = (noise.to(dtype), labels, weights.to(dtype), decoder.to(dtype))
+    return list(small_generator(*arrays, sizes, backend=backend))
 
 
 ROW = score(2, 300, 8, 2, top_k=60)
@@ -185,6 +196,12 @@ FAULTS = {
         "  const long long last = gridDim.y == 1",
         "const long long first = 0;\n  const long long last = gridDim.y == 1",
         WIDE, "global race", "wrong result",
+    ),
+    "sums_not_waited_for": Planted(
+        "small_products.cuh",
+        "    __syncthreads();\n    return {memory_ + sums_",
+        "    return {memory_ + sums_",
+        small, "race", "wrong result",
     ),
 }  # fmt: skip
 

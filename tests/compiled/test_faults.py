@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 from compiled.backends import installed
 from compiled.executor import Executor
-from compiled.faults import FAULTS, Planted, Results, table
+from compiled.faults import FAULTS, Planted, Results, small, table
 from native.compilers import require_nvrtc
+
+
+def marked(names: Collection[str]) -> list:
+    """The small generator's kernel compiles for many seconds."""
+    slow = {name: [pytest.mark.slow] for name in names if FAULTS[name].call is small}
+    return [pytest.param(name, marks=slow.get(name, ())) for name in names]
 
 
 def run(planted: Planted, headers: Path | None) -> tuple[set[str], Results]:
@@ -44,7 +51,7 @@ def test_found(name: str, tmp_path: Path) -> None:
         assert planted.found in kinds, kinds
 
 
-@pytest.mark.parametrize("name", {p.call: name for name, p in FAULTS.items()}.values())
+@pytest.mark.parametrize("name", marked({p.call: n for n, p in FAULTS.items()}.values()))
 def test_not_found_where_it_is_not(name: str) -> None:
     """Each call that shows faults, on the kernels as they are."""
     require_nvrtc()

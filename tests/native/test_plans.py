@@ -16,6 +16,8 @@ from dd2_fast.ops.flow_solve.native import FlowSolveParams
 from dd2_fast.ops.image_normal.native import ImageNormalParams
 from dd2_fast.ops.nearest_code.native import NearestCodeParams
 from dd2_fast.ops.sample_code.native import SampleCodeParams
+from dd2_fast.ops.small_generator.native import SmallGeneratorParams
+from dd2_fast.ops.small_network import SmallTransformer
 from dd2_fast.ops.structs import TeacherRows, params_of
 
 ADDRESS = 4096  # of tensors that nothing reads
@@ -145,6 +147,34 @@ def test_a_thread_draws_four_numbers(images: int, count: int, blocks: int) -> No
     )
 
 
+def small(grid: int, dim: int, width: int, head_width: int, images: int) -> SmallGeneratorParams:
+    network = SmallTransformer(
+        weights=ADDRESS, classes=11, tokens=grid**2, dim=dim, width=width, layers=3, heads=4
+    )
+    return SmallGeneratorParams(
+        network, decoder=ADDRESS, images=images, head_width=head_width, head_blocks=2,
+        decoder_width=48,
+    )  # fmt: skip
+
+
+def test_small_images_stay_in_shared_memory_where_they_fit() -> None:
+    """Else a workspace has those that run side by side."""
+    # Noise; h, y and another; the widest layer; four partial sums of three times 96; zeros.
+    row, codes, sums = 96 + 8, 16 * (16 + 8), 4 * 16 * (3 * 96 + 16)
+    digits = 4 * (codes + 3 * 16 * row + 16 * 4 * row + sums + row)
+    kernel = "small_generator_fwd_kernel"
+    for shared in (H200_SHARED, A100_SHARED):
+        assert the_launch("small_generator", small(4, 8, 64, 96, 5), shared=shared) == Launch(
+            f"{kernel}<true>", (5, 1), 384, digits
+        )
+    row = 256 + 8
+    largest = 4 * (64 * (16 + 8) + 3 * 64 * row + 64 * 4 * row + 64 * (4 * 256 + 16) + row)
+    for images, blocks in ((5, 5), (999, 132)):
+        params = small(8, 16, 256, 256, images)
+        launch = Launch(f"{kernel}<false>", (blocks, 1), 384, 0)
+        assert plan("small_generator", params) == (blocks * largest, [launch])
+
+
 def test_nothing_is_launched_for_nothing() -> None:
     nothing = {
         "conditional_score": [score(3, rows=0), score(3, draws=0)],
@@ -155,6 +185,7 @@ def test_nothing_is_launched_for_nothing() -> None:
         "image_normal": [ImageNormalParams(images=i, count=n) for i, n in ((0, 9), (9, 0))],
         "nearest_code": [NearestCodeParams(rows=0, vocabulary=9, dim=3)],
         "sample_code": [SampleCodeParams(teacher=teacher(0))],
+        "small_generator": [small(4, 8, 64, 96, 0), SmallGeneratorParams(images=3)],
     }  # fmt: skip
     for op, all_params in nothing.items():
         for params in all_params:
@@ -243,6 +274,8 @@ def kernels() -> dict[str, set[str]]:
                 add("conditional_score", params)
     for dim, processors in product((8, 32, 33), (1, 132)):
         add("nearest_code", NearestCodeParams(rows=9, vocabulary=9, dim=dim), processors)
+    for grid, width in ((4, 64), (8, 256)):
+        add("small_generator", small(grid, 8, width, width, 1))
     for op in set(operators()) - set(found):
         add(op, nines(params_of(op)))
     return found

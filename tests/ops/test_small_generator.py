@@ -11,11 +11,15 @@ import torch
 from ops.cases import device_of, runnable_backends
 from torch import Tensor
 
+from dd2_fast.checkpoints import load_bundle
 from dd2_fast.models import DD2Generator, VQTokenizer
 from dd2_fast.models.small import packed_decoder, packed_generator
+from dd2_fast.ops import default_backend, registry
 from dd2_fast.ops.philox import image_normal
 from dd2_fast.ops.small_generator import small_generator
+from dd2_fast.ops.small_generator.native import Drawn
 from dd2_fast.ops.small_network import GeneratorSizes
+from dd2_fast.sampling import resolve_path
 
 BACKENDS = pytest.mark.parametrize("backend", runnable_backends(("cpu", "cuda", "cupy")))
 
@@ -167,21 +171,45 @@ def test_threads_change_nothing(backend: str) -> None:
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize("backend", runnable_backends(("cpu",)))
+@BACKENDS
 def test_the_kernel_draws_the_noise(backend: str) -> None:
     """As the sampler's own, to the last bit."""
-    from dd2_fast.ops.small_generator.cpu import Drawn
-
-    regime = REGIMES["ragged"]
-    weights, decoder, sizes = packed(regime)
+    regime, device = REGIMES["ragged"], device_of(backend)
+    weights, decoder, sizes = packed(regime, device)
     weights, decoder = weights.float(), decoder.float()
-    indices, labels = torch.tensor([5, 0, 2**40]), torch.tensor([1, 5, 0])
+    indices = torch.tensor([5, 0, 2**40], device=device)
+    labels = torch.tensor([1, 5, 0], device=device)
     shape = regime.grid**2, regime.dim
-    noise = image_normal(-7, indices, shape, stream=0)
+    with default_backend(backend):
+        noise = image_normal(-7, indices, shape, stream=0)
     wanted = small_generator(noise, labels, weights, decoder, sizes, backend=backend)
-    found = Drawn(weights, None, sizes, *shape)(-7, indices, labels)
+    module = registry.resolve("small_generator", backend, weights.device, weights.dtype)
+    launch = module.launcher(weights.device)
+    # From where the caller has them.
+    found = Drawn(launch, weights, None, sizes, *shape)(-7, indices.cpu(), labels.cpu())
     assert torch.equal(found, wanted[0])
-    assert torch.equal(Drawn(weights, decoder, sizes, *shape)(-7, indices, labels), wanted[1])
+    found = Drawn(launch, weights, decoder, sizes, *shape)(-7, indices, labels)
+    assert torch.equal(found, wanted[1])
+
+
+@BACKENDS
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_bundled_digits(backend: str, count: int) -> None:
+    """Within the budget of the sampler's own test: some 40 roundings a layer in 20 layers."""
+    digits, device = load_bundle(resolve_path("digits")), device_of(backend)
+    parts = packed_generator(digits.generator), packed_decoder(digits.tokenizer)
+    assert parts[0] is not None and parts[1] is not None
+    weights, decoder = (part.weights for part in parts)
+    sizes = parts[0].sizes._replace(decoder_width=parts[1].sizes.decoder_width)
+    noise, labels = image_normal(0, torch.arange(count), (16, 8), stream=0), torch.arange(count) + 3
+    exact = small_generator(
+        noise.double(), labels, weights.double(), decoder.double(), sizes, backend="torch"
+    )
+    found = small_generator(
+        *(t.to(device) for t in (noise, labels, weights, decoder)), sizes, backend=backend
+    )
+    for value, wanted, allowed in zip(found, exact, (2e-5, 6e-6), strict=True):
+        assert (value.cpu() - wanted).abs().max() < allowed
 
 
 @BACKENDS

@@ -12,6 +12,7 @@ import torch
 from sampling.test_capture import MODELS
 from torch import Tensor
 
+from dd2_fast.models import DD2Generator
 from dd2_fast.sampling import Sampler
 
 pytestmark = [
@@ -54,6 +55,14 @@ def test_the_images_are_those_of_the_cpu(generator) -> None:
     options: dict[str, Any] = dict(seed=2, output="latent")
     wanted = Sampler(generator, batch_size=4)(LABELS, **options)
     assert difference(Sampler(generator, device="cuda")(LABELS, **options).cpu(), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("output", ["latent", "pt"])
+def test_the_bundled_digits_take_one_kernel(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Sampler("digits")(LABELS, seed=5, output=output)
+    sampler = Sampler("digits", device="cuda")
+    monkeypatch.setattr(DD2Generator, "forward", None)
+    assert difference(sampler(LABELS, seed=5, output=output).cpu(), wanted) < 1e-5
 
 
 def test_autocast_reaches_no_graph(generator) -> None:

@@ -11,6 +11,7 @@
 namespace dd2 {
 
 constexpr int kPanel = 16;
+constexpr float kNormEps = 1e-5f;  // of LayerNorms
 
 // A causal transformer over code vectors: classes, positions, input, layers.
 struct SmallTransformer {
@@ -60,5 +61,17 @@ struct PackedBlock {
         expand(weights.layer(width, 4 * width)),
         contract(weights.layer(4 * width, width)) {}
 };
+
+// Phi(-a) exp(a^2 / 2) of t = 1 / (1 + 0.32 a), to 2e-9 of x Phi(x). T is float, or a vector.
+template <typename T>
+DD2_HD T normal_tail(T t) {
+  T p = t * 0.04586691f - 0.24134197f;
+  p = p * t + 0.4094871f;
+  p = p * t - 0.16757719f;
+  p = p * t + 0.21925026f;
+  p = p * t + 0.10448582f;
+  p = p * t + 0.12982908f;
+  return p * t;
+}
 
 }  // namespace dd2

@@ -1,0 +1,22 @@
+"""The small generator by ``csrc/include/dd2/small_generator.cuh``, compiled by NVRTC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..launch import cupy_launcher
+from ..native import Launch
+from . import native
+
+
+def launcher(device: torch.device) -> Launch:
+    """The kernel on the current stream of a device."""
+    return cupy_launcher("small_generator", device)
+
+
+def small_generator(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings and images; arguments as in :mod:`.reference`."""
+    return native.run(launcher(x.device), x, *arguments)
