@@ -15,7 +15,6 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOAT_MAX = tl.constexpr(3.402823466e38)
-_BINS = tl.constexpr(1024)
 _FAR = tl.constexpr(20.0)  # below the largest, logits have hardly any mass
 _LARGEST_BLOCK = 16384  # of a row that is held in registers
 _STREAMED_BLOCK = 8192
@@ -23,9 +22,7 @@ OPTIONS = {"enable_fp_fusion": True}  # of every launch: a default that Triton i
 
 
 @triton.jit
-def guided_logits(
-    p_cond, p_uncond, scale, m_v, GUIDED: tl.constexpr, FINITE: tl.constexpr = False
-):
+def guided_logits(p_cond, p_uncond, scale, m_v, GUIDED: tl.constexpr, FINITE: tl.constexpr = False):
     """``l_uncond + s (l_cond - l_uncond)``, -inf outside the mask and where either is -inf; if
     FINITE, there -inf, +inf or NaN.
 
@@ -44,9 +41,7 @@ def guided_logits(
 
 
 @triton.jit
-def row_block(
-    row, first, GUIDED: tl.constexpr, BLOCK: tl.constexpr, FINITE: tl.constexpr = False
-):
+def row_block(row, first, GUIDED: tl.constexpr, BLOCK: tl.constexpr, FINITE: tl.constexpr = False):
     """Tempered guided logits of codes ``first, ..., first + BLOCK - 1``; -inf beyond the last."""
     p_cond, p_uncond, scale, inverse_temperature, vocabulary = row
     o_v = first + tl.arange(0, BLOCK)
@@ -78,8 +73,8 @@ def block_at(row, b_held, first, GUIDED: tl.constexpr, BLOCK: tl.constexpr, WHOL
 @triton.jit
 def _statistics(row, b_held, total, GUIDED: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """Largest, mean, deviation and number of the finite logits; number of NaN, +inf."""
-    square, count, bad = 0.0, row[4].to(tl.float32), 0.0
-    if total == total:
+    square, count, bad = 0.0, 1.0 * row[4], 0.0
+    if WHOLE and total == total:
         largest = tl.max(b_held, 0)
         square = tl.sum(b_held * b_held, 0)
     else:
@@ -119,11 +114,11 @@ def _neighbour(
 
 
 @triton.jit
-def _places(b_x, greatest, scale, unit):
-    """In which bin logits lie, of bins of equal width from ``greatest`` down: 0, 1, ..., _BINS for
+def _places(b_x, greatest, scale, unit, BINS: tl.constexpr):
+    """In which bin logits lie, of bins of equal width from ``greatest`` down: 0, 1, ..., BINS for
     all beyond the last, and negative for those above. Monotonic."""
     b_down = tl.fma(b_x, -unit, greatest * unit) * scale
-    return tl.floor(tl.minimum(b_down, _BINS)).to(tl.int32)
+    return tl.floor(tl.minimum(b_down, BINS)).to(tl.int32)
 
 
 @triton.jit
@@ -139,32 +134,35 @@ def _select(
     equal. Masses take a bin's logits for equal, so the masses of its own and of larger ones are
     summed: where it is not the bin, the search goes on above or below it.
     """
+    BINS: tl.constexpr = 1024 if BLOCK <= 4096 else 2048
     above = 0.0  # the amount of what is larger than `greatest`
     surely = floor
     while least < greatest:
         # In units in which the range is neither infinite nor too small to divide by.
         half = 0.5 * greatest - 0.5 * least
         unit = tl.where(half > 1e38, 0.5, tl.where(half < 1e-18, 2.0**100, 1.0))
-        width = (greatest * unit - least * unit) / (_BINS - 2)
+        width = (greatest * unit - least * unit) / (BINS - 2)
         scale = 1.0 / width
-        b_count = tl.zeros([_BINS], tl.int32)
+        b_count = tl.zeros([BINS], tl.int32)
         for first in range(0, BLOCK if WHOLE else row[4], BLOCK):
             b_x = block_at(row, b_held, first, GUIDED, BLOCK, WHOLE)
-            b_place = _places(b_x, greatest, scale, unit)
-            b_count += tl.histogram(b_place, _BINS, mask=(b_place >= 0) & (b_place < _BINS))
+            b_place = _places(b_x, greatest, scale, unit, BINS)
+            b_count += tl.histogram(b_place, BINS, mask=(b_place >= 0) & (b_place < BINS))
         b_amount = b_count.to(tl.float32)
         if MASS:
-            b_middle = (tl.arange(0, _BINS) + 0.5) * (width / unit)
+            b_middle = (tl.arange(0, BINS) + 0.5) * (width / unit)
             b_amount *= tl.exp2((greatest - largest - b_middle) * LOG2E)
         b_reached = tl.cumsum(b_amount, 0) + above
         m_short = b_reached < wanted
-        bin = tl.minimum(tl.sum(m_short.to(tl.int32), 0), _places(surely, greatest, scale, unit))
+        bin = tl.minimum(
+            tl.sum(m_short.to(tl.int32), 0), _places(surely, greatest, scale, unit, BINS)
+        )
         low, high = float("inf"), float("-inf")
         for first in range(0, BLOCK if WHOLE else row[4], BLOCK):
             b_x = block_at(row, b_held, first, GUIDED, BLOCK, WHOLE)
-            b_place = _places(b_x, greatest, scale, unit)
-            low = tl.minimum(low, tl.min(tl.where(b_place <= bin, b_x, float("inf")), 0))
-            high = tl.maximum(high, tl.max(tl.where(b_place >= bin, b_x, float("-inf")), 0))
+            b_place = _places(b_x, greatest, scale, unit, BINS)
+            b_inside = tl.where(b_place == bin, b_x, float("nan"))  # which min and max ignore
+            low, high = tl.minimum(low, tl.min(b_inside, 0)), tl.maximum(high, tl.max(b_inside, 0))
         low = tl.maximum(low, floor)
         if MASS:
             larger, reached = 0.0, 0.0
@@ -203,7 +201,8 @@ def filter_row(
     Invalid is a NaN or +inf logit, or no finite one.
     """
     largest, mean, deviation, count, bad = _statistics(row, b_held, total, GUIDED, BLOCK, WHOLE)
-    threshold = tl.where((bad == 0.0) & (count > 0.0), -FLOAT_MAX, float("nan"))
+    valid = (bad == 0.0) & (count > 0.0)
+    threshold = tl.where(valid, -FLOAT_MAX, float("nan"))  # NaN: nothing to search
     wanted = top_k - 0.5
     if (top_k > 0) & (wanted < count):
         tail = tl.minimum(wanted / count, 1.0 - wanted / count)
@@ -228,7 +227,7 @@ def filter_row(
             row, b_held, tl.maximum(threshold, largest - _FAR), largest, top_p * mass, threshold,
             largest, True, GUIDED, BLOCK, WHOLE,
         )  # fmt: skip
-    return threshold, largest
+    return tl.where(valid, threshold, float("nan")), largest
 
 
 @triton.jit(do_not_specialize=["top_k"])
@@ -242,9 +241,7 @@ def filter_rows_fwd_kernel(
     scale = tl.load(p_scale + i_r)
     row = (p_cond + i_r * cond_stride, p_uncond + i_r * uncond_stride, scale, 1.0, vocabulary)
     b_held, total = held_block(row, GUIDED, BLOCK, WHOLE)
-    threshold, largest = filter_row(
-        row, b_held, total, top_k, top_p, NUCLEUS, GUIDED, BLOCK, WHOLE
-    )
+    threshold, largest = filter_row(row, b_held, total, top_k, top_p, NUCLEUS, GUIDED, BLOCK, WHOLE)
     tl.store(p_threshold + i_r, threshold)
     tl.store(p_largest + i_r, largest)
 
