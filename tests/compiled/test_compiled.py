@@ -46,7 +46,10 @@ FEWER = {
     "sample_code": "ragged or no_filter or one_code",
 }
 # Triton's filters of rows, and a kernel after them, in CI.
-TRITON = {"conditional_score": "ragged", "sample_code": "invalid or (heavy_ties and filters3)"}
+TRITON = {
+    "conditional_score": "ragged and bfloat16",
+    "sample_code": "invalid or (heavy_ties and filters3)",
+}
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
 TENSOR_CORES = {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"}

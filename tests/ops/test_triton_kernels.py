@@ -33,7 +33,7 @@ ROWS = {
     "far_from_zero": lambda normal: normal + 3e4,
     "mostly_excluded": lambda normal: normal.where(normal > 1.5, -torch.inf),
     "mostly_low": lambda normal: normal.where(normal > 1.5, -1e9),
-    "powers": lambda normal: 2.0 ** -(torch.arange(normal.shape[1]) % 130).expand_as(normal),
+    "powers": lambda normal: 2.0 ** -(torch.arange(normal.shape[1]) % 120).expand_as(normal),
     "far_apart": lambda normal: normal.index_fill(1, torch.tensor([3]), -3e38).index_fill(
         1, torch.tensor([9]), 3e38
     ),
