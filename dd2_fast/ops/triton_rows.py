@@ -250,7 +250,8 @@ def row_layout(vocabulary: int) -> dict[str, int | bool]:
     """How a kernel with one block a row walks it: in registers where it fits, else streamed."""
     whole = vocabulary <= _LARGEST_BLOCK
     block = max(128, triton.next_power_of_2(vocabulary)) if whole else _STREAMED_BLOCK
-    return {"BLOCK": block, "WHOLE": whole, "num_warps": min(16, max(4, block // 1024))}
+    warps = max(1, min(4, block // 512), block // 1024)
+    return {"BLOCK": block, "WHOLE": whole, "num_warps": warps}
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
