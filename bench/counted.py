@@ -6,6 +6,7 @@ the shapes of :mod:`cases`; ``ptxrun.cost`` turns executed instructions into cyc
 multiprocessor's units. Counts are scaled to all rows by the blocks that they take: the bound is
 what the busiest multiprocessor of an H200 needs at least. What ptxas makes of the PTX, latencies
 and L2 are not in it. ``--operator NAME`` prints one operator's rows and writes nothing.
+What filters a row, in CUDA and in Triton, is counted by itself too (``--operator filters``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from records import Row
 
 BENCH = Path(__file__).resolve().parent
-FILE = BENCH / "results" / "counted" / "cuda.json"
+COUNTS = BENCH / "results" / "counted"
+FILE, FILTERS_FILE = COUNTS / "cuda.json", COUNTS / "filters.json"
 # An H200: multiprocessors, their clock under load, bytes/s of a copy (measured).
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12
 ROWS = {"var": (680, 43_520), "llamagen": (256, 16_384)}  # of an image, and of 64
@@ -45,6 +47,10 @@ FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
 SMALL = "small_generator"  # whose rows are images of the bundled digits
 DIGIT_PIXELS = 64
+# Kernels, by backend, that filter rows, and the rows counted: of CUDA's as many as in the table of
+# the operators.
+FILTERS = {("cuda", "row_filter"): 128, ("triton", "filter_rows"): 8, ("triton", "sample_code"): 8}
+TOP_K, TOP_P = 900, (1.0, 0.95)
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,11 @@ def launched(operator: str, size: Size, executor: Any) -> list[Any]:
 
 def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
     """A row of the table; times of the kernels of a call are summed."""
+    return summary(operator, size, launched(operator, replace(size, rows=0), executor))
+
+
+def summary(operator: str, size: Size, log: list[Any]) -> dict[str, Any]:
+    """A row of a table from what the kernels counted."""
     from ptxrun.cost import bound
 
     from cases import SHAPES
@@ -157,7 +168,7 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
     seconds = instructions = requests = wavefronts = shared = read = 0.0
     units: dict[str, float] = {}
     kernels = []
-    for counters in launched(operator, replace(size, rows=0), executor):
+    for counters in log:
         cost, table = bound(counters), counters.table()
         blocks = blocks_of(counters.kernel, counters.blocks, size)
         scale = blocks / counters.blocks / size.rows  # to one row of all
@@ -177,7 +188,7 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
         logits = DIGIT_PIXELS
     else:
         logits = shape.vocabulary if operator != "image_normal" else shape.dim
-    limit = 4 * logits * size.rows / BANDWIDTH if operator in FILTERED else 0.0
+    limit = 0.0 if operator in (*PLAIN, SMALL) else 4 * logits * size.rows / BANDWIDTH
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
         "counted_rows": size.counted, "kernels": kernels,
@@ -208,6 +219,60 @@ def count_all(operators: tuple[str, ...] = (*FILTERED, *PLAIN, SMALL)) -> list[d
         return [count(name, size, executor) for name in operators for size in sizes(name)]
 
 
+def count_filters() -> list[dict[str, Any]]:
+    """Every row of the table of what filters rows, for 64 images."""
+    sys.path += [str(BENCH), str(BENCH.parent / "tests")]
+    from compiled.backends import installed
+    from compiled.executor import Executor
+
+    class OneKernel(Executor):
+        """What comes after it, on tensor cores, is not counted."""
+
+        wanted = ""
+
+        def launch(self, function: Any, *arguments: Any) -> None:
+            if self.wanted in function.name:
+                super().launch(function, *arguments)
+            else:
+                self.log.append((None, []))
+
+    entries = []
+    for (backend, kernel), rows in FILTERS.items():
+        executor = OneKernel(90, processors=1)
+        executor.wanted = kernel
+        with installed(backend, executor):
+            for model, top_p, data in product(ROWS, TOP_P, DATA):
+                if backend == "cuda" and model != "var":  # LlamaGen's rows go on where filtered
+                    continue
+                size = Size(f"{model}_filtered", data, ROWS[model][1], rows, 1)
+                executor.clear()
+                filter_rows(backend, kernel, inputs(size) | {"top_k": TOP_K, "top_p": top_p})
+                assert not executor.faults, executor.faults
+                log = [counters for counters, _ in executor.log if counters is not None]
+                entry = summary(kernel, size, log)
+                entries.append({"backend": backend, "top_k": TOP_K, "top_p": top_p} | entry)
+    return entries
+
+
+def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
+    """Launches a kernel of FILTERS."""
+    import torch
+
+    from dd2_fast import ops
+    from dd2_fast.ops.triton_rows import TeacherRows
+
+    teacher = [data[name] for name in ("logits", "uncond_logits", "top_k", "top_p")]
+    if kernel == "filter_rows":
+        scale = torch.full((len(teacher[0]),), data["guidance_scale"])
+        TeacherRows(*teacher[:2], scale, *teacher[2:]).limits()
+    elif kernel == "sample_code":
+        for name in ("x_t", "t", "codebook"):
+            del data[name]
+        ops.sample_code(**data, seed=0, backend=backend)
+    else:
+        ops.conditional_score(**data, prediction="x0", backend=backend)
+
+
 UNITS = ("issue", "alu", "fma", "mufu", "l1", "lsu", "shared", "shfl", "mma")
 _RATES = f"{CLOCK / 1e9:.3f} GHz and {BANDWIDTH / 1e12:.1f} TB/s"
 LEGEND = f"""PTX for sm_90a as executed on a CPU for a few rows, and what the slowest unit of the
@@ -223,6 +288,11 @@ pixels. A count moves with the data: normal logits, peaked ones, heavy ties. Mad
 """
 
 
+FILTERS_LEGEND = f"""By itself, with top-k {TOP_K} alone and with top-p {TOP_P[1]}: the kernel
+ahead of the tensor cores, and Triton's `sample_code`, which filters and draws.
+"""
+
+
 def markdown(entries: list[dict[str, Any]]) -> str:
     """The table of the page."""
     names = ["", "rows", "logits", "bound ms", "reading ms", "instr. a logit", *UNITS]
@@ -230,8 +300,12 @@ def markdown(entries: list[dict[str, Any]]) -> str:
     lines = [names, ["---", "---:", "---", *["---:"] * (len(names) - 3)]]
     for e in entries:
         cycles = [str(e["cycles_a_row"].get(unit, "")) for unit in UNITS]
+        name = f"`{e['operator']}` {e['shape']}"
+        if "backend" in e:
+            filters = f"k {e['top_k']}" + (f", p {e['top_p']}" if e["top_p"] < 1 else "")
+            name = f"{e['backend']} `{e['operator']}` {e['shape'].split('_')[0]}, {filters}"
         lines.append([
-            f"`{e['operator']}` {e['shape']}", str(e["rows"]), e["data"], f"{e['bound_ms']:.3g}",
+            name, str(e["rows"]), e["data"], f"{e['bound_ms']:.3g}",
             f"{e['reading_ms']:.3g}" if e["reading_ms"] else "", f"{e['instructions_a_logit']:.3g}",
             *cycles, f"{e['global_bytes_a_row'] / 1e3:.3g}", f"{e['shared_bytes_a_row'] / 1e3:.3g}",
             f"{e['wavefronts_a_request']:.2f}" if e["wavefronts_a_request"] else "",
@@ -241,8 +315,11 @@ def markdown(entries: list[dict[str, Any]]) -> str:
 
 def section() -> str:
     """Of RESULTS.md."""
-    entries = json.loads(FILE.read_text())["entries"]
-    return f"## Counted, not measured: GPU kernels\n\n{LEGEND}\n{markdown(entries)}"
+    tables = [markdown(json.loads(f.read_text())["entries"]) for f in (FILE, FILTERS_FILE)]
+    return (
+        f"## Counted, not measured: GPU kernels\n\n{LEGEND}\n{tables[0]}\n"
+        f"### What filters a row\n\n{FILTERS_LEGEND}\n{tables[1]}"
+    )
 
 
 def against(rows: list[Row]) -> list[str]:
@@ -269,17 +346,21 @@ def against(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--operator", choices=(*FILTERED, *PLAIN, SMALL), help="count and print one"
-    )
-    parser.add_argument("--out", type=Path, default=FILE)
+    names = (*FILTERED, *PLAIN, SMALL, "filters")
+    parser.add_argument("--operator", choices=names, help="count and print one")
+    parser.add_argument("--out", type=Path, default=COUNTS, help="folder of the files")
+    parser.add_argument("--file", choices=("cuda", "filters"), help="write that one alone")
     options = parser.parse_args()
     if options.operator:
-        print(markdown(count_all((options.operator,))), end="")
+        wanted = options.operator
+        print(markdown(count_filters() if wanted == "filters" else count_all((wanted,))), end="")
         return 0
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({"arch": "sm_90a", "entries": count_all()}, indent=1) + "\n")
-    print(f"wrote {options.out}")
+    options.out.mkdir(exist_ok=True)
+    for file, counts in ((FILE, count_all), (FILTERS_FILE, count_filters)):
+        if options.file in (None, file.stem):
+            out = options.out / file.name
+            out.write_text(json.dumps({"arch": "sm_90a", "entries": counts()}, indent=1) + "\n")
+            print(f"wrote {out}")
     return 0
 
 

@@ -13,22 +13,26 @@ from native.compilers import require_nvrtc
 from processes import run_python
 from result_files import BENCH
 
-FILE = BENCH / "results" / "counted" / "cuda.json"
+COUNTS = BENCH / "results" / "counted"
+FILE = COUNTS / "cuda.json"
 NUMBERS = ("instructions_a_logit", "global_bytes_a_row", "shared_bytes_a_row", "bound_ms")
-KEYS = ("operator", "shape", "data", "rows")
+KEYS = ("backend", "operator", "shape", "data", "rows", "top_p")
 
 
 def entries(path: Path) -> dict[tuple, dict]:
-    return {tuple(e[key] for key in KEYS): e for e in json.loads(path.read_text())["entries"]}
+    return {tuple(e.get(key) for key in KEYS): e for e in json.loads(path.read_text())["entries"]}
 
 
 @pytest.mark.slow
-def test_counts_are_the_committed_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cuda", "filters"])
+def test_counts_are_the_committed_ones(name: str, tmp_path: Path) -> None:
     """Within 1%: what is faster or slower is counted anew, ``python bench/counted.py``."""
     require_nvrtc()
-    out = tmp_path / "cuda.json"
-    run_python(str(BENCH / "counted.py"), "--out", str(out), folder=tmp_path, timeout=1200)
-    wanted, found = entries(FILE), entries(out)
+    if name == "filters":
+        pytest.importorskip("triton")
+    command = [str(BENCH / "counted.py"), "--out", str(tmp_path), "--file", name]
+    run_python(*command, folder=tmp_path, timeout=1200)
+    wanted, found = entries(COUNTS / f"{name}.json"), entries(tmp_path / f"{name}.json")
     assert wanted.keys() == found.keys()
     for key, entry in wanted.items():
         assert entry["kernels"] == found[key]["kernels"], key
@@ -46,7 +50,7 @@ def test_measurements_are_compared_with_the_counts() -> None:
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=BENCH, capture_output=True, text=True, check=True
     )
-    bound = entries(FILE)["csd_loss", "var", "normal", 43_520]["bound_ms"] / 2
+    bound = entries(FILE)[None, "csd_loss", "var", "normal", 43_520, None]["bound_ms"] / 2
     assert run.stdout == (
         f"csd_loss var, 32 images: 10.000 ms measured, {bound:.3f} ms counted, {10 / bound:.2f}x\n"
     )

@@ -29,7 +29,7 @@ class Planted:
     new: str
     call: Callable[[str, torch.dtype], Results]
     found: str  # kind of fault, or "wrong result"
-    shim: str  # what the host shim that went said of the same call, on 2026-11-29
+    shim: str  # what the host shim that went said of the same call, once
 
     def headers(self, folder: Path) -> Path:
         """A copy of the headers with the fault."""
@@ -114,7 +114,7 @@ FAULTS = {
         "conditional_score.cuh",
         "direction));\n    __syncthreads();",
         "direction));",
-        ROW, "race", "wrong result in one order",
+        ROW, "race", "deadlock",
     ),
     "missing_barrier_before_reuse": Planted(
         "block.cuh",
@@ -126,7 +126,7 @@ FAULTS = {
         "dense_score.cuh",
         "  __syncwarp();\n}\n\n// Writes what is wanted of a warp's tokens",
         "}\n\n// Writes what is wanted of a warp's tokens",
-        DENSE, "race", "nothing",
+        DENSE, "race", "wrong result",
     ),
     "barrier_by_some": Planted(
         "row_threshold.cuh",

@@ -61,6 +61,11 @@ LEAST = {
     "sample_code": "ragged",
     "small_generator": "ragged or several_panels",  # which takes a workspace there
 }
+# Triton's filters of rows, and a kernel after them, in CI.
+TRITON = {
+    "conditional_score": "ragged and bfloat16",
+    "sample_code": "invalid or (heavy_ties and filters3)",
+}
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
 TENSOR_CORES = {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"}
@@ -136,6 +141,14 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     if executed == "cupy:90":
         wanted = {header_of(kernel) for kernel in kernels()["conditional_score"]}
     assert {expression_of(symbol)[0] for symbol in launched} == wanted
+
+
+@pytest.mark.slow
+def test_triton_in_a_few_regimes(tmp_path: Path) -> None:
+    """All of them take minutes (above, of -m long)."""
+    require("triton:90")
+    names = ("conditional_score_fwd", "filter_rows_fwd", "sample_code_fwd", "split_codebook")
+    assert execute("triton:90", TRITON, tmp_path) == {f"{name}_kernel" for name in names}
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ pytestmark = [
     *([] if INTERPRETED else [pytest.mark.gpu]),
 ]
 
-# How logits may be distributed: the search starts from normal ones.
+# How logits may be distributed: the search supposes normal ones, and bins of equal width.
 ROWS = {
     "normal": lambda normal: 2 * normal,
     "heavy_tail": lambda normal: normal.sinh() ** 3,
@@ -32,6 +32,11 @@ ROWS = {
     "tiny": lambda normal: normal * 1e-42,
     "far_from_zero": lambda normal: normal + 3e4,
     "mostly_excluded": lambda normal: normal.where(normal > 1.5, -torch.inf),
+    "mostly_low": lambda normal: normal.where(normal > 1.5, -1e9),
+    "powers": lambda normal: 2.0 ** -(torch.arange(normal.shape[1]) % 120).expand_as(normal),
+    "far_apart": lambda normal: normal.index_fill(1, torch.tensor([3]), -3e38).index_fill(
+        1, torch.tensor([9]), 3e38
+    ),
 }
 
 

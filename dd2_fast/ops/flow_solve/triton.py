@@ -45,8 +45,8 @@ def keep_codes_fwd_kernel(
     i_r = tl.program_id(0).to(tl.int64)
     scale = tl.load(p_scale + i_r)
     row = (p_cond + i_r * cond_stride, p_uncond + i_r * uncond_stride, scale, 1.0, vocabulary)
-    b_held = held_block(row, GUIDED, BLOCK, WHOLE)
-    threshold, largest = filter_row(row, b_held, top_k, top_p, NUCLEUS, GUIDED, BLOCK, WHOLE)
+    b_held, total = held_block(row, GUIDED, BLOCK, WHOLE)
+    threshold, largest = filter_row(row, b_held, total, top_k, top_p, NUCLEUS, GUIDED, BLOCK, WHOLE)
     count = tl.where(threshold == threshold, vocabulary, 0)
     if p_code is not None:
         count = tl.full([], 0, tl.int32)

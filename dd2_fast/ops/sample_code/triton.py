@@ -68,8 +68,8 @@ def sample_code_fwd_kernel(
     p_cond += i_r * cond_stride
     p_uncond += i_r * uncond_stride
     row = (p_cond, p_uncond, tl.load(p_scale + i_r), inverse_temperature, vocabulary)
-    b_held = held_block(row, GUIDED, BLOCK, WHOLE)
-    threshold, largest = filter_row(row, b_held, top_k, top_p, NUCLEUS, GUIDED, BLOCK, WHOLE)
+    b_held, total = held_block(row, GUIDED, BLOCK, WHOLE)
+    threshold, largest = filter_row(row, b_held, total, top_k, top_p, NUCLEUS, GUIDED, BLOCK, WHOLE)
 
     total = tl.zeros([], tl.float64)
     for first in range(0, BLOCK if WHOLE else vocabulary, BLOCK):
