@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EVERY_HOOK = [getattr(every_module, f"_global{name}") for name in _HOOKS]
+_PLAIN = (Tensor, nn.Parameter)
 _version, _value, _address = attrgetter("_version"), attrgetter("value"), Tensor.data_ptr
 
 
@@ -53,11 +54,11 @@ class Watch:
         self._numbers = [
             kinds[min(8, tensor.element_size())].from_address(address)
             for tensor, address in zip(self.tensors, self._lie, strict=True)
-            if tensor.device.type == "cpu" and tensor.numel() and address
+            if tensor.device.type == "cpu" and tensor.numel() and address and type(tensor) in _PLAIN
         ]
         self._state = self._now()
         self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
-        self.plain = all(type(t) in (Tensor, nn.Parameter) for t in self.tensors) and not any(
+        self.plain = all(type(t) in _PLAIN for t in self.tensors) and not any(
             "forward" in m.__dict__ or hasattr(m, "parametrizations") for m in modules
         )
 
