@@ -91,7 +91,7 @@ class InFewCalls(nn.Module):
         self.leading = sum(own.stop <= _LEADING_TOKENS for own in slices)
         count = slices[-1].stop
         # Rows are a multiple of 16 apart, or torch would copy the mask on CUDA at every call.
-        mask = torch.full((count, -(-count // 16) * 16), -torch.inf)
+        mask = torch.full((count, -(-count // 16) * 16), -torch.inf, device="cpu")
         for own in slices:
             mask[own, : own.start if strictly else own.stop] = 0
         mask.diagonal().zero_()

@@ -145,7 +145,7 @@ class ClassRows(Folded):
         """Make the rows of classes that have none."""
         missing = set(labels.tolist()) - self._made
         if missing:
-            new = torch.tensor(sorted(missing))
+            new = torch.tensor(sorted(missing), device=labels.device)
             with torch.no_grad(), outside_autocast(labels.device):
                 self.table[new] = self._rows(new)
             self._made |= missing
