@@ -4,6 +4,7 @@ from .causal import ARTeacher, CausalTransformer, TableTeacher, VQTokenizer
 from .dd2 import DD2Generator, DD2Guidance
 from .head import FlowHead
 from .llamagen import DD1LlamaGenStudent, LlamaGenBackbone, LlamaGenTeacher, LlamaGenTokenizer
+from .prepared import prepare
 from .var import DD1VARStudent, VARBackbone, VARTeacher, VARTokenizer
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "VARTeacher",
     "VARTokenizer",
     "VQTokenizer",
+    "prepare",
 ]

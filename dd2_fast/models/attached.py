@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .pretrained import Pretrained
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _NAMES = ("tokenizer", "teacher")
 
 
-class Attached(Pretrained, nn.Module):
+class Preparable(nn.Module):
+    """A network that :func:`.prepared.prepare` is asked for by a method."""
+
+    def prepare(self) -> Self:
+        """This network for inference: the same results, with constants worked out once. Ask again
+        after weights have changed; see :func:`dd2_fast.models.prepare`."""
+        from .prepared import prepare
+
+        return prepare(self)
+
+
+class Attached(Pretrained, Preparable):
     """A network whose ``tokenizer`` and ``teacher`` are attached, not submodules: nothing moves,
     saves or trains them with it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -171,6 +171,8 @@ class Family:
         formats, unsupported: its released files.
         adapt: makes of a ``teacher`` that reads codes only, and a ``seed``, a copy that reads any
             vector.
+        prepared: by classes of modules, what stands for one when images are drawn: another module,
+            or the same with constants added as its ``prepared`` (:func:`.prepared.prepare`).
     """
 
     name: str
@@ -180,6 +182,7 @@ class Family:
     formats: tuple[Format, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()
     adapt: Callable[[Any, int], Any] = _as_it_is
+    prepared: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict)
 
 
 # Sizes of the random networks that all families share.

@@ -46,6 +46,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``GELU(x W^T + b)``, GELU by tanh; for inference.
+
+    On CUDA it is in the product: cuBLASLt's GELU is the one by tanh. On CPUs the same call of torch
+    gives the one by erf, so there GELU goes over the product in place.
+    """
+    # The meta device stands for CUDA where launches are counted.
+    fused = x.device.type == "meta" or (x.is_cuda and torch.version.hip is None)
+    if fused and x.dtype == weight.dtype != torch.float64 and not _autocasts(x):
+        rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+        return rows.unflatten(0, x.shape[:-1])
+    return torch.ops.aten.gelu_(linear(x, weight, bias), approximate="tanh")
+
+
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` by :func:`linear`."""
 
@@ -63,7 +82,8 @@ def attention(
 
     Args:
         q: ``[B, heads, n, size]``. k, v: ``[B, heads, m, size]``.
-        scale: None is ``1 / sqrt(size)``. mask: bool ``[n, m]``, True where a pair is allowed.
+        scale: None is ``1 / sqrt(size)``. mask: ``[n, m]``, bool, True where a pair is allowed, or
+            in the dtype of ``q``, to be added to the scores.
     """
     pairs = q.shape[-2] * k.shape[-2]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or pairs < _PRODUCTS_PAY:
@@ -71,7 +91,8 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.matmul(q * scale, k.mT)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        masked = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if masked else scores + mask
     return torch.matmul(scores.softmax(-1), v)
 
 
@@ -89,14 +110,19 @@ def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     pixels = batch * h.shape[2] * h.shape[3]
     if h.device.type != "cpu" or pixels < _FOLDING_PAYS * h.shape[1]:  # not measured elsewhere
         return F.conv2d(F.interpolate(h, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    folded = fold_upsampling(weight)
+    if h.is_contiguous(memory_format=torch.channels_last):
+        folded = folded.contiguous(memory_format=torch.channels_last)
+    return F.conv_transpose2d(h, folded, bias, stride=2, padding=1)
+
+
+def fold_upsampling(weight: Tensor) -> Tensor:
+    """The weight ``[C, O, 4, 4]`` of that transposed convolution, of ``[O, C, 3, 3]``."""
     fold = torch.tensor(_FOLD, dtype=weight.dtype, device=weight.device)
     taps = torch.kron(fold, fold).T  # [9, 16]
     inputs, outputs = weight.shape[1], weight.shape[0]
     folded = weight.transpose(0, 1).reshape(-1, 9) @ taps
-    folded = folded.view(inputs, outputs, 4, 4)
-    if h.is_contiguous(memory_format=torch.channels_last):
-        folded = folded.contiguous(memory_format=torch.channels_last)
-    return F.conv_transpose2d(h, folded, bias, stride=2, padding=1)
+    return folded.view(inputs, outputs, 4, 4)
 
 
 def unit_range(decoded: Tensor) -> Tensor:

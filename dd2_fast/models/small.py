@@ -2,25 +2,17 @@
 them.
 
 The packed copy is no part of a network: it is kept beside it while the network's tensors are those
-it was made of, at the versions that torch counts at each change in place. Torch does not count the
-steps of fused optimizers, which are counted here, nor what goes through ``.data`` or memory shared
-with NumPy: it is seen by where each tensor lies and, on CPUs, what its first number is.
+it was made of (:class:`.watch.Watch`).
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from itertools import chain
-from operator import attrgetter, is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
-from torch.nn.modules import module as every_module
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..ops import registry
 from ..ops.small_generator import small_generator
@@ -34,66 +26,27 @@ from ..ops.small_network import (
 )
 from .causal.transformer import CausalTransformer
 from .head import FlowHead, time_embedding
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_EVERY_HOOK = [getattr(every_module, f"_global{name}") for name in _HOOKS]
-_version, _value, _address = attrgetter("_version"), attrgetter("value"), Tensor.data_ptr
-
-
-def _count_fused_step(optimizer: Optimizer, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        if group.get("fused"):
-            increment_version(group["params"])
-
-
-register_optimizer_step_post_hook(_count_fused_step)
+from .watch import Watch, same_layers
 
 Parts = Callable[[Any], list[nn.Module]]
 Fresh = Callable[[Any], list[nn.Module] | None]
 Pack = Callable[[Writer, Any], tuple[int, ...]]
 
 
-class Packed:
+class Packed(Watch):
     """A network's packed weights, and what tells whether they are still its own.
 
     Attributes:
         weights: in the network's dtype, on its device. sizes: those that go with them.
+        covered: whether the kernels can run the network.
     """
 
     weights: Tensor
     sizes: Any
 
     def __init__(self, network: nn.Module, parts: list[nn.Module]) -> None:
-        modules = [network, *(module for part in parts for module in part.modules())]
-        of_kinds = [m.__dict__[k] for m in modules for k in ("_parameters", "_buffers", "_modules")]
-        self._places = [kept.values() for kept in of_kinds if kept]
-        self._held = list(chain.from_iterable(self._places))
-        self._tensors = [held for held in self._held if isinstance(held, Tensor)]
-        self._lie = self._addresses()
-        kinds = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
-        self._numbers = [
-            kinds[min(8, tensor.element_size())].from_address(address)
-            for tensor, address in zip(self._tensors, self._lie, strict=True)
-            if tensor.device.type == "cpu" and tensor.numel() and address
-        ]
-        self._state = self._now()
-        self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
-        self.covered = _are_plain(modules, self._tensors)
-
-    def _addresses(self) -> list[int]:
-        return list(map(_address, self._tensors))
-
-    def _now(self) -> list[int]:
-        return [*map(_version, self._tensors), *map(_value, self._numbers)]
-
-    def whole(self) -> bool:
-        """Whether the network has the parts and tensors that it had."""
-        held = [*chain.from_iterable(self._places)]
-        return len(held) == len(self._held) and all(map(is_, held, self._held))
-
-    def current(self) -> bool:
-        """Whether they are as they were, too."""
-        return self.whole() and self._addresses() == self._lie and self._now() == self._state
+        super().__init__(network, parts)
+        self.covered = self.plain and _are_of_one_kind(self.tensors)
 
     def usable(self) -> bool:
         """Whether the weights are current and stand for the network: no hook waits for its parts,
@@ -101,8 +54,7 @@ class Packed:
         return (
             self.covered
             and self.current()
-            and not any(self._hooks)
-            and not any(_EVERY_HOOK)
+            and not self.hooked()
             and not torch._C._len_torch_dispatch_stack()
             and torch._C._functorch.peek_interpreter_stack() is None
             and not torch.compiler.is_compiling()
@@ -232,26 +184,19 @@ def _fits(backbone: CausalTransformer, *widths: int) -> bool:
     )
 
 
-def _are_plain(modules: list[nn.Module], tensors: list[Tensor]) -> bool:
-    """Whether the modules compute what their classes say, of ordinary tensors of one kind."""
+def _are_of_one_kind(tensors: list[Tensor]) -> bool:
+    """Whether all lie on one device, and parameters have one dtype."""
     dtypes = {t.dtype for t in tensors if isinstance(t, nn.Parameter)}
-    return (
-        len(dtypes) == len({t.device for t in tensors}) == 1
-        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and all(t.is_floating_point() for t in tensors)
-        and not any("forward" in m.__dict__ or hasattr(m, "parametrizations") for m in modules)
+    return len(dtypes) == len({t.device for t in tensors}) == 1 and all(
+        t.is_floating_point() for t in tensors
     )
 
 
 def _same(network: Any, parts: Parts, fresh: Fresh) -> bool:
-    """Whether parts are built as fresh ones: the same layers with the same settings."""
+    """Whether parts are built as fresh ones."""
     with torch.device("meta"):
         made = fresh(network)
-
-    def told(part: nn.Module) -> list[Any]:
-        return [(name, type(m), m.extra_repr()) for name, m in part.named_modules()]
-
-    return made is not None and list(map(told, parts(network))) == list(map(told, made))
+    return made is not None and same_layers(parts(network), made)
 
 
 def _sizes(backbone: CausalTransformer) -> tuple[int, int, int, int]:

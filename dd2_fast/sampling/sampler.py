@@ -17,6 +17,7 @@ from ..ambient import outside_autocast
 from ..condition import Rows, condition_of
 from ..losses.target import check_teacher
 from ..metrics.evaluation_mode import evaluation_mode, submodules
+from ..models.prepared import prepare
 from ..models.processor import warn_if_slow
 from ..ops import nearest_code
 from ..ops.checks import check_number
@@ -108,7 +109,8 @@ class Sampler(PretrainedSampler, nn.Module):
         self._teacher_options = self._check_teacher_options(cfg, top_k, top_p)
         self._cuda_graphs = cuda_graphs
         self._compiling: dict[str, Any] | None = None
-        self._calls: tuple[Function, Function] | None = None
+        # What runs, and the prepared networks that it is of.
+        self._calls: tuple[tuple[Function, Function], tuple[Any, Any]] | None = None
         self._at_once: AtOnce | None = None
         if dtype is not None:
             self.to(dtype)
@@ -168,17 +170,18 @@ class Sampler(PretrainedSampler, nn.Module):
 
     def _networks(self) -> tuple[Function, Function]:
         """The generator and the decoder, eager, compiled or captured; made anew after a change."""
-        if self._calls is not None:
-            return self._calls
+        generator, tokenizer = prepared = prepare(self.generator), prepare(self.tokenizer)
+        if self._calls is not None and self._calls[1] == prepared:
+            return self._calls[0]
         for network in (self.generator, self.tokenizer):
             warn_if_slow(network)
         graphs, device = self._cuda_graphs, self.tokenizer.codebook.device
         if graphs and device.type != "cuda":
             raise ValueError(f"cuda_graphs: expected networks on CUDA, got {device}")
-        generate: Function = self.generator
+        generate: Function = generator
         if self.steps > 1:
-            generate = functools.partial(self.generator, steps=self.steps)
-        decode: Function = self.tokenizer.decode
+            generate = functools.partial(generator, steps=self.steps)
+        decode: Function = tokenizer.decode
         if self._compiling is not None:
             # Not the noise: Inductor's products of 64-bit integers gave other numbers (torch 2.13).
             generate, decode = (torch.compile(f, **self._compiling) for f in (generate, decode))
@@ -189,8 +192,8 @@ class Sampler(PretrainedSampler, nn.Module):
             draw = BucketedCall(draw, self.batch_size, graphs=True)
         if graphs or self._compiling is not None:
             decode = BucketedCall(decode, self.batch_size, graphs=graphs)
-        self._calls = draw, decode
-        return self._calls
+        self._calls = (draw, decode), prepared
+        return draw, decode
 
     def _draw(
         self, generate: Function, seed: int | Tensor, indices: Tensor, labels: Rows
@@ -331,7 +334,7 @@ class Sampler(PretrainedSampler, nn.Module):
         if self.teacher is not None and self.teacher_steps > 1:
             with annotate("dd2_fast.refine"):
                 tokens = refine(
-                    self.teacher,
+                    prepare(self.teacher),
                     nearest_code(x, codebook),
                     labels,
                     indices,

@@ -18,7 +18,7 @@ from dd2_fast.sampling import resolve_path
 LABELS = torch.tensor([3, 7])
 
 
-class _Whole(nn.Module):
+class Whole(nn.Module):
     """From noise to embeddings or images, with the tokenizer, which models do not own, inside."""
 
     def __init__(self, model: Any, decodes: bool) -> None:
@@ -112,7 +112,7 @@ def test_exported_for_any_batch(family: str, strict: bool) -> None:
     """Embeddings and images, at a batch that was not exported."""
     batch = torch.export.Dim("batch", min=2, max=4096)
     for decodes in (False, True):
-        module = _Whole(GENERATORS[family](), decodes)
+        module = Whole(GENERATORS[family](), decodes)
         exported = torch.export.export(
             module, _inputs(module.model, 3), dynamic_shapes=({0: batch},) * 2, strict=strict
         )

@@ -12,7 +12,7 @@ import torch
 from sampling.test_capture import MODELS
 from torch import Tensor
 
-from dd2_fast.models import DD2Generator
+from dd2_fast.models import DD2Generator, prepare
 from dd2_fast.sampling import Sampler
 
 pytestmark = [
@@ -49,6 +49,34 @@ def test_graphs_equal_eager(make: Callable[[], Any], steps: int, dtype: torch.dt
             wanted = eager(LABELS[:count], **call)
             assert difference(graphs(LABELS[:count], **call), wanted) < allowed
     assert len(graphs([], output="pt")) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "digits"])
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 3e-2)],
+    ids=str,
+)
+@torch.no_grad()
+def test_prepared_networks_equal_their_modules(
+    name: str, dtype: torch.dtype, allowed: float
+) -> None:
+    """At one image and at several."""
+    if name.startswith("dd1") and dtype == torch.bfloat16:
+        pytest.skip("the likeliest code may be another in bfloat16")
+    make, steps = MODELS[name]
+    model = make().eval()
+    tokenizer = model.tokenizer.to("cuda", dtype)
+    model.to("cuda", dtype)
+    for count in (1, 8):
+        noise = torch.randn(count, model.num_tokens, tokenizer.codebook.shape[1], device="cuda")
+        labels = torch.arange(count, device="cuda")
+        options = {"steps": steps} if steps > 1 else {}
+        wanted = model(noise.to(dtype), labels, **options)
+        found = prepare(model)(noise.to(dtype), labels, **options)
+        assert difference(found, wanted) < allowed
+        images = tokenizer.decode(wanted)
+        assert difference(prepare(tokenizer).decode(wanted), images) < allowed
 
 
 def test_the_images_are_those_of_the_cpu(generator) -> None:

@@ -7,6 +7,7 @@ import torch
 from ..family import RANDOM_CLASSES, RANDOM_SIZES, Family
 from .adaptation import adapt
 from .backbone import LlamaGenBackbone
+from .prepared import PREPARED
 from .released import FORMATS, UNSUPPORTED
 from .student import DD1LlamaGenStudent
 from .teacher import LlamaGenTeacher
@@ -39,6 +40,7 @@ FAMILY = Family(
     },
     random=_random,
     formats=FORMATS,
+    prepared=PREPARED,
     unsupported=UNSUPPORTED,
     adapt=_adapt,
 )

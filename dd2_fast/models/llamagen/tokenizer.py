@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from ...ambient import constant, own_precision
 from ...ops import nearest_code
+from ..attached import Preparable
 from ..checks import check_embeddings, check_tokens
 from ..kernels import convolution_layout, unit_range
 from ..pretrained import Pretrained
 from .vq import Decoder, Encoder
 
 
-class LlamaGenTokenizer(Pretrained, nn.Module):
+class LlamaGenTokenizer(Pretrained, Preparable):
     """A VQ auto-encoder of square images, under the released parameter names.
 
     Latents and codes are L2-normalised where they meet. Any square raster is taken unless ``grid``

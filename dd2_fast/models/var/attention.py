@@ -11,10 +11,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cache import KVCache
 from ..kernels import attention
+
+# Tokens of the scales that one call with a mask takes: the first seven of VAR at 256 px, 155.
+_LEADING_TOKENS = 256
+
+# Tokens, of four images at 256 px, up to which one call for all scales is better on a GPU (by a
+# model of its time).
+_FEW_TOKENS = 4 * 680
 
 
 class Attend(Protocol):
@@ -67,3 +74,42 @@ class StrictlyLowerScales:
             for own, mask in zip(self.slices, self.masks, strict=True)
         ]
         return torch.cat(mixed, dim=2)
+
+
+class InFewCalls(nn.Module):
+    """Either kind of attention with the leading scales, or all of them, in one call with a mask.
+
+    ``mask`` is added to the scores. Where launches are what takes time, on a GPU at few images, one
+    call for all scales is quickest; else the leading scales, whose masked pairs are few, are one.
+    """
+
+    mask: Tensor
+
+    def __init__(self, slices: Sequence[slice], *, strictly: bool, like: Tensor) -> None:
+        super().__init__()
+        self.slices, self.strictly = tuple(slices), strictly
+        self.leading = sum(own.stop <= _LEADING_TOKENS for own in slices)
+        count = slices[-1].stop
+        # Rows are a multiple of 16 apart, or torch would copy the mask on CUDA at every call.
+        mask = torch.full((count, -(-count // 16) * 16), -torch.inf, device="cpu")
+        for own in slices:
+            mask[own, : own.start if strictly else own.stop] = 0
+        mask.diagonal().zero_()
+        self.register_buffer("mask", mask.to(like)[:, :count])
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        mask, leading = self.mask.to(q.dtype), self.leading
+        launches = q.device.type != "cpu" and not torch.compiler.is_exporting()  # for any batch
+        if launches and len(q) * q.shape[2] <= _FEW_TOKENS:
+            leading = len(self.slices)
+        together = self.slices[:leading]
+        runs = [slice(0, together[-1].stop)] if together else []
+        mixed = []
+        for i, own in enumerate([*runs, *self.slices[leading:]]):
+            masked = self.strictly or (i == 0 and leading > 1)
+            allowed = mask[own, : own.stop] if masked else None
+            keys, values = k[:, :, : own.stop], v[:, :, : own.stop]
+            part = attention(q[:, :, own], keys, values, scale=scale, mask=allowed)
+            mixed.append(part.transpose(1, 2))
+        # Tokens before heads, as the next product reads them and the kernels leave them.
+        return (torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]).transpose(1, 2)

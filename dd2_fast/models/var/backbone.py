@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,18 @@ from .attention import Attend, LowerScales, ScaleCache
 from .blocks import Block, HeadNorm, modulation_layer
 from .scales import Scales
 from .tokenizer import VARTokenizer
+
+
+class OfClass(NamedTuple):
+    """What depends on the class alone.
+
+    ``embedding [B, D]``; ``blocks``: what each block's ``forward`` takes as ``modulation``;
+    ``head``: what the last norm's takes as ``condition``.
+    """
+
+    embedding: Tensor
+    blocks: Sequence[Tensor]
+    head: Tensor
 
 
 class VARTransformer(Attached):
@@ -58,6 +70,7 @@ class VARTransformer(Attached):
             Block(width, heads, shared_aln=shared_aln, l2_norm=l2_norm) for _ in range(layers)
         )
         self.head_nm = HeadNorm(width)
+        self.prepared: Any = None  # what has positions, masks and the rows of classes
         embeddings = (self.class_emb.weight, self.lvl_embed.weight)
         for weight in (self.pos_start, self.pos_1LC, *embeddings):
             nn.init.trunc_normal_(weight, std=math.sqrt(1 / width / 3))
@@ -79,11 +92,22 @@ class VARTransformer(Attached):
 
     def positions(self) -> Tensor:
         """Level and position embedding of every token, ``[1, tokens, D]``."""
+        return self.summed_positions() if self.prepared is None else self.prepared.positions
+
+    def summed_positions(self) -> Tensor:
+        """The same, from its parts."""
         rows = [
             row.expand(count, -1)
             for row, count in zip(self.lvl_embed.weight, self.levels, strict=True)
         ]
         return self.pos_1LC + torch.cat(rows)
+
+    def of_class(self, labels: Tensor) -> OfClass:
+        """What depends on the class alone."""
+        if self.prepared is not None:
+            return self.prepared.of_class(labels)
+        condition = self.class_emb(labels)
+        return OfClass(condition, self.modulations(condition), condition)
 
     def modulations(self, condition: Tensor) -> list[Tensor]:
         """What the class embedding ``[B, D]`` makes of every block's norms, one entry per block."""
@@ -175,10 +199,12 @@ class VARBackbone(VARTransformer):
         check_embeddings("embeddings", embeddings, self.num_tokens, self.dimension, device)
         self.condition.check(labels, embeddings.shape[0], device)
         inputs = self.attached().next_inputs(embeddings)
-        condition = self.class_emb(labels)
-        h = torch.cat([self._start(condition), self._embed(inputs)], dim=1) + self.positions()
-        attend = LowerScales(self.scales.slices)
-        return self._blocks(h, condition, self.modulations(condition), [attend] * len(self.blocks))
+        of_class = self.of_class(labels)
+        start = self._start(of_class.embedding)
+        h = torch.cat([start, self._embed(inputs)], dim=1) + self.positions()
+        prepared = self.prepared
+        attend = LowerScales(self.scales.slices) if prepared is None else prepared.attend
+        return self._blocks(h, of_class, [attend] * len(self.blocks))
 
     def _start(self, condition: Tensor) -> Tensor:
         return condition[:, None] + self.pos_start
@@ -186,12 +212,10 @@ class VARBackbone(VARTransformer):
     def _embed(self, inputs: Tensor) -> Tensor:
         return self.word_embed(inputs.to(self.word_embed.weight.dtype))
 
-    def _blocks(
-        self, h: Tensor, condition: Tensor, modulations: list[Tensor], attend: Sequence[Attend]
-    ) -> Tensor:
-        for block, modulation, mix in zip(self.blocks, modulations, attend, strict=True):
+    def _blocks(self, h: Tensor, of_class: OfClass, attend: Sequence[Attend]) -> Tensor:
+        for block, modulation, mix in zip(self.blocks, of_class.blocks, attend, strict=True):
             h = block(h, modulation, mix)
-        return self.head_nm(h, condition)
+        return self.head_nm(h, of_class.head)
 
     def new_steps(self, labels: Tensor) -> ScaleSteps:
         """The backbone one scale after the other, with a KV cache, for ``labels [B]``."""
@@ -203,12 +227,11 @@ class ScaleSteps:
 
     def __init__(self, backbone: VARBackbone, labels: Tensor) -> None:
         self.backbone, self.scale = backbone, 0
-        self.condition = backbone.class_emb(labels)
-        self.modulations = backbone.modulations(self.condition)
-        self.positions = backbone.positions()
-        size = self.condition.shape[1] // backbone.heads
+        self.of_class, self.positions = backbone.of_class(labels), backbone.positions()
+        like = self.of_class.embedding
+        size = like.shape[1] // backbone.heads
         self.caches = [
-            ScaleCache(len(labels), backbone.heads, backbone.num_tokens, size, self.condition)
+            ScaleCache(len(labels), backbone.heads, backbone.num_tokens, size, like)
             for _ in backbone.blocks
         ]
 
@@ -217,6 +240,7 @@ class ScaleSteps:
         first)."""
         backbone, own = self.backbone, self.backbone.scales.slices[self.scale]
         self.scale += 1
-        h = backbone._start(self.condition) if inputs is None else backbone._embed(inputs)
+        embedding = self.of_class.embedding
+        h = backbone._start(embedding) if inputs is None else backbone._embed(inputs)
         h = h + self.positions[:, own]
-        return backbone._blocks(h, self.condition, self.modulations, self.caches)
+        return backbone._blocks(h, self.of_class, self.caches)

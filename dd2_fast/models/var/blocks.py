@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from ..kernels import Linear, linear
 from .attention import Attend
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 _TINY = 1e-24  # keeps a zero vector's norm from dividing by zero
-_LARGEST_SCALE = math.log(100.0)
+LARGEST_SCALE = math.log(100.0)
 
 
 def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``LN(h) (1 + scale) + shift``, a LayerNorm without weights."""
-    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=_EPSILON), 1 + scale)
+    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=EPSILON), 1 + scale)
 
 
 class SelfAttention(nn.Module):
@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
         scale = 0.25 / math.sqrt(size)
         if self.l2_norm:
             # rms_norm is the unit vector times sqrt(size); the scale takes both roots back.
-            gain = self.scale_mul_1H11.clamp(max=_LARGEST_SCALE).exp()
+            gain = self.scale_mul_1H11.clamp(max=LARGEST_SCALE).exp()
             q = F.rms_norm(q, (size,), eps=_TINY) * gain
             k = F.rms_norm(k, (size,), eps=_TINY)
             scale = 1 / size

@@ -60,7 +60,7 @@ class _Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(h)))
 
 
-class _Resample(nn.Module):
+class Resample(nn.Module):
     """A convolution after doubling (nearest neighbour), or one that halves."""
 
     def __init__(self, channels: int, *, doubles: bool) -> None:
@@ -96,7 +96,7 @@ class _Level(nn.Module):
             Attention(outputs, groups) for _ in range(blocks if attention else 0)
         )
         if resample is not None:
-            self.add_module(resample, _Resample(outputs, doubles=resample == "upsample"))
+            self.add_module(resample, Resample(outputs, doubles=resample == "upsample"))
         self._resample = resample
 
     def forward(self, h: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from ..family import RANDOM_CLASSES, RANDOM_SIZES, Family
 from .backbone import VARBackbone
+from .prepared import PREPARED
 from .released import FORMATS
 from .student import DD1VARStudent
 from .teacher import VARTeacher
@@ -39,4 +40,5 @@ FAMILY = Family(
     },
     random=_random,
     formats=FORMATS,
+    prepared=PREPARED,
 )

@@ -52,6 +52,7 @@ class MultiScaleQuantizer(nn.Module):
         self.embedding = nn.Embedding(vocabulary, dimension)
         self.quant_resi = _SharedPhis(phis, dimension)
         self.phi_indices = scales.phi_indices(phis)
+        self.prepared: Any = None  # what has the convolutions as one, of one dtype
         # Not buffers: a cast must not round the maps, nor a build on the meta device lose them.
         self._tables: dict[tuple[torch.device, torch.dtype], ScaleTables] = {}
         self._make_tables()
@@ -75,10 +76,7 @@ class MultiScaleQuantizer(nn.Module):
         """The feature map ``[B, C, g, g]`` of embeddings ``[B, n, C]`` of all scales."""
         with outside_autocast(embeddings.device):
             maps = self._upsampled(embeddings, self.scales.count)
-            weight, bias = self._phi(self.scales.count, maps.dtype)
-            # One convolution from all scales' channels adds them up as well.
-            weight = weight.unflatten(0, (-1, self.dimension)).transpose(0, 1).flatten(1, 2)
-            bias = bias.unflatten(0, (-1, self.dimension)).sum(0)
+            weight, bias = self._of(maps.dtype).summed_phi(maps.dtype)
             return F.conv2d(maps.flatten(1, 2), weight, bias, padding=1)
 
     def next_inputs(self, embeddings: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ class MultiScaleQuantizer(nn.Module):
         count, g = self.scales.count - 1, self.scales.grid
         with outside_autocast(embeddings.device):
             maps = self._upsampled(embeddings, count)
-            weight, bias = self._phi(count, maps.dtype)
+            weight, bias = self._of(maps.dtype).grouped_phi(maps.dtype)
             maps = F.conv2d(maps.flatten(1, 2), weight, bias, padding=1, groups=count)
             f_hats = _running_sum(maps.unflatten(1, (count, self.dimension)))  # [B, S-1, C, g, g]
             batch, columns = maps.shape[0], maps.shape[0] * self.dimension
@@ -143,6 +141,20 @@ class MultiScaleQuantizer(nn.Module):
         rows = up @ cells.view(count, g, g * columns)
         maps = up[:, None] @ rows.view(count, g, g, columns)
         return maps.view(count, g, g, batch, self.dimension).permute(3, 0, 4, 1, 2).contiguous()
+
+    def grouped_phi(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight and bias of ``phi`` of all scales but the last, each a group of channels."""
+        return self._phi(self.scales.count - 1, dtype)
+
+    def summed_phi(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight and bias of one convolution from all scales' channels, which adds them up too."""
+        weight, bias = self._phi(self.scales.count, dtype)
+        weight = weight.unflatten(0, (-1, self.dimension)).transpose(0, 1).flatten(1, 2)
+        return weight, bias.unflatten(0, (-1, self.dimension)).sum(0)
+
+    def _of(self, dtype: torch.dtype) -> Any:
+        prepared = self.prepared
+        return self if prepared is None or prepared.dtype != dtype else prepared
 
     def _phi(self, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight ``[count C, C, 3, 3]`` and bias ``[count C]`` of ``phi`` of the first scales.

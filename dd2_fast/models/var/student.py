@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_embeddings
 from ..sampling import likeliest_codes
 from .attention import StrictlyLowerScales
-from .backbone import VARTransformer
+from .backbone import OfClass, VARTransformer
 from .blocks import modulate
 from .scales import Scales, token_slices
 
@@ -83,7 +83,7 @@ class DD1VARStudent(VARTransformer):
             **network,
         }
         starts = [own.start for own in scales.slices] + [scales.num_tokens]
-        self._split, self._second = starts[split], starts[second_step]
+        self._split, self.second = starts[split], starts[second_step]
         self.head = nn.Linear(width, vocabulary)
         self.n_d_embed = nn.Embedding(2, width)
         self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(width, width) for _ in range(layers + 1))
@@ -114,39 +114,43 @@ class DD1VARStudent(VARTransformer):
         self.condition.check(labels, noise.shape[0], device)
         if isinstance(steps, bool) or steps not in (1, 2):
             raise ValueError(f"steps: expected 1 or 2, got {steps!r}")
-        condition = self.class_emb(labels)
-        modulations = self.modulations(condition)
-        x = self._pass(noise, condition, modulations, 0)
+        of_class = self.of_class(labels)
+        x = self._pass(noise, of_class, 0)
         if steps == 2:
-            x = torch.cat([x[:, : self._second], noise[:, self._second :]], dim=1)
-            x = self._pass(x, condition, modulations, self._second)
+            x = torch.cat([x[:, : self.second], noise[:, self.second :]], dim=1)
+            x = self._pass(x, of_class, self.second)
         return x
 
-    def _pass(self, x: Tensor, condition: Tensor, modulations: list[Tensor], known: int) -> Tensor:
+    def _pass(self, x: Tensor, of_class: OfClass, known: int) -> Tensor:
         """``x [B, n, C]`` with everything but its first ``known`` tokens generated anew."""
         tokens = self.word_embed(x.to(self.word_embed.weight.dtype))
-        start = condition[:, None] + self.pos_start
+        start = of_class.embedding[:, None] + self.pos_start
         marks = self._marks(known)
         h = torch.cat([start, tokens], dim=1) + self.positions() + marks[0]
-        attend = self._attention(h.device)
-        for block, modulation, mark in zip(self.blocks, modulations, marks[1:], strict=False):
+        attend = self._attention(h.device) if self.prepared is None else self.prepared.attend
+        for block, modulation, mark in zip(self.blocks, of_class.blocks, marks[1:], strict=False):
             h = block(h, modulation, attend, mark)
         h = (h + marks[-1])[:, 1:]
         split = max(known, self._split)
-        logits = self.head(self.head_nm(h[:, known:split], condition))
+        logits = self.head(self.head_nm(h[:, known:split], of_class.head))
         codes = likeliest_codes(logits, self.codebook)
-        drawn = self.final_layer_conti(h[:, split:], condition)
+        drawn = self.final_layer_conti(h[:, split:], of_class.embedding)
         return torch.cat([x[:, :known], codes.to(x.dtype), drawn.to(x.dtype)], dim=1)
 
-    def _marks(self, known: int) -> list[Tensor]:
-        """The data-or-noise embedding ``[n + 1, D]`` of the input, each block and the heads.
-
-        There are two rows each, so their Linears see two rows, not all tokens.
-        """
-        rows = self.n_d_embed.weight
-        pairs = [rows, *(layer(rows) for layer in self.layerwise_n_d_embed)]
+    def _marks(self, known: int) -> Sequence[Tensor]:
+        """The data-or-noise embedding ``[n + 1, D]`` of the input, each block and the heads."""
+        if self.prepared is not None:
+            return self.prepared.marks(known)
         data, noise = known + 1, self.num_tokens - known
-        return [torch.cat([pair[1].expand(data, -1), pair[0].expand(noise, -1)]) for pair in pairs]
+        return [
+            torch.cat([pair[1].expand(data, -1), pair[0].expand(noise, -1)])
+            for pair in self.pairs()
+        ]
+
+    def pairs(self) -> list[Tensor]:
+        """The embeddings of noise and of data, ``[2, D]`` each."""
+        rows = self.n_d_embed.weight
+        return [rows, *(layer(rows) for layer in self.layerwise_n_d_embed)]
 
     def _attention(self, device: torch.device) -> StrictlyLowerScales:
         if device not in self._attend:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ambient import constant, own_precision
+from ..attached import Preparable
 from ..checks import check_embeddings, check_tokens
 from ..kernels import convolution_layout, unit_range
 from ..pretrained import Pretrained
@@ -19,7 +20,7 @@ from .scales import Scales
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
-class VARTokenizer(Pretrained, nn.Module):
+class VARTokenizer(Pretrained, Preparable):
     """The multi-scale VQ autoencoder that VAR's teachers and students share.
 
     Tokens and embeddings run scale by scale, row by row. Images are ``[B, c, H, W]`` in [0, 1]

@@ -1,0 +1,64 @@
+"""What LlamaGen's networks work out once for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..folded import Folded, FoldedUpsampling, convolution
+from ..kernels import attention, linear
+from .layers import FeedForward
+from .vq import AttentionBlock, Upsample
+
+
+class FoldedFeedForward(Folded):
+    """:class:`FeedForward` with the first two products as one."""
+
+    weight: Tensor
+
+    def __init__(self, source: FeedForward) -> None:
+        super().__init__(source)
+        self.w2 = source.w2
+
+    def fold(self) -> dict[str, Tensor]:
+        return {"weight": torch.cat([self.source.w1.weight, self.source.w3.weight]).detach()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = linear(x, self.weight, None).chunk(2, dim=-1)
+        return self.w2(F.silu(gate).mul_(value))
+
+
+class FoldedAttentionBlock(Folded):
+    """:class:`AttentionBlock` with queries, keys and values by one convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, source: AttentionBlock) -> None:
+        super().__init__(source)
+        self.norm, self.proj_out = source.norm, convolution(source.proj_out)
+
+    def fold(self) -> dict[str, Tensor]:
+        three = self.source.q, self.source.k, self.source.v
+        return {
+            "weight": torch.cat([one.weight for one in three]).detach(),
+            "bias": torch.cat([one.bias for one in three]).detach(),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.conv2d(self.norm(x), self.weight, self.bias)
+        q, k, v = qkv.flatten(2).unflatten(1, (3, 1, -1)).transpose(-1, -2).unbind(1)
+        mixed = attention(q, k, v)[:, 0]
+        return x + self.proj_out(mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
+
+
+PREPARED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    FeedForward: FoldedFeedForward,
+    AttentionBlock: FoldedAttentionBlock,
+    Upsample: FoldedUpsampling,
+    nn.Conv2d: convolution,
+}
