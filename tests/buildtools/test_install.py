@@ -77,7 +77,7 @@ def packaged(clone: Path) -> set[str]:
     package = {name for name in names if name.startswith("dd2_fast/")}
     headers = {f"dd2_fast/{name}" for name in names if name.startswith("csrc/include/dd2/")}
     assert package and headers
-    return headers | {n for n in package if not n.endswith(("README.md", "demo.png"))}
+    return headers | {n for n in package if not n.endswith(("README.md", "API.md", "demo.png"))}
 
 
 def test_the_package_is_every_folder_of_it(tmp_path: Path) -> None:

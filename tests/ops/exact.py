@@ -14,6 +14,7 @@ from ops.strategies import Teacher, Tokens
 from torch import Tensor
 
 EPSILON = 2.0**-24
+NEGLIGIBLE = 2.0**-40  # kNegligible in csrc/cpu/conditional_score.cpp
 MASS_ROUNDING = 2e-5  # relative, of a float32 sum of up to 20,000 masses
 
 
@@ -66,7 +67,9 @@ class Posterior:
     """x0 and J u ``[M, C]`` of a row's tokens, and a bound ``[M]`` on what rounding does to each.
 
     To first order: a weight errs by the rounding of its exponent, ``|x|^2 + (1-t)^2 |c|^2`` over
-    ``2 t^2`` and the logit, which moves the mean by ``w (c - x0)``; a sum by that of its additions.
+    ``2 t^2`` and the logit, which moves the mean by ``w (c - x0)``, and J u, as the weights are
+    normalised, by ``w (z (c - x0) - J u)``; a sum by that of its additions. Codes of a weight below
+    :data:`NEGLIGIBLE` of the largest may be left out.
     """
 
     x0: np.ndarray
@@ -82,9 +85,11 @@ def additions(terms: int) -> float:
 
 
 def posterior(
-    x_t: np.ndarray, t: np.ndarray, logits: np.ndarray, codes: np.ndarray, u: np.ndarray
-) -> Posterior:
-    """Of tokens ``x_t [M, C]`` at ``t [M]``, directions ``u [M, C]``, over codes that all stay."""
+    x_t: np.ndarray, t: np.ndarray, logits: np.ndarray, codes: np.ndarray, u: np.ndarray,
+    centre: np.ndarray,
+) -> Posterior:  # fmt: skip
+    """Of tokens ``x_t [M, C]`` at ``t [M]``, directions ``u [M, C]``, over codes that all stay.
+    Squares may be expanded around zero or around ``centre [C]``, the codebook's mean."""
     t = t[:, None]
     signal = 1 - t
     distance = ((x_t[:, None] - signal[..., None] * codes) ** 2).sum(-1)
@@ -95,21 +100,29 @@ def posterior(
     centred = codes - x0[:, None]
     z = np.einsum("mnc,mc->mn", centred, u)
     jacobian = signal / t**2
-    along = jacobian * np.einsum("mn,mnc->mc", weights * z, centred)
+    covariance = np.einsum("mn,mnc->mc", weights * z, centred)  # of the codes, times u
 
-    size = (x_t**2).sum(-1, keepdims=True) + signal**2 * (codes**2).sum(-1)
+    size = np.maximum(*(
+        ((x_t - signal * m) ** 2).sum(-1, keepdims=True) + signal**2 * ((codes - m) ** 2).sum(-1)
+        for m in (0.0, centre)
+    ))  # fmt: skip
     moved = weights * (size / (2 * t * t) + logits.max() - logits)
     spread = np.linalg.norm(centred, axis=-1)
     steps = additions(len(codes))
     largest = np.linalg.norm(codes, axis=-1).max() * np.linalg.norm(u, axis=-1)
     x0_sum = np.linalg.norm(weights @ np.abs(codes), axis=-1)
     along_sum = (weights * spread).sum(-1) * largest + EPSILON * largest * x0_sum
+    moves = z[..., None] * centred - covariance[:, None]
+    moves = np.linalg.norm(moves, axis=-1)
+    omitted = np.minimum(weights, NEGLIGIBLE * weights.max(-1, keepdims=True))
+    x0_rounding = EPSILON * (16 * (moved * spread).sum(-1) + steps * x0_sum)
+    along_rounding = EPSILON * (16 * (moved * moves).sum(-1) + steps * along_sum)
     return Posterior(
         x0,
-        along,
+        jacobian * covariance,
         jacobian[:, 0] * (weights * spread**2).sum(-1),
-        EPSILON * (16 * (moved * spread).sum(-1) + steps * x0_sum),
-        EPSILON * jacobian[:, 0] * (16 * (moved * spread * np.abs(z)).sum(-1) + steps * along_sum),
+        x0_rounding + (omitted * spread).sum(-1),
+        jacobian[:, 0] * (along_rounding + (omitted * moves).sum(-1)),
     )
 
 
@@ -117,4 +130,4 @@ def row_posterior(case: Tokens, row: int, kept: np.ndarray, u: np.ndarray) -> Po
     """Of a row's tokens over its codes ``kept``; ``u [M, C]``."""
     x_t, t = double(case.x_t[row]).reshape(u.shape), double(case.t[row]).reshape(-1)
     guided, codes = guided_row(case.teacher, row)[kept], double(case.codebook)[kept]
-    return posterior(x_t, t, guided, codes, u)
+    return posterior(x_t, t, guided, codes, u, double(case.codebook).mean(0))
