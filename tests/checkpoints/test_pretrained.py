@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
+import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from inspect import signature
@@ -18,6 +19,7 @@ import torch
 from checkpoints.hub_double import Hub
 from checkpoints.test_facts import GPT, LEVELS, VAE, VAR, folder
 from checkpoints.test_facts import VARHF as PUBLIC
+from forks import run_forked
 from models.test_dd2_families import TEACHERS, tiny_generator
 from optional import require
 from PIL import Image
@@ -151,9 +153,6 @@ def killed_while_writing(path: Path, at: int) -> None:
     def counted(*arguments: Any) -> None:
         done[0] += 1
         if done[0] > at:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGKILL)
         write(*arguments)
 
@@ -165,12 +164,8 @@ def test_weights_of_two_models_are_never_mixed(tmp_path: Path) -> None:
     """A killed process leaves the parts of another model, and no index that would name them."""
     generator = network("causal")[0]
     generator.save_pretrained(tmp_path, max_shard_size=10_000)
-    child = multiprocessing.get_context("fork").Process(
-        target=killed_while_writing, args=(tmp_path, 2)
-    )
-    child.start()
-    child.join()
-    assert child.exitcode == -9
+    killed = run_forked(killed_while_writing, tmp_path, 2, folder=tmp_path)
+    assert killed.code == -signal.SIGKILL, killed.output
     with pytest.raises(FileNotFoundError):
         checkpoints.from_pretrained(tmp_path)
     generator.save_pretrained(tmp_path, max_shard_size=10_000)
