@@ -8,6 +8,7 @@ it may (those of a process whose OpenMP or CUDA is in use may not).
 from __future__ import annotations
 
 import faulthandler
+import functools
 import importlib
 import multiprocessing
 import os
@@ -15,14 +16,32 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+
+import pytest
+from processes import environment
 
 TESTS = Path(__file__).parent
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["torch", "torch.distributed.fsdp", "dd2_fast.cli", "dd2_fast.training.recipes.distil"]
 )
+
+
+@functools.cache
+def _start_server() -> None:
+    """Away from the checkout, where an interpreter would find the package that is not installed."""
+    here = os.getcwd()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        os.chdir("/")
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.chdir(here)
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,7 @@ class Forked:
     def __init__(
         self, work: Callable[..., object], *arguments: Any, folder: Path, log: str, **values: str
     ) -> None:
+        _start_server()
         self.log = folder.parent / f"{folder.name}.{log}"
         # pytest has names of its own for the modules of tests.
         module = ".".join(Path(work.__code__.co_filename).relative_to(TESTS).with_suffix("").parts)
