@@ -69,7 +69,7 @@ TRITON = {
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
 TENSOR_CORES = {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"}
-TRITON = {name: which for name, which in FEWER.items() if name != "small_generator"}
+OF_TRITON = {name: which for name, which in FEWER.items() if name != "small_generator"}
 RUNS = {
     "cuda:90": ALL
     | QUICK
@@ -80,8 +80,8 @@ RUNS = {
         "conditional_score": "ragged",
         "gpu": "scores_by_tensor and bfloat16 and (kept or narrow)",
     },
-    "triton:80": TRITON,
-    "triton:90": TRITON | {name: QUICK[name] for name in ("conditional_score", "csd_loss")},
+    "triton:80": OF_TRITON,
+    "triton:90": OF_TRITON | {name: QUICK[name] for name in ("conditional_score", "csd_loss")},
 }
 
 
