@@ -16,10 +16,12 @@ import pytest
 import torch
 from compiled.executor import Executor
 from native.build import CSRC, operators
+from native.test_plans import workspace_size
 from ptxrun import Function
 from ptxrun.build import cache_folder, compile_shared
 
 from dd2_fast.ops import extension, launch, nvrtc, registry
+from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 MULTIPROCESSORS, SHARED_OPTIN = 16, 97  # cudaDeviceAttr
@@ -84,6 +86,8 @@ class Launchers:
             workspace = getattr(self._library, f"workspace_{op}")
             workspace.restype, workspace.argtypes = ctypes.c_longlong, [ctypes.c_void_p]
             setattr(self, f"cuda_workspace_{op}", workspace)
+        if executor.tensor_cores:
+            self.cuda_workspace_conditional_score = workspace_if_it_fits
 
     def _launcher(self, op: str) -> Callable[[int, int], None]:
         function = getattr(self._library, f"cuda_{op}")
@@ -99,6 +103,12 @@ class Launchers:
 
     def cuda_unusable(self) -> None:
         return None
+
+
+def workspace_if_it_fits(address: int) -> int:
+    """Bytes of the tensor cores' workspace; 0 for codes too long for them."""
+    params = ConditionalScoreParams.from_address(address)
+    return workspace_size(params) if params.dim <= (32 if params.direction else 64) else 0
 
 
 class Callbacks(ctypes.Structure):
@@ -133,11 +143,14 @@ def _callbacks(executor: Executor) -> Callbacks:
     def allow(kernel: bytes, size: int) -> int:
         if size + function_of(kernel).lowered.static_shared > executor.shared_limit:
             return 1
-        allowed[kernel] = size
+        # Launchers ask for what the device says that it has.
+        static = function_of(kernel).lowered.static_shared
+        allowed[kernel] = executor.shared_limit - static if executor.streamed else size
         return 0
 
     def attribute(which: int) -> int:
-        return {MULTIPROCESSORS: executor.processors, SHARED_OPTIN: executor.shared_limit}[which]
+        for_rows = 0 if executor.streamed else executor.shared_limit
+        return {MULTIPROCESSORS: executor.processors, SHARED_OPTIN: for_rows}[which]
 
     return Callbacks(
         Callbacks.LAUNCH(run),

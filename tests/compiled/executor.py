@@ -27,12 +27,19 @@ Launch = tuple[ptxrun.Counters, list[ptxrun.Fault]]
 
 @dataclass(eq=False)
 class Executor:
-    """A device of ``arch`` (80, 90) with ``processors`` multiprocessors."""
+    """A device of ``arch`` (80, 90) with ``processors`` multiprocessors.
+
+    What its sizes would choose only for large inputs, ``cuda`` can be made to launch for all:
+    ``streamed``: plans hear of no shared memory for rows, which are then read again and again;
+    ``tensor_cores``: scores by tensor cores wherever their kernels can be used.
+    """
 
     arch: int = 90
     processors: int = 132
     checks: ptxrun.Checks = field(default_factory=ptxrun.Checks)
     headers: Path | None = None  # instead of csrc/include
+    streamed: bool = False
+    tensor_cores: bool = False
     nvcc: str | None = None  # the compiler of what csrc/cuda launches, instead of NVRTC
     log: list[Launch] = field(default_factory=list)
     memory: Tracked = field(default_factory=Tracked)

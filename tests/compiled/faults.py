@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 from native.build import CSRC
-from native.structs import unaligned
-from ops.cases import make_case
+from ops.cases import make_case, unaligned
 from ops.test_small_generator import REGIMES, inputs, packed
 from torch import Tensor
 

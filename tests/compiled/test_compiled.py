@@ -29,16 +29,20 @@ QUICK = {
     "csd_loss": "((paper or unweighted) and not var and not llamagen) or low_precision or invalid "
     "or strides or bounds or explains",
     "flow_solve": "one_code or ragged or no_filter or many_draws or top_k_draws or invalid "
-    "or strided or explains",
+    "or strided or unaligned or explains",
     "image_normal": "definition",
-    "nearest_code": "one or many_tokens or wide or first_of",
+    "nearest_code": "one or many_tokens or wide or first_of or unaligned",
     "sample_code": "equals_the_float64 or heavy_ties or invalid or minus_inf or strided "
     "or explains",
     "small_generator": "ragged or bundled or draws",
 }
 # Inputs on which digits are lost.
-ACCURACY = "clustered or takes_direct or far_from_zero or long_sums or any_size or tiny_noise_in "
-ACCURACY += "or unaligned or 64_gib"
+ACCURACY = {
+    "conditional_score": f"{QUICK['conditional_score']} or clustered or takes_direct "
+    "or far_from_zero or long_sums or any_size or tiny_noise_in or far_tokens_of or would_be "
+    "or unaligned or 64_gib",
+    "large_values": "test_",
+}
 # Of the kernels that another backend or architecture has taken that way already.
 FEWER = {
     "conditional_score": "ragged or few_tokens_dense or many_draws or wide_codes or heavy_ties "
@@ -61,6 +65,15 @@ LEAST = {
     "sample_code": "ragged",
     "small_generator": "ragged or several_panels",  # which takes a workspace there
 }
+# Filters, ties, what is ruled out and what is invalid, in kernels that small inputs do not take.
+ROWS = {
+    "conditional_score": "ragged or top_p_only or heavy_ties or invalid or minus_inf or strided",
+    "csd_loss": "(paper and not var and not llamagen) or filtered_draws or invalid",
+}
+STREAMED = ROWS | {
+    "flow_solve": "ragged or top_p_draws or invalid",
+    "sample_code": "(equals_the_float64 and ragged) or heavy_ties or invalid or minus_inf",
+}
 # Triton's filters of rows, and a kernel after them, in CI.
 TRITON = {
     "conditional_score": "ragged and bfloat16",
@@ -68,13 +81,10 @@ TRITON = {
 }
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
-TENSOR_CORES = {"gpu": "scores_by_tensor and bfloat16 and (kept or wide or narrow)"}
+TENSOR_CORES = {"gpu": "(scores_by_tensor and bfloat16 and not var) or losses_by_tensor"}
 OF_TRITON = {name: which for name, which in FEWER.items() if name != "small_generator"}
 RUNS = {
-    "cuda:90": ALL
-    | QUICK
-    | {"conditional_score": f"{QUICK['conditional_score']} or {ACCURACY}"}
-    | TENSOR_CORES,
+    "cuda:90": ALL | QUICK | ACCURACY | TENSOR_CORES,
     "cupy:80": ALL | LEAST | TENSOR_CORES,
     "cupy:90": {
         "conditional_score": "ragged",
@@ -85,24 +95,12 @@ RUNS = {
 }
 
 
-def execute(
-    executed: str, selection: dict[str, str], folder: Path, nvcc: str | None = None
-) -> set[str]:
+def execute(executed: str, selection: dict[str, str], folder: Path, *options: str) -> set[str]:
     """Runs the selected tests of each operator's files; the kernels that they launched."""
     backend = executed.split(":")[0]
     chosen = " or ".join(f"(test_{name} and ({which}))" for name, which in selection.items())
-    command = [
-        "-m",
-        "pytest",
-        "-v",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "compiled.plugin",
-        "--executed",
-    ]
-    command += [executed, "-c", str(TESTS.parent / "pyproject.toml")]
-    command += ["--with-nvcc", nvcc] if nvcc else []
+    command = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "compiled.plugin"]
+    command += ["--executed", executed, *options, "-c", str(TESTS.parent / "pyproject.toml")]
     for name in selection:
         command += map(str, sorted((TESTS / "ops").glob(f"test_{name}*.py")))
     command += ["-k", f"{backend} and ({chosen}) and not ({_NEVER})"]
@@ -144,6 +142,21 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows_that_do_not_fit_in_shared_memory(tmp_path: Path) -> None:
+    require("cuda:90")
+    for symbol in execute("cuda:90", STREAMED, tmp_path, "--streamed"):
+        header, kernel = expression_of(symbol)
+        assert header not in STREAMED or kernel.endswith(", false>"), "kStaged is the last"
+
+
+@pytest.mark.slow
+def test_every_score_by_tensor_cores(tmp_path: Path) -> None:
+    require("cuda:90")
+    launched = execute("cuda:90", ROWS, tmp_path, "--tensor-cores", "--streamed")
+    assert {expression_of(symbol)[0] for symbol in launched} >= {"dense_score", "row_filter"}
+
+
+@pytest.mark.slow
 def test_triton_in_a_few_regimes(tmp_path: Path) -> None:
     """All of them take minutes (above, of -m long)."""
     require("triton:90")
@@ -155,7 +168,7 @@ def test_triton_in_a_few_regimes(tmp_path: Path) -> None:
 def test_as_nvcc_compiles(tmp_path: Path) -> None:
     """The rest runs what NVRTC makes of the same headers, kernel by kernel."""
     nvcc = require_nvcc()
-    assert len(execute("cuda:90", FEWER, tmp_path, nvcc)) > 8
+    assert len(execute("cuda:90", FEWER, tmp_path, "--with-nvcc", nvcc)) > 8
 
 
 @pytest.mark.long

@@ -10,11 +10,11 @@ import ptxrun
 import pytest
 import torch
 from native.compilers import require_nvrtc
-from native.structs import teacher_rows
 from ops.oracle import kept_codes
 from torch import Tensor
 
 from dd2_fast.ops import nvrtc
+from dd2_fast.ops.structs import TeacherRows
 
 # The smallest logit that every row of float32 logits keeps, NaN of an invalid one.
 SOURCE = """
@@ -81,7 +81,15 @@ def kernel(staged: bool) -> ptxrun.Function:
 def thresholds(logits: Tensor, top_k: int, top_p: float, staged: bool) -> Tensor:
     require_nvrtc()
     out, scale = np.full(len(logits), -7.0, np.float32), torch.ones(len(logits))
-    rows = teacher_rows(logits, None, scale, top_k, top_p)
+    rows = TeacherRows(
+        logits=logits.data_ptr(),
+        scale=scale.data_ptr(),
+        logits_stride=logits.stride(0),
+        rows=logits.shape[0],
+        vocabulary=logits.shape[1],
+        top_k=top_k,
+        top_p=top_p,
+    )
     memory = [(t.data_ptr(), t.numel() * t.element_size()) for t in (logits, scale)]
     shared = 16 * -(-logits.shape[1] // 4) if staged else 0
     function, arguments = kernel(staged), [bytes(rows), out]

@@ -52,6 +52,12 @@ def runnable_backends(names: Sequence[str] = BACKENDS) -> list:
     ]
 
 
+def unaligned(tensor: Tensor) -> Tensor:
+    """The same values where no 16-byte load may begin."""
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return room[1:].view_as(tensor).copy_(tensor)
+
+
 @dataclass(frozen=True)
 class Case:
     """Inputs of one call in float64 on the CPU; ``logits`` hold values exact in their dtype."""

@@ -8,8 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from native.structs import unaligned
-from ops.cases import Case, make_case, pairwise_with_backends, relative_error, runnable_backends
+from ops.cases import (
+    Case,
+    make_case,
+    pairwise_with_backends,
+    relative_error,
+    runnable_backends,
+    unaligned,
+)
 from torch import Tensor
 
 from dd2_fast.ops import conditional_score
@@ -88,6 +94,33 @@ def error_of_x0(case: Case, backend: str) -> float:
 @pytest.mark.parametrize("centre", [3.0, 20.0, 300.0])
 def test_codes_far_from_zero(backend: str, centre: float) -> None:
     assert error_of_x0(clustered_case(32, 0.01, (0.02, 0.1), centre), backend) < 5e-5
+
+
+@pairwise_with_backends(
+    dim=[8, 32, 64], scale=[1.0, 10.0, 100.0, 300.0, 1000.0], t=[1.0, 0.999, 0.95, 0.5]
+)
+def test_far_tokens_of_many_draws(backend: str, dim: int, scale: float, t: float) -> None:
+    """Budget: 2^-22 |x| |c| (1-t) / t^2 of the exponent: tensor cores' products are of 22 bits."""
+    case = make_case(1, 256, dim, DRAWS, t=(t, t))
+    case = replace(case, x_t=(scale * torch.randn(1, DRAWS, dim)).double())
+    assert error_of_x0(case, backend) < 1e-5 + 2.0**-20 * dim * scale * (1 - t) / t**2
+
+
+@pairwise_with_backends(dim=[8, 33, 64], offset=[100.0, 1000.0], t=[1.0, 0.9, 0.5, 0.05])
+def test_codebooks_whose_products_would_be_rounded(
+    backend: str, dim: int, offset: float, t: float
+) -> None:
+    """Budget: as of test_large_values' far codebooks, whose sums are of the codes themselves; the
+    sums of tensor cores are of what codes are beside their centre."""
+    case = make_case(1, 256, dim, DRAWS, t=(t, t))
+    codebook = (offset + torch.randn(256, dim)).double()
+    x_t = (1 - t) * codebook[:DRAWS] + t * torch.randn(DRAWS, dim)
+    case = replace(case, x_t=x_t.float().double()[None], codebook=codebook.float().double())
+    exact = conditional_score(**case.arguments("float64"), prediction="x0")
+    x0 = conditional_score(**case.arguments(backend), prediction="x0").cpu()
+    error = (x0 - exact).norm(dim=-1).max() / dim**0.5
+    roundings = 4 if backend in ("cuda", "cupy") else 16
+    assert error < 1e-5 + roundings * 2.0**-24 * offset
 
 
 @BACKENDS

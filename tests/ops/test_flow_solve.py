@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops.cases import COMPILERS, GPU_BACKENDS, device_of, pairwise_with_backends, runnable_backends
+from ops.cases import (
+    COMPILERS,
+    GPU_BACKENDS,
+    device_of,
+    pairwise_with_backends,
+    runnable_backends,
+    unaligned,
+)
 from ops.oracle import kept_codes, posterior_mean
 from scipy import stats
 from scipy.integrate import solve_ivp
@@ -214,6 +221,15 @@ def test_invalid_tokens_give_minus_one_alone(
     assert torch.equal(codes[~bad], clean[~bad])
     inputs["codebook"][5, 1] = torch.nan
     assert (flow_solve(**inputs, **filters, backend=backend) == -1).all()
+
+
+@BACKENDS
+@pytest.mark.parametrize("dim", [8, 32])
+def test_unaligned_codebook(backend: str, dim: int) -> None:
+    inputs = make_inputs(3, 90, dim, 2, backend=backend)
+    wanted = flow_solve(**inputs, top_k=30, backend=backend)
+    inputs["codebook"] = unaligned(inputs["codebook"])
+    assert torch.equal(flow_solve(**inputs, top_k=30, backend=backend), wanted)
 
 
 @BACKENDS

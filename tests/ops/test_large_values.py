@@ -8,10 +8,19 @@ from ops.cases import INTERPRETED
 from pairwise import pairwise
 from torch import Tensor
 
-from dd2_fast.ops import conditional_score, csd_loss, flow_solve, linear_conditional_score
+from dd2_fast.ops import (
+    available_backends,
+    conditional_score,
+    csd_loss,
+    flow_solve,
+    linear_conditional_score,
+)
 
 ROWS, VOCABULARY, DIM = 24, 256, 32
-BACKEND_NAMES = ["triton"] if INTERPRETED else ["torch", "cpu"]
+# Of tensors on a CPU, where tests/compiled runs GPU backends too.
+BACKEND_NAMES = [name for name, reason in available_backends("cpu").items() if reason is None]
+if INTERPRETED:
+    BACKEND_NAMES = ["triton"]
 TOP_KS = [0, 8, 60, 200]
 BACKENDS = pytest.mark.parametrize("backend", BACKEND_NAMES)
 TOP_K = pytest.mark.parametrize("top_k", TOP_KS)

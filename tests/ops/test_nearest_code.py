@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import COMPILERS, device_of, pairwise_with_backends, runnable_backends
+from ops.cases import COMPILERS, device_of, pairwise_with_backends, runnable_backends, unaligned
 from torch import Tensor
 
 from dd2_fast.ops import nearest_code
@@ -86,6 +86,14 @@ def test_equal_codes_give_the_first(backend: str, dim: int) -> None:
     device = device_of(backend)
     found = nearest_code(x.to(device), codebook.to(device), backend=backend)
     assert torch.equal(found.cpu(), wanted)
+
+
+@BACKENDS
+@pytest.mark.parametrize("dim", [8, 32, 64])
+def test_unaligned_codebook(backend: str, dim: int) -> None:
+    x, codebook = (value.to(device_of(backend)) for value in make_inputs(40, 77, dim))
+    wanted = nearest_code(x, codebook, backend=backend)
+    assert torch.equal(nearest_code(x, unaligned(codebook), backend=backend), wanted)
 
 
 @BACKENDS

@@ -3,7 +3,7 @@
 
 #include "dd2/host_device.h"
 
-#ifndef DD2_HOST_SHIM
+#ifndef DD2_LAUNCHERS_ONLY
 #define DD2_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #endif
 

@@ -10,7 +10,7 @@
 
 #include "dd2/block.cuh"
 
-#ifdef DD2_HOST_SHIM
+#ifdef DD2_LAUNCHERS_ONLY
 #define DD2_UNROLL_ALL
 #else
 #define DD2_UNROLL_ALL _Pragma("unroll")
@@ -18,20 +18,20 @@
 
 namespace dd2 {
 
-#ifdef DD2_HOST_SHIM
+#ifdef DD2_LAUNCHERS_ONLY
 
 using SharedAddress = unsigned char*;
-using dd2_shim::copy_to_shared;
-using dd2_shim::count_in_shared;
-using dd2_shim::exp2_flushed;
-using dd2_shim::half_to_float;
-using dd2_shim::load_matrices;
-using dd2_shim::load_matrices_transposed;
-using dd2_shim::multiply_add;
-using dd2_shim::pack_halves;
-using dd2_shim::shared_address;
-using dd2_shim::wait_for_copies;
-using dd2_shim::weigh_in_shared;
+using no_device::copy_to_shared;
+using no_device::count_in_shared;
+using no_device::exp2_flushed;
+using no_device::half_to_float;
+using no_device::load_matrices;
+using no_device::load_matrices_transposed;
+using no_device::multiply_add;
+using no_device::pack_halves;
+using no_device::shared_address;
+using no_device::wait_for_copies;
+using no_device::weigh_in_shared;
 
 #else
 

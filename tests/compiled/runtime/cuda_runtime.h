@@ -15,8 +15,8 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static
-// With it the headers take tensor cores' instructions from namespace dd2_shim.
-#define DD2_HOST_SHIM 1
+// With it the headers take the instructions of a device from namespace no_device.
+#define DD2_LAUNCHERS_ONLY 1
 #define DD2_DYNAMIC_SHARED(type, name) type* name = nullptr
 
 struct uint3 { unsigned x, y, z; };
@@ -61,7 +61,7 @@ inline float __int_as_float(int) { return {}; }
 inline float __uint_as_float(unsigned) { return {}; }
 inline double __dmul_rn(double, double) { return {}; }
 inline float __fmul_rn(float, float) { return {}; }
-namespace dd2_shim {
+namespace no_device {
 inline unsigned char* shared_address(const void*) { return {}; }
 inline void count_in_shared(unsigned char*, unsigned, float, float) {}
 template <int>
@@ -74,7 +74,7 @@ inline void wait_for_copies() {}
 inline unsigned pack_halves(float, float) { return {}; }
 inline float half_to_float(unsigned short) { return {}; }
 inline float exp2_flushed(float) { return {}; }
-}  // namespace dd2_shim
+}  // namespace no_device
 
 using cudaError_t = int;
 using cudaStream_t = void*;
