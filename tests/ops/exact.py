@@ -66,10 +66,10 @@ def kept_sets(teacher: Teacher, row: int, factor: float = 1.0) -> list[np.ndarra
 class Posterior:
     """x0 and J u ``[M, C]`` of a row's tokens, and a bound ``[M]`` on what rounding does to each.
 
-    To first order: a weight errs by the rounding of its exponent, ``|x|^2 + (1-t)^2 |c|^2`` over
-    ``2 t^2`` and the logit, which moves the mean by ``w (c - x0)``, and J u, as the weights are
-    normalised, by ``w (z (c - x0) - J u)``; a sum by that of its additions. Codes of a weight below
-    :data:`NEGLIGIBLE` of the largest may be left out.
+    To first order: a weight errs by the rounding of its exponent, ``|x|^2 + (1-t)^2 |c|^2`` (as
+    seen from the codebook's mean) over ``2 t^2`` and the logit, which moves the mean by ``w (c -
+    x0)``, and J u, as the weights are normalised, by ``w (z (c - x0) - J u)``; a sum by that of its
+    additions. Codes of a weight below :data:`NEGLIGIBLE` of the largest may be left out.
     """
 
     x0: np.ndarray
@@ -89,7 +89,7 @@ def posterior(
     centre: np.ndarray,
 ) -> Posterior:  # fmt: skip
     """Of tokens ``x_t [M, C]`` at ``t [M]``, directions ``u [M, C]``, over codes that all stay.
-    Squares may be expanded around zero or around ``centre [C]``, the codebook's mean."""
+    Squares may be expanded around ``centre [C]``, the codebook's mean."""
     t = t[:, None]
     signal = 1 - t
     distance = ((x_t[:, None] - signal[..., None] * codes) ** 2).sum(-1)
@@ -102,10 +102,8 @@ def posterior(
     jacobian = signal / t**2
     covariance = np.einsum("mn,mnc->mc", weights * z, centred)  # of the codes, times u
 
-    size = np.maximum(*(
-        ((x_t - signal * m) ** 2).sum(-1, keepdims=True) + signal**2 * ((codes - m) ** 2).sum(-1)
-        for m in (0.0, centre)
-    ))  # fmt: skip
+    x, c = x_t - signal * centre, codes - centre
+    size = (x**2).sum(-1, keepdims=True) + signal**2 * (c**2).sum(-1)
     moved = weights * (size / (2 * t * t) + logits.max() - logits)
     spread = np.linalg.norm(centred, axis=-1)
     steps = additions(len(codes))
