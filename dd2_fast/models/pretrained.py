@@ -10,7 +10,39 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Pretrained:
+class Pushable:
+    """Sends to the Hub what `save_pretrained` of the class writes."""
+
+    save_pretrained: Any
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        private: bool = False,
+        commit_message: str = "Upload model",
+        **settings: Any,
+    ) -> str:
+        """Send what `save_pretrained` writes to a repository of the Hub, made unless it is there.
+
+        Args:
+            repo_id: `owner/name`. revision: a branch, made unless it is there.
+            private: of a repository that is made. settings: of `save_pretrained`.
+
+        Returns the commit's address. Raises ValueError for a wrong name, ModuleNotFoundError
+        without `huggingface_hub`, what that raises, and what `save_pretrained` raises.
+        """
+        return _above("pretrained").push(
+            lambda folder: self.save_pretrained(folder, **settings),
+            repo_id,
+            revision=revision,
+            private=private,
+            message=commit_message,
+        )
+
+
+class Pretrained(Pushable):
     """A model that is kept in folders as the model hubs have them."""
 
     @classmethod
@@ -42,32 +74,6 @@ class Pretrained:
         """
         tokenizer = getattr(self, "tokenizer", None)
         _above("pretrained").save_pretrained(folder, self, tokenizer=tokenizer, **settings)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        revision: str | None = None,
-        private: bool = False,
-        commit_message: str = "Upload model",
-        **settings: Any,
-    ) -> str:
-        """Send what `save_pretrained` writes to a repository of the Hub, made unless it is there.
-
-        Args:
-            repo_id: `owner/name`. revision: a branch, made unless it is there.
-            private: of a repository that is made. settings: of `save_pretrained`.
-
-        Returns the commit's address. Raises ValueError for a wrong name, ModuleNotFoundError
-        without `huggingface_hub`, what that raises, and what `save_pretrained` raises.
-        """
-        return _above("pretrained").push(
-            lambda folder: self.save_pretrained(folder, **settings),
-            repo_id,
-            revision=revision,
-            private=private,
-            message=commit_message,
-        )
 
 
 def _above(name: str) -> Any:

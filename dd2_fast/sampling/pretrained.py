@@ -14,7 +14,8 @@ import torch
 from ..checkpoints import load, save_pretrained
 from ..checkpoints.folder import is_folder_of_weights
 from ..checkpoints.hub import TEACHER, fetched
-from ..checkpoints.pretrained import LARGEST, push
+from ..checkpoints.pretrained import LARGEST
+from ..models.pretrained import Pushable
 from .sinks import png
 from .sources import bundled_names, bundled_path, run_of
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _ROWS, _COLUMNS, _SIDE = 4, 8, 64  # of the card's picture; pixels that small images grow to
 
 
-class PretrainedSampler:
+class PretrainedSampler(Pushable):
     """What `Sampler` has of the hubs' conventions.
 
     Attributes:
@@ -100,27 +101,6 @@ class PretrainedSampler:
             write(folder / TEACHER, self.teacher)
         drawn = _picture(self) if picture else None
         write(folder, self.generator, tokenizer=self.tokenizer, picture=drawn)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        revision: str | None = None,
-        private: bool = False,
-        commit_message: str = "Upload model",
-        **settings: Any,
-    ) -> str:
-        """Send what `save_pretrained` writes to a repository of the Hub, made unless it is there.
-
-        Args:
-            repo_id: `owner/name`. revision: a branch, made unless it is there.
-            private: of a repository that is made. settings: of `save_pretrained`.
-
-        Returns the commit's address. Raises ValueError for a wrong name, ModuleNotFoundError
-        without `huggingface_hub`, what that raises, and what `save_pretrained` raises.
-        """
-        save = functools.partial(self.save_pretrained, **settings)
-        return push(save, repo_id, revision=revision, private=private, message=commit_message)
 
 
 def _picture(sampler: Sampler) -> bytes:
