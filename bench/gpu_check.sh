@@ -36,7 +36,7 @@ work=$(mktemp -d)
 : >"$work/parts.tsv"
 # The log grows part by part and the table is made however this ends, but by a kill.
 : >>"$out/gpu_check.log"
-trap 'record $known; python3 bench/gpu_summary.py "$work" "$out"; status=$?; rm -rf "$work"; exit $status' EXIT
+trap 'record $known; python3 bench/tools/gpu_summary.py "$work" "$out"; status=$?; rm -rf "$work"; exit $status' EXIT
 trap 'exit 1' INT TERM
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 CUPY_CACHE_DIR=$work/kernels
 end=525 # seconds after the start, when the last benchmark must be over

@@ -9,7 +9,7 @@ namespace {
 constexpr long long kSplitBlocks = 64;  // each reads the whole codebook once
 
 // Whether tensor cores over all codes take less time than one block a row over the kept ones, by
-// the lane-instructions of the busiest multiprocessor, as bench/counted.py counts them.
+// the lane-instructions of the busiest multiprocessor, as bench/tools/counted.py counts them.
 bool dense_pays(const ConditionalScoreParams& p, long long processors) {
   // Sums of longer codes do not fit in a thread's registers.
   if (p.dim > (p.direction != nullptr ? 32 : 64)) return false;

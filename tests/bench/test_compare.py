@@ -14,7 +14,7 @@ from result_files import BENCH, gpu_check_file, pytest_file
 
 
 def compare(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, str(BENCH / "compare.py"), *map(str, arguments)]
+    command = [sys.executable, str(BENCH / "tools" / "compare.py"), *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True)
     return run.returncode, run.stdout, run.stderr
 

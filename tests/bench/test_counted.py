@@ -26,11 +26,11 @@ def entries(path: Path) -> dict[tuple, dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cuda", "filters"])
 def test_counts_are_the_committed_ones(name: str, tmp_path: Path) -> None:
-    """Within 1%: what is faster or slower is counted anew, ``python bench/counted.py``."""
+    """Within 1%: what is faster or slower is counted anew, ``python bench/tools/counted.py``."""
     require_nvrtc()
     if name == "filters":
         pytest.importorskip("triton")
-    command = [str(BENCH / "counted.py"), "--out", str(tmp_path), "--file", name]
+    command = [str(BENCH / "tools" / "counted.py"), "--out", str(tmp_path), "--file", name]
     run_python(*command, folder=tmp_path, timeout=1200)
     wanted, found = entries(COUNTS / f"{name}.json"), entries(tmp_path / f"{name}.json")
     assert wanted.keys() == found.keys()
@@ -42,6 +42,7 @@ def test_counts_are_the_committed_ones(name: str, tmp_path: Path) -> None:
 
 def test_measurements_are_compared_with_the_counts() -> None:
     program = (
+        "import sys; sys.path[:0] = ['.', 'tools']\n"
         "from records import Row; from counted import against\n"
         "rows = [Row('csd_loss cuda var', 'cuda', 0.01, 0.0, {'images': 32}),\n"
         "        Row('csd_loss cuda var', 'eager', 1, 0), Row('nothing cuda var', 'cuda', 1, 0)]\n"

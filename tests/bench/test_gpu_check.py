@@ -22,7 +22,7 @@ import json, os, shutil, sys
 arguments = sys.argv[1:]
 with open("{folder}/calls.jsonl", "a") as file:
     file.write(json.dumps(arguments) + "\\n")
-if "bench/gpu_summary.py" in arguments:
+if "bench/tools/gpu_summary.py" in arguments:
     os.execv("{python}", ["{python}", *arguments])
 if arguments[0] == "-c" and "capability" in arguments[1]:
     print("90a")

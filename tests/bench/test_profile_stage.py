@@ -29,7 +29,7 @@ OPERATORS = ["conditional_score", "csd_loss", "sample_code", "nearest_code", "fl
 @pytest.mark.slow
 def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
     arguments = [stage, "--warmup", "1", "--steps", "2", "--trace", "trace.json", "--device", "cpu"]
-    out = run_python(str(BENCH / "profile_stage.py"), *arguments, folder=tmp_path)
+    out = run_python(str(BENCH / "tools" / "profile_stage.py"), *arguments, folder=tmp_path)
     assert "wrote trace.json" in out
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     for name in ranges:
@@ -42,7 +42,7 @@ def test_writes_a_trace(tmp_path: Path, stage: str, ranges: list[str]) -> None:
 @pytest.mark.slow
 def test_a_stage_by_itself_and_its_default_name(tmp_path: Path) -> None:
     out = run_python(
-        str(BENCH / "profile_stage.py"),
+        str(BENCH / "tools" / "profile_stage.py"),
         "gts_head",
         "--steps",
         "1",

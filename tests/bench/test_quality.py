@@ -13,7 +13,7 @@ from result_files import BENCH
 def test_the_committed_comparison_is_made_from_the_committed_files(tmp_path: Path) -> None:
     folder = BENCH / "results" / "ablations"
     printed = run_python(
-        str(BENCH / "quality.py"), "--ablations", str(folder), folder=tmp_path
+        str(BENCH / "tools" / "quality.py"), "--ablations", str(folder), folder=tmp_path
     ).strip()
     assert printed.startswith("## Methods at equal training time")
     table = printed.partition("\n\n")[2]

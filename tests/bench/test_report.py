@@ -15,7 +15,7 @@ from result_files import BENCH, gpu_check_file, pytest_file
 
 
 def report(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH / "report.py"), *map(str, arguments)]
+    command = [sys.executable, str(BENCH / "tools" / "report.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -23,7 +23,7 @@ def test_the_committed_page_is_made_from_the_committed_files() -> None:
     run = report("--check")
     assert run.returncode == 0, run.stdout + run.stderr
     for picture in re.findall(r"!\[.*\]\((.*)\)", (BENCH / "RESULTS.md").read_text()):
-        assert (BENCH / picture).is_file(), f"{picture} is missing; run python bench/report.py"
+        assert (BENCH / picture).is_file(), f"{picture} is missing: run report.py"
 
 
 def test_the_page_says_where_nothing_was_measured(tmp_path: Path) -> None:

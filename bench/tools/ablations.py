@@ -1,7 +1,7 @@
 """DD2, DD1 and the ablations of the paper's Table 4 on the digits, at equal training time.
 
-    python bench/ablations.py --seed S --out runs/ablations    about half an hour of one core
-    python bench/quality.py ... --ablations runs/ablations     the table
+    python bench/tools/ablations.py --seed S --out runs/ablations    about half an hour of one core
+    python bench/tools/quality.py ... --ablations runs/ablations     the table
 
 Every variant of a seed shares the tokenizer, the teacher and the classifier, and then has the same
 CPU seconds of one thread (counted in steps, whose cost was measured; the seconds it took are

@@ -1,7 +1,9 @@
-"""Prints the sections of bench/QUALITY.md: ``python bench/quality.py [RUN...] [--ablations DIR]``.
+"""Prints the sections of bench/QUALITY.md.
 
-Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``bench/ablations.py``
-wrote the comparison of methods.
+    python bench/tools/quality.py [RUN...] [--ablations DIR]
+
+Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``ablations.py`` wrote
+the comparison of methods.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def _compared(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
-    parser.add_argument("--ablations", type=Path, help="folder that bench/ablations.py wrote")
+    parser.add_argument("--ablations", type=Path, help="folder that bench/tools/ablations.py wrote")
     options = parser.parse_args()
     runs = [json.loads((folder / "run.json").read_text()) for folder in options.runs]
     found = {name: [run for run in runs if run["recipe"] == name] for name in ("digits", "toy")}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from counted import against
 from machine import gpu_state
 from records import Row, groups, load, times_faster

@@ -1,4 +1,4 @@
-"""Makes RESULTS.md and its plots from the result files: ``python bench/report.py``.
+"""Makes RESULTS.md and its plots from the result files: ``python bench/tools/report.py``.
 
 ``--check`` writes nothing and exits 1 where RESULTS.md is not what the files make.
 """
@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import counted
 from plots import PLOTS, draw
 from records import Record, Row, groups, load, times_faster
 
-BENCH = Path(__file__).parent
+BENCH = Path(__file__).resolve().parents[1]
+
 # Every benchmark there is, in the order of the page: what its groups start with.
 BENCHES = {
     "conditional_score": "`conditional_score`",
@@ -31,8 +33,8 @@ BENCHES = {
 }
 HEAD = """# Results
 
-Made by `python bench/report.py` from the files in [results](results); a test holds it to them. They
-come from `pytest bench --benchmark-only --benchmark-json FILE` and, on a GPU, from
+Made by `python bench/tools/report.py` from the files in [results](results); a test holds it to
+them. They come from `pytest bench --benchmark-only --benchmark-json FILE` and, on a GPU, from
 `bench/gpu_check.sh`.
 """
 LEGEND = """Times are medians, the spread is the IQR over the median. Every result was checked
@@ -214,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check:
         same = options.out.is_file() and options.out.read_text() == text
         if not same:
-            print(f"{options.out} is not what the files make; run python bench/report.py")
+            print(f"{options.out} is not what the files make; run python bench/tools/report.py")
         return int(not same)
     options.out.write_text(text)
     for own in by_device(records).values():

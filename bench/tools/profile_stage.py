@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from cases import SHAPES, operator_arguments, score_inputs
 from dd2_fast.ops import flow_solve
 from dd2_fast.ranges import annotate

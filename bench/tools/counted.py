@@ -1,5 +1,5 @@
 """Counts what the CUDA kernels execute at the models' sizes, without a GPU:
-``python bench/counted.py``.
+``python bench/tools/counted.py``.
 
 The kernels' PTX, as NVRTC compiles it for sm_90a, runs on the CPU (tests/ptxrun) for a few rows of
 the shapes of :mod:`cases`; ``ptxrun.cost`` turns executed instructions into cycles of a
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from records import Row
 
-BENCH = Path(__file__).resolve().parent
+BENCH = Path(__file__).resolve().parents[1]
 COUNTS = BENCH / "results" / "counted"
 FILE, FILTERS_FILE = COUNTS / "cuda.json", COUNTS / "filters.json"
 # An H200: multiprocessors, their clock under load, bytes/s of a copy (measured).
@@ -284,7 +284,7 @@ below 1 where lanes read the same. bfloat16 logits with guidance; filtered: top-
 top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps; a row of
 `small_generator` is an image of the bundled digits, from seed to pixels, "a logit" one of its 64
 pixels. A count moves with the data: normal logits, peaked ones, heavy ties. Made by
-`python bench/counted.py`, held to 1% by a test.
+`python bench/tools/counted.py`, held to 1% by a test.
 """
 
 
