@@ -10,6 +10,7 @@ import numpy as np
 
 from . import lower
 from .build import Config, engine
+from .calls import Inlining
 from .findings import Checks, Count, Counters, Fault, Line, PtxError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Function:
             return handlers[handler]
 
         kernel = module.program.kernel(name)
+        Inlining(kernel, module.program.function).run()
         lowering = lower.Lowering(kernel, module.variables, lambda h: index(h) >= 0)
         self.lowered = lowered = lowering.run()
         self.kernel = kernel

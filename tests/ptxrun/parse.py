@@ -42,6 +42,7 @@ class Kernel:
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     limits: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    results: list[Variable] = field(default_factory=list)  # of a function
 
     def type_of(self, name: str) -> str | None:
         found = self.registers.get(name)
@@ -49,6 +50,7 @@ class Kernel:
 
 
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?([^{;]*)\{")
+_FUNCTION = re.compile(r"\.func\s*(?:\(([^)]*)\))?\s*([\w$]+)\s*(?:\(([^)]*)\))?[^{;]*\{")
 _VARIABLE = re.compile(
     r"\.(shared|local|global|const|param)\s+(?:\.align\s+(\d+)\s+)?"
     r"(?:\.(?:attribute)\([^)]*\)\s*)?\.(\w+)\s+(?:\.ptr\s*(?:\.\w+\s*)?(?:\.align\s+\d+\s*)?)?"
@@ -102,6 +104,18 @@ def variable(text: str) -> Variable | None:
     return Variable(name, space, int(align or WIDTH[kind]), size, data)
 
 
+def _parameters(texts: str | None) -> list[Variable]:
+    params, offset = [], 0
+    for text in split(texts or ""):
+        found = variable(text)
+        if found is None:
+            raise Unsupported(f"parameter {text}")
+        found.offset = offset = -(-offset // found.align) * found.align
+        offset += found.size
+        params.append(found)
+    return params
+
+
 def _without_comments(text: str) -> str:
     text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group().count("\n"), text, flags=re.DOTALL)
     return re.sub(r"//[^\n]*", "", text)
@@ -117,8 +131,10 @@ class Program:
         self.target = target.group(1) if target else "sm_80"
         self.files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE))
         self._entries = {m.group(1): m for m in _ENTRY.finditer(text)}
+        self._functions = {m.group(2): m for m in _FUNCTION.finditer(text)}
         self.variables = {}
-        first = min((m.start() for m in self._entries.values()), default=len(text))
+        bodies = (*self._entries.values(), *self._functions.values())
+        first = min((m.start() for m in bodies), default=len(text))
         for piece in self._outside(first):
             found = variable(piece)
             if found:
@@ -126,7 +142,8 @@ class Program:
 
     def _outside(self, first: int) -> list[str]:
         """Statements that are in no function: before the first, and between."""
-        bodies, at, out = sorted(m.end() for m in self._entries.values()), 0, []
+        found = (*self._entries.values(), *self._functions.values())
+        bodies, at, out = sorted(m.end() for m in found), 0, []
         for body in bodies:
             out += self._text[at:body].split(";")
             at = self._end(body)
@@ -146,24 +163,26 @@ class Program:
 
     def kernel(self, name: str) -> Kernel:
         match = self._entries[name]
-        params, offset = [], 0
-        for text in split(match.group(2) or ""):
-            found = variable(text)
-            if found is None:
-                raise Unsupported(f"parameter {text}")
-            found.offset = offset = -(-offset // found.align) * found.align
-            offset += found.size
-            params.append(found)
-        kernel = Kernel(name, params)
+        kernel = Kernel(name, _parameters(match.group(2)))
         for word, values in re.findall(r"\.(\w+)\s+([\d, ]+)", match.group(3)):
             kernel.limits[word] = tuple(int(v) for v in values.split(","))
         self._parse_body(kernel, match.end(), self._end(match.end()))
         return kernel
 
+    def function(self, name: str) -> Kernel | None:
+        """What a kernel calls, if it is here."""
+        if name not in self._functions:
+            return None
+        match = self._functions[name]
+        results = _parameters(match.group(1))
+        function = Kernel(name, _parameters(match.group(3)), results=results)
+        self._parse_body(function, match.end(), self._end(match.end()))
+        return function
+
     def _parse_body(self, kernel: Kernel, start: int, end: int) -> None:
         line = self._text.count("\n", 0, start) + 1
         # .loc ends with its line: make it a statement.
-        body = re.sub(r"^(\s*\.loc[^\n]*)$", r"\1;", self._text[start:end], flags=re.MULTILINE)
+        body = re.sub(r"^(\s*\.loc\s[^\n]*)$", r"\1;", self._text[start:end], flags=re.MULTILINE)
         statements = _Statements(kernel, self.files)
         at = 0
         for match in re.finditer(r"[;{}]", body):
@@ -199,13 +218,16 @@ class _Statements:
             self.scopes.append({})
         elif end == "}":
             self.scopes.pop()
-        elif text.startswith(".loc"):
+        elif re.match(r"\.loc\s", text):
             self._locate(text.split())
         elif text.startswith(".reg"):
             self._declare(text.replace(".reg", "", 1).strip())
         elif text.startswith("."):
             found = variable(text)
             if found:
+                if found.space == "param" and len(self.scopes) > 1:  # of a call
+                    hidden = f"{found.name}@{self.serial}"
+                    self.scopes[-1][found.name], found.name = hidden, hidden
                 self.kernel.variables[found.name] = found
         elif text:
             self.kernel.code.append(self._instruction(text, line))

@@ -10,8 +10,45 @@ __device__ void copy_16(void* to, const void* from) {
 }
 __device__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
+// Called, not inlined: structs by value, an array in local memory, a barrier, an early return.
+struct Line {
+  double slope;
+  float offset;
+  short times;
+};
+__device__ __noinline__ float on_line(Line line, float x) {
+  for (int n = 0; n < line.times; ++n) x = static_cast<float>(line.slope) * x + line.offset;
+  return x;
+}
+__device__ __noinline__ int digit_sum(const int* digits, int first, int base) {
+  if (first < 0) return -1;
+  int counts[8] = {};
+  for (int n = 0; n < 16; ++n) counts[digits[n] % base] += first;
+  int sum = 0;
+  for (int n = 0; n < base; ++n) sum += counts[n] * n;
+  return sum;
+}
+__device__ __noinline__ float neighbour(float mine, int by, bool wait) {
+  __shared__ float shared[64];
+  if (wait) __syncthreads();
+  shared[threadIdx.x] = mine;
+  __syncthreads();
+  const float found = shared[(threadIdx.x + by) % 64];
+  return on_line({1.0, 0.5f, 2}, found);
+}
+
 extern "C" {
 
+__global__ void calls(float* out, int* sums, const float* x, const int* digits) {
+  const int i = threadIdx.x;
+  float mine = on_line({2.0, 1.0f, static_cast<short>(i % 3)}, x[i]);
+  mine = neighbour(mine, 1, true);
+  out[i] = neighbour(mine, 5, true);
+  if (i % 2) sums[i] = digit_sum(digits, i - 10, 5 + i % 4);
+}
+__global__ void bad_call(float* out) {
+  out[threadIdx.x] = neighbour(neighbour(1.0f, 1, true), 5, false);
+}
 __global__ void saxpy(float* y, const float* x, float a, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) y[i] = a * x[i] + y[i];

@@ -130,6 +130,26 @@ def test_functions(module) -> None:
     assert out[0, 10] == 0.5 and out[1, 10] == np.nextafter(x[1], np.float32(0))
 
 
+def test_calls(module) -> None:
+    rng = np.random.default_rng(4)
+    x, digits = rng.integers(-50, 50, 64).astype(F), rng.integers(0, 100, 16).astype(S)
+    out, sums = np.zeros(64, F), np.full(64, 7, S)
+    counters = module.launch("calls", (1,), (64,), [out, sums, x, digits])
+    lane = np.arange(64)
+    wanted = x.copy()
+    for n in range(2):
+        wanted = np.where(lane % 3 > n, 2 * wanted + 1, wanted)
+    wanted = np.roll(np.roll(wanted, -1) + 1, -5) + 1
+    assert (out == wanted).all()
+    for i in lane:
+        total = (i - 10) * int((digits % (5 + i % 4)).sum())
+        assert sums[i] == (7 if i % 2 == 0 else -1 if i < 10 else total), i
+    # 2 x 2 calls of neighbour, each of which stores once, and 2 + 1 of on_line: moves, no memory.
+    table = counters.table()
+    assert table["st.shared.4"].warps == 4
+    assert not any(".param" in op for op in table if not op.startswith("ld.param"))
+
+
 F, S, U = np.float32, np.int32, np.uint32
 FAULTS = {
     "bad_race": (64, lambda: [np.zeros(64, F)], {}, "race"),
@@ -144,6 +164,7 @@ FAULTS = {
     "bad_no_wait": (32, lambda: [np.zeros(32, S), np.zeros(128, S)], {}, "race"),
     "bad_loop": (32, lambda: [np.zeros(1, S)], {"checks": ptxrun.Checks(budget=100_000)}, "budget"),
     "bad_blocks": (32, lambda: [np.full(1, 9, S)], {"grid": (2,)}, "global race"),
+    "bad_call": (64, lambda: [np.zeros(64, F)], {}, "race"),
     "saxpy": (2048, lambda: [np.zeros(1, F), np.zeros(1, F), 1.0, 0], {}, "limits"),
     "bad_same_value": (
         64,
