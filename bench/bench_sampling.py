@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dd2_fast.checkpoints import load_bundle
-from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer
+from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer, int8
+from dd2_fast.models.prepared import prepare
 from dd2_fast.models.var import VARTeacher, VARTokenizer
 from dd2_fast.sampling import Sampler, resolve_path
 from measure import DEVICES, Call, Problem
@@ -72,7 +73,8 @@ def psnr(images: Tensor, wanted: Tensor) -> float:
 def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
-    ``name``: teacher, or one_step with _generator or _decoder, _bf16, _compiled, _graphs after it;
+    ``name``: teacher, or one_step with _generator or _decoder, _bf16, _int8, _compiled, _graphs
+    after it;
     _modules at the end for what is one call otherwise.
     """
     labels = torch.arange(count) % generator.num_classes
@@ -82,12 +84,13 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
         return by_teacher(
             generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
         )
-    sampler = Sampler(generator, batch_size=count, cuda_graphs="graphs" in name)
+    dtype = "int8" if "int8" in name else None
+    sampler = Sampler(generator, batch_size=count, cuda_graphs="graphs" in name, dtype=dtype)
     if "compiled" in name:
         sampler.compile()
     if "decoder" in name:
         latents = sampler(labels, output="latent").to(sampler.tokenizer.codebook.dtype)
-        decode: Any = sampler.tokenizer.decode
+        decode: Any = prepare(sampler.tokenizer, int8=dtype == "int8").decode
         if "compiled" in name:
             decode = torch.compile(decode, dynamic=False)
         return torch.inference_mode()(lambda: decode(latents).float())
@@ -126,7 +129,8 @@ SMALL_CASES = [
     for size in ("digits_1", "digits_80")
     for v in ("teacher", "one_step", *PARTS, "teacher_modules", "one_step_modules")
 ]
-SLOW_CASES = [("var_d16_1", v) for v in ("teacher", "one_step", *PARTS, *BF16)]
+INT8 = [f"{name}_int8" for name in ("one_step", *PARTS)] if int8.missing() is None else []
+SLOW_CASES = [("var_d16_1", v) for v in ("teacher", "one_step", *PARTS, *BF16, *INT8)]
 if "cuda" in DEVICES:
     SLOW_CASES += [("var_d16_1", v) for v in ON_GPU[2:]]
     SLOW_CASES += [(size, v) for size in LARGE for v in ON_GPU]
@@ -154,7 +158,7 @@ def problem(size: str, device: str) -> Problem:
     def check(variant: str, call: Call) -> dict[str, Any]:
         result = call()
         assert len(result) == count and result.isfinite().all()
-        plain = make(re.sub("_(bf16|graphs).*", "", variant))[0]
+        plain = make(re.sub("_(bf16|graphs|int8).*", "", variant))[0]
         if model == "digits" and "decoder" not in variant:
             by_modules = make(f"{variant.removesuffix('_modules')}_modules")[0]()
             assert (result - by_modules).abs().max() < 1e-5, f"{variant}: not timed"
@@ -163,9 +167,10 @@ def problem(size: str, device: str) -> Problem:
         info: dict[str, Any] = {"flops": counter.get_total_flops()}
         if "bf16" in variant:
             info["rate_of"] = "bfloat16"
-        if "bf16" in variant and "generator" in variant:
+        rounded = "bf16" in variant or "int8" in variant
+        if rounded and "generator" in variant:
             info["relative_error"] = float((result - wanted).norm() / wanted.norm())
-        elif "bf16" in variant:
+        elif rounded:
             info["psnr"] = psnr(result, wanted)
             assert info["psnr"] > 35, f"{variant}: {info['psnr']:.1f} dB: not timed"
         return info

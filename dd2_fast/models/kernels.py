@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,14 +22,17 @@ _MANY_ROWS, _MANY_PRODUCTS = 128, 1 << 22
 _FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]``, as ``F.linear``.
+def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]`` or an :class:`.int8.Int8Weight`, as
+    ``F.linear``.
 
     Large float32 products without gradients on several threads of a CPU run as a 1x1 convolution
     over ``x`` with its channels last, without a copy: MKL, which ``F.linear`` calls, has about half
     of oneDNN's speed on AMD's processors. (bfloat16 goes to oneDNN anyway, and on one thread torch
     gives such a convolution to a kernel of its own.)
     """
+    if not isinstance(weight, Tensor):
+        return weight.product(x, bias)
     # Compiled code asks no size, which would fix the batch of an exported one.
     if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < _MANY_PRODUCTS:
         return F.linear(x, weight, bias)
@@ -46,7 +51,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_gelu(x: Tensor, weight: Any, bias: Tensor) -> Tensor:
     """``GELU(x W^T + b)``, GELU by tanh; for inference.
 
     On CUDA it is in the product: cuBLASLt's GELU is the one by tanh. On CPUs the same call of torch

@@ -21,6 +21,7 @@ from .dd2 import DD2Generator
 from .families import FAMILIES
 from .folded import Folded, FoldedHead
 from .head import FlowHead
+from .int8 import to_int8
 from .watch import Watch, same_layers
 
 Network = TypeVar("Network")
@@ -35,7 +36,7 @@ for _family in FAMILIES.values():
 _DECODING = ("decoder", "quantize", "post_quant_conv")
 
 
-def prepare(network: Network) -> Network:
+def prepare(network: Network, *, int8: bool = False) -> Network:
     """A network that computes the same for inference, in fewer kernels.
 
     Biases, gains, positions, masks and the modulations of classes are worked out once, products of
@@ -48,6 +49,7 @@ def prepare(network: Network) -> Network:
         network: a generator, a teacher or a tokenizer of a released family. Others, and networks
             whose modules have hooks, are changed, or are compiled in place, are returned as they
             are, and so is any while code is traced.
+        int8: large layers by eight-bit integers (:mod:`.int8`), of float32 networks on a CPU.
 
     The result is not to be trained, moved, converted or saved; there are no gradients for its
     weights. It takes memory for what is folded: of LlamaGen's 2/3 of the MLPs, of VAR's
@@ -56,13 +58,14 @@ def prepare(network: Network) -> Network:
     if not isinstance(network, nn.Module) or not _is_covered(network):
         return network
     with _lock:
-        kept = _kept.get(network)
+        forms = _kept.setdefault(network, {})
+        kept = forms.get(int8)
         if kept is None or not kept.follows(network):
             try:
                 watch = Watch(network, _running(network))
             except RuntimeError:  # a tensor of inference mode has no version
                 return network
-            kept = _kept[network] = _Kept(network, watch)
+            kept = forms[int8] = _Kept(network, watch, int8)
     return network if kept.network is None or kept.watch.hooked() else kept.network
 
 
@@ -72,18 +75,24 @@ class _Kept:
 
     network: Any = None
 
-    def __init__(self, network: nn.Module, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, network: nn.Module, watch: Watch, int8: bool) -> None:
+        self.watch, self._int8 = watch, int8
         self._tokenizers = _tokenizers(network)
-        self._prepared = [prepare(tokenizer) for tokenizer in self._tokenizers]
+        self._prepared = self._of_tokenizers(self._tokenizers)
         if self.watch.plain and _as_built(network):
             with _folding(network):
                 self.network = _shadow(network, zip(self._tokenizers, self._prepared, strict=True))
+                if int8:
+                    for part in _running(self.network):
+                        to_int8(part)
+
+    def _of_tokenizers(self, tokenizers: list[Any]) -> list[Any]:
+        return [prepare(tokenizer, int8=self._int8) for tokenizer in tokenizers]
 
     def follows(self, network: nn.Module) -> bool:
         """Whether it is, after changes in place were followed."""
         tokenizers = _tokenizers(network)
-        if [prepare(tokenizer) for tokenizer in tokenizers] != self._prepared:
+        if self._of_tokenizers(tokenizers) != self._prepared:
             return False
         if self.watch.current():
             return True
@@ -98,7 +107,7 @@ class _Kept:
         return True
 
 
-_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, dict[bool, _Kept]] = WeakKeyDictionary()
 _lock = threading.RLock()
 
 

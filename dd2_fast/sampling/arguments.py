@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..condition import integer
+from ..models import int8
 from ..models.sampling import check_seed
 
 
@@ -83,9 +84,25 @@ def check_device(device: torch.device | str | None) -> None:
 
 def check_dtype(dtype: Any) -> None:
     """Raise TypeError unless dtype is one that networks compute in, or None."""
-    if dtype is None:
+    if dtype is None or (isinstance(dtype, str) and dtype == "int8"):
         return
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(
-            f"dtype: expected a floating torch.dtype such as torch.bfloat16, got {dtype!r}"
+            f'dtype: expected a floating torch.dtype such as torch.bfloat16, or "int8", '
+            f"got {dtype!r}"
         )
+
+
+def check_int8(generator: nn.Module, *prepared: nn.Module) -> None:
+    """Raise ValueError unless networks were prepared to compute by eight-bit integers."""
+    weight = next(generator.parameters())
+    why = int8.missing()
+    if why is None and (weight.device.type != "cpu" or weight.dtype != torch.float32):
+        why = f"the networks are {weight.dtype} on {weight.device}"
+    layers = (int8.Int8Linear, int8.Int8Conv)
+    if why is None and not any(isinstance(m, layers) for p in prepared for m in p.modules()):
+        why = (
+            "no layer of these networks is large enough, or they are no released family's as built"
+        )
+    if why is not None:
+        raise ValueError(f'dtype: expected float32 networks on a CPU for "int8", but {why}')
