@@ -18,8 +18,8 @@ from .settings import SEEDS, integer
 from .table import NAMES, quality_table
 
 _CLASSES = 10
-_HEIGHT = 48  # of an image in a grid
-_COLUMN = 64  # an image's own pixels, of all in a column: larger images are fewer
+_HEIGHT = 56  # of an image in a grid, a multiple of 8 and of 28
+_ROWS = 5  # of a grid
 _RUNS = 15
 _MOST_SAMPLES = 1_000_000  # they are held in memory
 _BATCHES = (1, 10, 80)
@@ -139,7 +139,7 @@ def _panels(bundle: Any, times: dict[str, float], seed: int) -> list[Panel]:
     from ..metrics import shuffle_within_class, teacher_sampling
     from ..sampling.outputs import to_uint8
 
-    labels = _labels(max(1, _COLUMN // bundle.tokenizer.image_size))
+    labels = _labels(_ROWS)
     steps = len(bundle.teacher.steps)
     pool = torch.arange(_CLASSES).repeat(100)
     drawn = bundle.teacher.sample(pool, seed=seed, **teacher_sampling(bundle))

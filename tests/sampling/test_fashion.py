@@ -36,7 +36,7 @@ def test_it_is_small_and_computes_in_float32(bundle) -> None:
 def test_images_are_of_their_class(bundle, teacher_steps: int) -> None:
     """By the eyes of the classifier that was trained on real ones, much above one in ten."""
     images = dd2_fast.sample("fashion", LABELS, seed=3, teacher_steps=teacher_steps)
-    assert images.shape == (60, 1, 16, 16) and images.isfinite().all()
+    assert images.shape == (60, 1, 28, 28) and images.isfinite().all()
     _, predicted = describe(bundle.classifier, images)
     assert float((predicted == torch.tensor(LABELS)).double().mean()) > 0.6
     spread = torch.stack([part.std(0).mean() for part in images.split(6)])
@@ -46,7 +46,7 @@ def test_images_are_of_their_class(bundle, teacher_steps: int) -> None:
 def test_outputs_are_grey(bundle) -> None:
     sampler = Sampler(bundle)
     arrays = sampler([9, 1], output="np")
-    assert arrays.shape == (2, 16, 16, 1) and arrays.dtype == np.uint8
+    assert arrays.shape == (2, 28, 28, 1) and arrays.dtype == np.uint8
     assert [picture.mode for picture in sampler([9, 1], output="pil")] == ["L", "L"]
     assert np.array_equal(sampler([1], output="np", start_index=1)[0], arrays[1])
 
@@ -55,7 +55,7 @@ def test_outputs_are_grey(bundle) -> None:
 def test_it_is_evaluated_in_float32(tmp_path: Path) -> None:
     """By the command, on images of another kind in its folder's place."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (60, 16, 16), dtype=np.uint8)
+    images = rng.integers(0, 256, (60, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(60) % 10)
     command = ["evaluate", "fashion", "--data", str(tmp_path / "images.npz"), "--out"]
     small = ["--set", "evaluation.samples=20", "--set", "data.held_out=0.5"]

@@ -73,4 +73,4 @@ def test_fashion(tmp_path: Path) -> None:
     assert told["rows"]["real"]["accuracy"] > 0.5
     assert told["held_out_nll"] < math.log(256) - 0.5
     images = dd2_fast.sample(tmp_path / "run", list(range(10)))
-    assert images.shape == (10, 1, 16, 16)
+    assert images.shape == (10, 1, 28, 28)
