@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO
 
 from .. import __version__, processes
 from ..reading import shown
-from . import convert, demo, evaluate, fid, info, inspect, make_data, plot, sample, train
+from . import convert, demo, evaluate, export, fid, info, inspect, make_data, plot, sample, train
 
 PROGRAM = "dd2-fast"
 EXIT_ERROR = 2
@@ -36,7 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for module in (info, demo, sample, train, evaluate, plot, make_data, fid, inspect, convert):
+    for module in (
+        info,
+        demo,
+        sample,
+        train,
+        evaluate,
+        plot,
+        make_data,
+        fid,
+        inspect,
+        convert,
+        export,
+    ):
         module.add_parser(commands)
     return parser
 
