@@ -32,7 +32,7 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser, name: str) -> None:
+def add_model_options(parser: argparse.ArgumentParser, name: str, *, steps: bool = True) -> None:
     """Add ``name`` (``--model``, or ``model`` for an argument that must be given), `--tokenizer`,
     `--config` and `--steps`: a one-step generator, as :func:`one_step_model` loads it."""
     told = "bundled name, folder of a bundle or of a run of train, or checkpoint of a generator"
@@ -42,6 +42,8 @@ def add_model_options(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument(name, metavar=name.upper(), help=told)
     parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
     add_config_option(parser)
+    if not steps:
+        return
     parser.add_argument(
         "--steps",
         type=integer(1, 2),
