@@ -106,7 +106,8 @@ def build(gradio: Any, page: Page, name: str) -> Any:
         with gradio.Row():
             drawn = _picture(gradio, "One step", "one-step")
             taught = _picture(gradio, "Teacher", "teacher", visible=teaches)
-        draw = gradio.Button("Draw by the teacher", visible=teaches and not page.small)
+        slow = teaches and not page.small
+        draw = gradio.Button("Draw by the teacher") if slow else None
         gradio.Markdown("## Between two noises")
         with gradio.Row():
             with gradio.Column():
@@ -114,26 +115,20 @@ def build(gradio: Any, page: Page, name: str) -> Any:
                 way = gradio.Slider(0, 1, 0, step=0.01, label="Way there", elem_id="way")
             walked = _picture(gradio, "On the way", "walk")
 
-        one = shown(page.one_step)
-        if page.small and teaches:
-
-            def teach(label: int, seed: int, cfg: float) -> Any:
-                return page.by_teacher(label, seed, cfg)
-
-        else:
-
-            def teach(label: int, seed: int, cfg: float) -> Any:
-                return None, ""  # what was drawn for others
-
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        inputs = [label, seed, steps, cfg]
-        for control in (blocks.load, label.change, seed.change, steps.change, cfg.change):
-            control(one, inputs, drawn, **quick)
-        for control in (blocks.load, label.change, seed.change, cfg.change):
-            control(shown(teach), [label, seed, cfg], taught, **quick)
-        draw.click(shown(page.by_teacher), [label, seed, cfg], taught)
-        for control in (blocks.load, label.change, seed.change, other.change, way.input):
-            control(shown(page.walk), [label, seed, other, way], walked, **quick)
+        one, walk = shown(page.one_step), shown(page.walk)
+        by_teacher = shown(page.by_teacher)
+        for event in (blocks.load, label.change, seed.change, steps.change, cfg.change):
+            event(one, [label, seed, steps, cfg], drawn, **quick)
+        for event in (blocks.load, label.change, seed.change, other.change, way.input):
+            event(walk, [label, seed, other, way], walked, **quick)
+        for event in (blocks.load, label.change, seed.change, cfg.change) if teaches else ():
+            if page.small:
+                event(by_teacher, [label, seed, cfg], taught, **quick)
+            else:  # what was drawn for others goes until it is asked for
+                event(lambda: (None, ""), None, taught, **quick)
+        if draw is not None:
+            draw.click(by_teacher, [label, seed, cfg], taught)
     return blocks
 
 
