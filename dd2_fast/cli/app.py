@@ -59,10 +59,12 @@ def build(gradio: Any, page: Page, name: str) -> Any:
     """The page, as gradio's blocks."""
 
     def shown(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Say what a user's mistake was."""
+        """Say what a user's mistake was; a field that is empty is still being filled."""
 
         @functools.wraps(function)
         def run(*values: Any) -> Any:
+            if None in values:
+                return gradio.skip()
             try:
                 return function(*values)
             except (TypeError, ValueError) as error:
