@@ -74,18 +74,21 @@ def inputs(sampler: Sampler, count: int) -> tuple[Tensor, Tensor]:
     return image_noise(SEED, index, (sampler.num_tokens, dimension)), index % sampler.num_classes
 
 
-def wanted(sampler: Sampler, count: int, output: str = "pt") -> np.ndarray:
-    return np.asarray(sampler(torch.arange(count) % sampler.num_classes, seed=SEED, output=output))
+def named(sampler: Sampler, count: int) -> dict[str, Tensor]:
+    return dict(zip(("noise", "labels"), inputs(sampler, count), strict=True))
 
 
-def run_onnx(path: Path, *arrays: Tensor) -> np.ndarray:
+def wanted(sampler: Sampler, count: int) -> np.ndarray:
+    return sampler(torch.arange(count) % sampler.num_classes, seed=SEED).numpy()
+
+
+def run_onnx(path: Path, **arrays: Tensor) -> np.ndarray:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    return session.run(["images"], {n: a.numpy() for n, a in zip(names, arrays, strict=True)})[0]
+    return session.run(["images"], {name: array.numpy() for name, array in arrays.items()})[0]
 
 
 def close(found: np.ndarray, images: np.ndarray) -> None:
@@ -120,7 +123,7 @@ def test_the_guide_under_onnxruntime(tmp_path: Path, capsys) -> None:
     assert told == [str(each) for each in ([noise, labels], ["batch", 3, 8, 8], about)]
     sampler = Sampler("digits")
     for count in (1, 11):
-        close(run_onnx(path, *inputs(sampler, count)), wanted(sampler, count))
+        close(run_onnx(path, **named(sampler, count)), wanted(sampler, count))
 
 
 @pytest.mark.slow
@@ -147,7 +150,7 @@ def test_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FAMILIES: dict[str, Callable[[], Sampler]] = {
-    "var": lambda: Sampler(var_generator(layers=1)),
+    "var": lambda: Sampler(var_generator(layers=1, patch_nums=(1, 2, 3))),
     "dd1 var, two steps": lambda: Sampler(at_work(STUDENTS["var"]()), steps=2),
     "dd1 llamagen": lambda: Sampler(at_work(STUDENTS["llamagen"]())),
 }
@@ -163,7 +166,8 @@ def test_released_families(name: str, tmp_path: Path) -> None:
     sampler = FAMILIES[name]()
     export(sampler, tmp_path / "model.onnx")
     for count in (1, 2, 5):
-        close(run_onnx(tmp_path / "model.onnx", *inputs(sampler, count)), wanted(sampler, count))
+        found = run_onnx(tmp_path / "model.onnx", **named(sampler, count))
+        close(found, wanted(sampler, count))
 
 
 def program(sampler: Any, path: Path, **settings: Any) -> nn.Module:
@@ -172,12 +176,13 @@ def program(sampler: Any, path: Path, **settings: Any) -> nn.Module:
 
 
 def test_uint8_of_a_fixed_batch(tmp_path: Path) -> None:
-    """As the sampler rounds, but for pixels at half a level."""
+    """Each level is the nearest of the sampler's float images, last dimension colour."""
     sampler = Sampler(tiny())
     run = program(sampler, tmp_path / "model.pt2", batch=3, uint8=True)
-    found, images = run(*inputs(sampler, 3)).numpy(), wanted(sampler, 3, "np")
+    found = run(*inputs(sampler, 3)).numpy()
+    levels = wanted(sampler, 3).astype(np.float64).transpose(0, 2, 3, 1) * 255
     assert found.dtype == np.uint8 and found.shape == (3, 4, 4, 3)
-    assert np.abs(found.astype(int) - images).max() <= 1 and (found == images).mean() > 0.9
+    assert np.abs(found - levels).max() < 0.51 and levels.std() > 10
     with pytest.raises(Exception, match=r"size.*== 3"):
         run(*inputs(sampler, 2))
 
@@ -186,7 +191,7 @@ def test_bfloat16_in_and_out_is_float32(tmp_path: Path) -> None:
     sampler = Sampler(tiny(), dtype=torch.bfloat16)
     images = program(sampler, tmp_path / "model.pt2")(*inputs(sampler, 2))
     assert images.dtype == torch.float32
-    torch.testing.assert_close(images, sampler([0, 1], seed=SEED), atol=0.02, rtol=0)
+    torch.testing.assert_close(images, sampler([0, 1], seed=SEED), atol=1e-4, rtol=0)
 
 
 def test_only_what_draws_is_in_the_file() -> None:
@@ -237,7 +242,9 @@ def test_other_conditions_and_weights_beside_the_file(
         (tmp_path / name).rename(moved / name)
     rows = sampler.condition.draw("balanced", 0, torch.arange(3))
     noise = image_noise(SEED, torch.arange(3), (4, 4))
-    close(run_onnx(moved / "model.onnx", noise, *rows), sampler(rows, seed=SEED).numpy())
+    images = sampler(rows, seed=SEED).numpy()
+    rows = dict(zip(("noise", "condition_0", "condition_1"), (noise, *rows), strict=True))
+    close(run_onnx(moved / "model.onnx", **rows), images)
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
