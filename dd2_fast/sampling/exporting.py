@@ -92,7 +92,7 @@ def exported(sampler: Sampler, batch: int | None, uint8: bool) -> ExportedProgra
     """The pass of a sampler's networks as a graph of torch's own operators and their weights."""
     codebook, condition = sampler.tokenizer.codebook, sampler.condition
     device, count = codebook.device, _BATCH if batch is None else batch
-    labels = condition.to(condition.draw("balanced", 0, torch.arange(count)), device)
+    labels = condition.to(condition.draw("balanced", 0, torch.arange(count, device="cpu")), device)
     noise = torch.zeros(count, sampler.num_tokens, codebook.shape[1], device=device)
     shapes = None
     if batch is None:
