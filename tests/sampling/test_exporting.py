@@ -156,10 +156,8 @@ FAMILIES: dict[str, Callable[[], Sampler]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "var" else pytest.mark.long) for n in FAMILIES],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
 def test_released_families(name: str, tmp_path: Path) -> None:
     """The same under onnxruntime as drawn, at three batches."""
     require("onnxruntime")
