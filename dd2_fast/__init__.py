@@ -2,6 +2,7 @@
 
     dd2_fast.sample("digits", labels=[3, 1, 4])     images of a bundled, saved or loaded model
     dd2_fast.Sampler(model)                         the same, holding the model between calls
+    dd2_fast.export(model, "model.onnx")            one file for programs without this package
     dd2_fast.checkpoints.load(source)               models from files
     dd2_fast.ops.conditional_score(...)             the fused operators
 
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import checkpoints, losses, metrics, models, ops, sampling, training
-    from .sampling import Sampler, sample
+    from .sampling import Sampler, export, sample
 
 __version__ = "0.1.0"
 __all__ = [
     "Sampler",
     "__version__",
     "checkpoints",
+    "export",
     "losses",
     "metrics",
     "models",
@@ -33,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("sample", "Sampler"):
+    if name in ("Sampler", "export", "sample"):
         return getattr(importlib.import_module(".sampling", __name__), name)
     if name in __all__:
         return importlib.import_module(f".{name}", __name__)

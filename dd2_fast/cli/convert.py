@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .inspect import millions, size_of
-from .settings import add_config_option, load_model
+from .settings import add_config_option, check_new, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -31,16 +31,12 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load SRC and write OUT."""
-    from ..checkpoints.files import check_file
     from ..checkpoints.locks import locked
 
     out = arguments.out
     if out.suffix != ".safetensors":
         raise ValueError(f"OUT: expected a file name ending in .safetensors, got {out}")
-    if out.is_dir() or (out.exists() and not arguments.force):
-        hint = "a folder is there" if out.is_dir() else "it exists; --force replaces it"
-        raise ValueError(f"OUT: expected a new file, got {out}: {hint}")
-    check_file(out)
+    check_new(out, arguments.force)
     with locked(out):
         return _convert(arguments)
 

@@ -12,9 +12,26 @@ from typing import NoReturn, TextIO
 
 from .. import __version__, processes
 from ..reading import shown
-from . import convert, demo, evaluate, fid, info, inspect, make_data, plot, sample, train
+from . import (
+    app,
+    convert,
+    demo,
+    evaluate,
+    export,
+    fid,
+    info,
+    inspect,
+    make_data,
+    plot,
+    sample,
+    train,
+)
 
 PROGRAM = "dd2-fast"
+_COMMANDS = (  # as --help lists them
+    *(info, demo, app, sample, train, evaluate, plot),
+    *(make_data, fid, inspect, convert, export),
+)
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
@@ -36,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for module in (info, demo, sample, train, evaluate, plot, make_data, fid, inspect, convert):
+    for module in _COMMANDS:
         module.add_parser(commands)
     return parser
 

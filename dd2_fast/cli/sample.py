@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .picture import check_png, tile, write_png
-from .settings import MOST, SEEDS, add_config_option, integer, load_model
+from .settings import MOST, SEEDS, add_model_options, integer, one_step_model
 
 _LARGEST_SCALE = 1 << 10
 # What would be taken for a file and become a folder.
@@ -27,20 +27,7 @@ def add_parser(commands: Any) -> None:
         "and label. Run again, a killed job goes on where it stopped; a larger --num extends a "
         "folder. Under torchrun every process draws its share.",
     )
-    parser.add_argument(
-        "--model",
-        default="digits",
-        help="bundled name, folder of a bundle or of a run of train, or checkpoint of a generator "
-        "(default digits)",
-    )
-    parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
-    add_config_option(parser)
-    parser.add_argument(
-        "--steps",
-        type=integer(1, 2),
-        default=1,
-        help="passes of the generator; 2 for DD1's second step",
-    )
+    add_model_options(parser, "--model")
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--labels", type=_labels, help="classes, for example 0,1,2")
     wanted.add_argument(
@@ -103,7 +90,7 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
 
     try:
         sampler = Sampler(
-            _model(arguments),
+            one_step_model(arguments.model, arguments.tokenizer, arguments.config),
             steps=arguments.steps,
             teacher_steps=arguments.teacher_steps,
             batch_size=arguments.batch_size,
@@ -138,20 +125,6 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     settings = {name: str(getattr(arguments, name)) for name in names}
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
     return len(labels)
-
-
-def _model(arguments: argparse.Namespace) -> Any:
-    """The generator that --model names, with its tokenizer."""
-    from ..sampling import resolve_path
-
-    path = resolve_path(arguments.model)
-    model = load_model(path, arguments.tokenizer, arguments.config)
-    if getattr(model, "tokenizer", model) is None and not hasattr(model, "logits"):
-        raise ValueError(
-            f"--tokenizer: expected the checkpoint of its tokenizer for the one-step generator in "
-            f"{path}, which holds none, got nothing"
-        )
-    return model
 
 
 def _labels(text: str) -> list[int]:

@@ -32,6 +32,26 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_options(parser: argparse.ArgumentParser, name: str, *, steps: bool = True) -> None:
+    """Add ``name`` (``--model``, or ``model`` for an argument that must be given), `--tokenizer`,
+    `--config` and `--steps`: a one-step generator, as :func:`one_step_model` loads it."""
+    told = "bundled name, folder of a bundle or of a run of train, or checkpoint of a generator"
+    if name.startswith("-"):
+        parser.add_argument(name, default="digits", help=f"{told} (default digits)")
+    else:
+        parser.add_argument(name, metavar=name.upper(), help=told)
+    parser.add_argument("--tokenizer", type=Path, help="its tokenizer's checkpoint, for a file")
+    add_config_option(parser)
+    if not steps:
+        return
+    parser.add_argument(
+        "--steps",
+        type=integer(1, 2),
+        default=1,
+        help="passes of the generator; 2 for DD1's second step",
+    )
+
+
 def integer(low: int, high: int = _WIDEST) -> Callable[[str], int]:
     """The type of an argument that is an integer in ``low..high``."""
 
@@ -61,6 +81,31 @@ def load_model(path: Path, tokenizer: Path | None, assignments: Sequence[str]) -
         return checkpoints.load(path, tokenizer=tokenizer, **config)
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+def one_step_model(model: str, tokenizer: Path | None, assignments: Sequence[str]) -> Any:
+    """The generator that a bundled name or a path stands for, with its tokenizer; ValueError where
+    none is given or inside."""
+    from ..sampling import resolve_path
+
+    path = resolve_path(model)
+    loaded = load_model(path, tokenizer, assignments)
+    if getattr(loaded, "tokenizer", loaded) is None and not hasattr(loaded, "logits"):
+        raise ValueError(
+            f"--tokenizer: expected the checkpoint of its tokenizer for the one-step generator in "
+            f"{path}, which holds none, got nothing"
+        )
+    return loaded
+
+
+def check_new(out: Path, force: bool) -> None:
+    """Raise unless OUT can be written and, without `--force`, is not there yet."""
+    from ..checkpoints.files import check_file
+
+    if out.is_dir() or (out.exists() and not force):
+        hint = "a folder is there" if out.is_dir() else "it exists; --force replaces it"
+        raise ValueError(f"OUT: expected a new file, got {out}: {hint}")
+    check_file(out)
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..processes import process_group
 from .batching import BatchingSampler
+from .exporting import export
 from .jobs import balanced_labels, run_job
 from .sampler import Sampler, sample
 from .sinks import NpzFile, PngFolder
@@ -16,6 +17,7 @@ __all__ = [
     "Sampler",
     "balanced_labels",
     "bundled_names",
+    "export",
     "process_group",
     "resolve_path",
     "run_job",

@@ -30,12 +30,17 @@ def check_output(output: str) -> None:
             raise RuntimeError("output: 'webp' needs a Pillow built with WebP, and this one is not")
 
 
+def pixels(images: Tensor) -> Tensor:
+    """Return images [B, c, H, W] in [0, 1] as uint8 [B, H, W, c]."""
+    return (images * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Return images [B, c, H, W] in [0, 1] as uint8 [B, H, W, c] on the CPU.
 
     They are rounded where they are, so a quarter of the bytes moves.
     """
-    return (images * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    return pixels(images).cpu()
 
 
 def to_pil(images: Tensor) -> list[Any]:

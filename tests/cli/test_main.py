@@ -13,7 +13,18 @@ import dd2_fast
 from dd2_fast import ops
 from dd2_fast.cli import main
 
-COMMANDS = ("info", "demo", "sample", "train", "plot", "make-data", "inspect", "convert")
+COMMANDS = (
+    "info",
+    "demo",
+    "sample",
+    "train",
+    "plot",
+    "make-data",
+    "inspect",
+    "convert",
+    "export",
+    "app",
+)
 
 
 def test_version_and_help(capsys) -> None:
