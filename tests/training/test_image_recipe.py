@@ -209,7 +209,8 @@ def test_evaluate_repeats_the_runs_own_table(
         ({"last": "all"}, "last: expected one of tokenizer, teacher, generator"),
         ({"data": {"size": 9}}, "data.size: expected the tokenizer's 8 .* got 9"),
         ({"teacher": {"steps": 0}}, "teacher.steps: expected at least 1 without source.teacher"),
-        ({"source": {"teacher": "random-llamagen"}}, "source.teacher: expected a VAR teacher"),
+        ({"source": {"teacher": "random-llamagen"}}, "of the family var, got llamagen's Llama"),
+        ({"family": "causal"}, "family: expected one of var, llamagen, got 'causal'"),
     ],
 )
 def test_bad_settings(whole: tuple[Path, Path], tmp_path: Path, changes, message: str) -> None:
