@@ -152,6 +152,15 @@ class ImageTeacherConfig(Checked):
 
 
 @dataclass(frozen=True)
+class ImagePairsConfig(Checked):
+    """Pairs of noise and the tokens that DD1's map gives it, drawn once, ``batch`` at a time, for
+    all stages that learn from the teacher's samples; ``count = 0``: new ones for every batch."""
+
+    count: Count = 0
+    batch: int = 250
+
+
+@dataclass(frozen=True)
 class ImageClassifierConfig(Checked):
     """The classifier whose labels and features judge images; ``steps = 0`` leaves it out."""
 

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from ...checkpoints.loader import tokenizer_of
+from ...condition import condition_of
 from ...metrics.image_classifier import ImageClassifier
 from ...models import DD2Generator, DD2Guidance
 from ...models.dd2 import DD2Network
 from ...models.families import FAMILIES, backbone_of, family_of
 from ...models.family import FromImages, as_module
 from ..parallel import Parallel
+from ..samples.pool import PairPool
 from ..settings import parse_config
 from .stage2 import copy_weights
 from .teachers import load_teacher
@@ -61,6 +63,9 @@ class Networks:
                 self.adapting = not backbone_of(self.teacher)[1].adapted
                 self.reader = self.family.adapt(self.teacher, config.seed)
                 self._one_step()
+                count, teacher = config.pairs.count, self.teacher
+                dimension = teacher.codebook.shape[1]
+                self.pool = PairPool(count, teacher.num_tokens, dimension, condition_of(teacher))
         for network in self.modules().values():
             network.to(device)
         if config.last == "generator":
@@ -77,6 +82,7 @@ class Networks:
         if self.config.last == "generator":
             names += ["guidance", "generator", "ema", "stage1"]
             names += ["reader"] if self.adapting else []
+            names += ["pool"] if self.config.pairs.count else []
             names += ["dd1", "dd1_ema"] if self.config.dd1.steps else []
         if self.discriminator is not None:
             names.append("discriminator")

@@ -34,6 +34,7 @@ from ..image_config import (
     DataConfig,
     EvaluationConfig,
     ImageClassifierConfig,
+    ImagePairsConfig,
     ImageTeacherConfig,
     ImageTokenizerConfig,
 )
@@ -48,6 +49,7 @@ from ..stages import (
     ImageClassifierStage,
     ImageTeacherStage,
     ImageTokenizerStage,
+    PairsStage,
     RegressionStage,
 )
 from .distil import choose_device
@@ -96,6 +98,7 @@ class ImagesConfig(Checked):
         samples: the distribution that stage 1 is trained on. score: the one that is distilled.
         adaptation: stage 0 of a teacher that reads codes only, LlamaGen's; 0 steps: as the MLP of
             code vectors is fitted.
+        pairs: how many are drawn before the stages that learn from them, all from ``score``.
         regression: DD1's of the generator, before stage 2. dd1: of a network of its own, the
             baseline, from stage 1 on. ode_steps: of the pairs that they are trained on.
     """
@@ -113,6 +116,7 @@ class ImagesConfig(Checked):
     samples: ScoreConfig = field(default_factory=ScoreConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     adaptation: AdaptationConfig = AdaptationConfig(steps=0)
+    pairs: ImagePairsConfig = field(default_factory=ImagePairsConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = RegressionConfig(steps=0)
     dd1: RegressionConfig = RegressionConfig(steps=0)
@@ -282,14 +286,20 @@ def _one_step_stages(
 ) -> list[Stage]:
     samples = TeacherScore(networks.teacher, **dataclasses.asdict(config.samples))
     score = TeacherScore(networks.reader, **dataclasses.asdict(config.score))
+    # What is drawn is the trained teacher's own, whatever stage 0 makes of its copy.
+    drawn = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
     pairs = bool(config.regression.steps or config.distill.auxiliary)
-    pool: Any = LivePairs(score, ode_steps=config.ode_steps) if pairs else LiveSamples(samples)
+    live = LivePairs(drawn, ode_steps=config.ode_steps)
+    pool: Any = live if pairs else LiveSamples(samples)
     generator, guidance, ema = networks.generator, networks.guidance, networks.ema
     stages: list[Stage] = []
+    if config.pairs.count:
+        pool = live = networks.pool
+        stages.append(PairsStage(pool, drawn, config.pairs.batch, config.ode_steps))
     if networks.adapting:
-        own, prepare = LiveSamples(samples), networks.start_reader
-        stages.append(AdaptationStage(networks.reader, own, config.adaptation, prepare, parallel))
-        networks.reader.requires_grad_("adaptation" not in done)
+        reader, prepare = networks.reader, networks.start_reader
+        stages.append(AdaptationStage(reader, pool, config.adaptation, prepare, parallel))
+        reader.requires_grad_("adaptation" not in done)
     stages.append(
         GroundTruthScoreStage(guidance, score, pool, config.stage1, networks.start_stage1, parallel)
     )
@@ -298,7 +308,7 @@ def _one_step_stages(
         baseline = RegressionStage(
             networks.dd1,
             score,
-            LivePairs(score, ode_steps=config.ode_steps),
+            live,
             config.dd1,
             networks.start_dd1,
             parallel,
