@@ -129,7 +129,7 @@ class Networks:
     def _tokenizer(self, loaded: Any) -> Any:
         config, data = self.config, self.config.data
         if loaded is not None:
-            found = loaded.attached()
+            found = loaded.tokenizer
         elif config.source.tokenizer:
             found = tokenizer_of(config.source.tokenizer)
             self._check_family("tokenizer", found)
