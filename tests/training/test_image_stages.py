@@ -14,6 +14,7 @@ from training.image_files import shapes, write_npz
 
 from dd2_fast.metrics.image_classifier import ImageClassifier, describe
 from dd2_fast.models import VARTeacher, VARTokenizer
+from dd2_fast.models.var.images import VARCoding, unit_scale
 from dd2_fast.training.image_config import (
     DataConfig,
     ImageClassifierConfig,
@@ -27,7 +28,6 @@ from dd2_fast.training.stages import (
     ImageTeacherStage,
     ImageTokenizerStage,
 )
-from dd2_fast.models.var.images import VARCoding, unit_scale
 
 CONFIG = ImageTokenizerConfig(
     patch_nums=(1, 2, 4),

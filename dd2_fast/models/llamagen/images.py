@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class LlamaGenCoding:
 
     @property
     def codes(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.tokenizer.get_parameter("quantize.embedding.weight"))
+        return self.tokenizer.get_parameter("quantize.embedding.weight")
 
     def plain(self, features: Tensor) -> Tensor:
         with outside_autocast(features.device):

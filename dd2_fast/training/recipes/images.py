@@ -40,7 +40,7 @@ from ..image_config import (
 )
 from ..loop import Stage
 from ..parallel import Parallel
-from ..samples.draws import LivePairs, LiveSamples
+from ..samples.draws import LivePairs, LiveSamples, Source
 from ..samples.image_batches import ImageData
 from ..samples.images import Survey
 from ..stages import (
@@ -289,13 +289,13 @@ def _one_step_stages(
     # What is drawn is the trained teacher's own, whatever stage 0 makes of its copy.
     drawn = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
     pairs = bool(config.regression.steps or config.distill.auxiliary)
-    live = LivePairs(drawn, ode_steps=config.ode_steps)
-    pool: Any = live if pairs else LiveSamples(samples)
+    live: Source = LivePairs(drawn, ode_steps=config.ode_steps)
+    pool: Source = live if pairs else LiveSamples(samples)
     generator, guidance, ema = networks.generator, networks.guidance, networks.ema
     stages: list[Stage] = []
     if config.pairs.count:
+        stages.append(PairsStage(networks.pool, drawn, config.pairs.batch, config.ode_steps))
         pool = live = networks.pool
-        stages.append(PairsStage(pool, drawn, config.pairs.batch, config.ode_steps))
     if networks.adapting:
         reader, prepare = networks.reader, networks.start_reader
         stages.append(AdaptationStage(reader, pool, config.adaptation, prepare, parallel))
