@@ -13,6 +13,7 @@ from training.test_image_recipe import SHORT, weights, written
 
 import dd2_fast
 from dd2_fast import checkpoints
+from dd2_fast.cli import main
 from dd2_fast.training.loop import Interrupted
 from dd2_fast.training.recipes import images
 from dd2_fast.training.recipes.images import ImagesConfig
@@ -82,6 +83,11 @@ def test_files_in_the_released_form(whole: tuple[Path, Path], tmp_path: Path) ->
     assert torch.equal(teacher.sample(labels, seed=1), tokens)
     wanted = bundle.tokenizer.decode(bundle.tokenizer.embed(tokens))
     torch.testing.assert_close(tokenizer.decode(tokenizer.embed(tokens)), wanted)
+    longer = str(tmp_path / "longer.safetensors")
+    settings = ["--config", "groups=2", "code_length=1.5"]
+    assert main(["convert", str(files["tokenizer"]), longer, *settings]) == 0
+    codes = checkpoints.load(longer).codebook
+    torch.testing.assert_close(codes, 1.5 * tokenizer.codebook)
 
 
 def test_the_adapted_teacher_is_the_trained_one_at_first(
