@@ -202,11 +202,9 @@ class FromImages:
     """How a family is trained on images, from settings by name; of each the family takes its own.
 
     Attributes:
-        tokenizer: makes a new one. Settings: ``size`` and ``channels`` of the images, and
-            ``tokenizer``, the mapping of its section.
-        fit: a loaded tokenizer for images of ``size`` and ``channels``; ValueError if it does not
-            fit them.
-        teacher: makes a new one over a tokenizer, ``num_classes`` and the mapping of its section.
+        tokenizer: makes a new one for images of a size and a number of channels.
+        fit: makes a loaded one fit them, or raises ValueError.
+        teacher: makes a new one over a tokenizer, for a number of classes.
         coding: the :class:`Coding` of a tokenizer.
         classes: the name of the teacher's parameter that has a row a class, the null class's last.
     """

@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from forks import run_together
-from training.test_image_recipe import SHORT, weights, written
+from training.test_image_recipe import (
+    SHORT,
+    check_two_processes,
+    run_with_a_stop,
+    trained,
+    weights,
+)
 
 import dd2_fast
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
-from dd2_fast.training.loop import Interrupted
 from dd2_fast.training.recipes import images
 from dd2_fast.training.recipes.images import ImagesConfig
 from dd2_fast.training.settings import configure
 from dd2_fast.training.stages import (
     AdaptationStage,
     CsdStage,
-    ImageTeacherStage,
     ImageTokenizerStage,
     PairsStage,
 )
@@ -43,9 +47,7 @@ def config(path: Path, **changes) -> ImagesConfig:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("images")
-    data = written(folder)
-    return data, images.run(config(data), folder / "run", progress=False)
+    return trained(tmp_path_factory.mktemp("images"), config)
 
 
 def test_writes_a_model_and_its_report(whole: tuple[Path, Path]) -> None:
@@ -112,7 +114,6 @@ def test_the_adapted_teacher_is_the_trained_one_at_first(
     ("stage", "step"),
     [
         pytest.param(ImageTokenizerStage, 4, id="codes", marks=pytest.mark.slow),
-        pytest.param(ImageTeacherStage, 2, id="teacher", marks=pytest.mark.slow),
         pytest.param(PairsStage, 1, id="pairs", marks=pytest.mark.slow),
         pytest.param(AdaptationStage, 2, id="adaptation"),
         pytest.param(CsdStage, 1, id="distill", marks=pytest.mark.slow),
@@ -122,19 +123,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage, step: int
 ) -> None:
     data, expected = whole
-    own = stage.step
-
-    def stops(self, index, rng):
-        if index == step:
-            raise Interrupted("stopped")
-        return own(self, index, rng)
-
-    monkeypatch.setattr(stage, "step", stops)
     settings = config(data, evaluation={"samples": 0})
-    with pytest.raises(Interrupted):
-        images.run(settings, tmp_path / "run", progress=False)
-    monkeypatch.undo()
-    images.run(settings, tmp_path / "run", progress=False)
+    run_with_a_stop(settings, tmp_path / "run", monkeypatch, stage, step)
     left, right = weights(tmp_path / "run"), weights(expected)
     assert {name.partition(".")[0] for name in left} == {
         *("tokenizer", "classifier", "teacher", "reader"),
@@ -176,10 +166,8 @@ def run_here(data: Path) -> None:
 def test_two_processes_give_what_one_gives(whole: tuple[Path, Path], tmp_path: Path) -> None:
     data, expected = whole
     run_together(run_here, data, folder=tmp_path)
-    left, right = weights(tmp_path / "run"), weights(expected)
-    for name in ("tokenizer.encoder.conv_in.weight", "teacher.output.weight"):
-        torch.testing.assert_close(left[name], right[name], atol=1e-4, rtol=1e-3)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    names = ("tokenizer.encoder.conv_in.weight", "teacher.output.weight")
+    check_two_processes(tmp_path / "run", expected, names)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ..attached import Preparable
 from ..checks import check_embeddings, check_tokens
 from ..kernels import convolution_layout, unit_range
 from ..pretrained import Pretrained
-from .vq import Decoder, Encoder
+from .vq import Decoder, Encoder, Sizes
 
 
 class LlamaGenTokenizer(Pretrained, Preparable):
@@ -79,9 +79,8 @@ class LlamaGenTokenizer(Pretrained, Preparable):
         )
         self.grid, self.factor = grid, 2 ** (len(multiples) - 1)
         self.image_channels, self.code_length = image_channels, code_length
-        codec: dict[str, Any] = dict(image_channels=image_channels, groups=groups)
-        self.encoder = Encoder(channels, multiples, latents, blocks, **codec)
-        self.decoder = Decoder(channels, multiples, latents, blocks, **codec)
+        sizes = Sizes(channels, multiples, latents, blocks, image_channels, groups)
+        self.encoder, self.decoder = Encoder(sizes), Decoder(sizes)
         self.quantize = nn.ModuleDict({"embedding": nn.Embedding(vocabulary, dimension)})
         self.quant_conv = nn.Conv2d(latents, dimension, 1)
         self.post_quant_conv = nn.Conv2d(dimension, latents, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,31 +116,33 @@ def middle(channels: int, groups: int) -> nn.ModuleList:
     )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of encoder and decoder: a width for each of the ``multiples`` of ``channels``, Z ``latents``,
+    residual ``blocks`` a resolution, images of ``image_channels``, GroupNorms of ``groups``."""
+
+    channels: int
+    multiples: Sequence[int]
+    latents: int
+    blocks: int
+    image_channels: int
+    groups: int
+
+
 class Encoder(nn.Module):
-    """Images ``[B, c, H, W]`` in [-1, 1] to latents ``[B, Z, H / f, W / f]``.
+    """Images ``[B, c, H, W]`` in [-1, 1] to latents ``[B, Z, H / f, W / f]``."""
 
-    ``image_channels`` is c, ``groups`` those of every GroupNorm.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        multiples: Sequence[int],
-        latents: int,
-        blocks: int,
-        *,
-        image_channels: int = 3,
-        groups: int = 32,
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
-        last = len(multiples) - 1
-        widths = [channels, *(channels * m for m in multiples)]
+        channels, groups = sizes.channels, sizes.groups
+        self.conv_in = nn.Conv2d(sizes.image_channels, channels, 3, padding=1)
+        last = len(sizes.multiples) - 1
+        widths = [channels, *(channels * m for m in sizes.multiples)]
         self.conv_blocks = nn.ModuleList(
             Level(
                 widths[i],
                 widths[i + 1],
-                blocks,
+                sizes.blocks,
                 groups=groups,
                 attends=i == last,
                 step="down" if i < last else None,
@@ -148,7 +151,7 @@ class Encoder(nn.Module):
         )
         self.mid = middle(widths[-1], groups)
         self.norm_out = group_norm(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], latents, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], sizes.latents, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -160,27 +163,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents ``[B, Z, h, w]`` to images ``[B, c, f h, f w]``, in [-1, 1] but unclamped."""
 
-    def __init__(
-        self,
-        channels: int,
-        multiples: Sequence[int],
-        latents: int,
-        blocks: int,
-        *,
-        image_channels: int = 3,
-        groups: int = 32,
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        last = len(multiples) - 1
-        widths = [channels * m for m in reversed(multiples)]
-        self.conv_in = nn.Conv2d(latents, widths[0], 3, padding=1)
+        channels, groups = sizes.channels, sizes.groups
+        last = len(sizes.multiples) - 1
+        widths = [channels * m for m in reversed(sizes.multiples)]
+        self.conv_in = nn.Conv2d(sizes.latents, widths[0], 3, padding=1)
         self.mid = middle(widths[0], groups)
         # In the order in which they run: level 0 is the lowest resolution, the one that attends.
         self.conv_blocks = nn.ModuleList(
             Level(
                 widths[max(i - 1, 0)],
                 widths[i],
-                blocks + 1,
+                sizes.blocks + 1,
                 groups=groups,
                 attends=i == 0,
                 step="up" if i < last else None,
@@ -188,7 +183,7 @@ class Decoder(nn.Module):
             for i in range(last + 1)
         )
         self.norm_out = group_norm(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], sizes.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)
