@@ -51,9 +51,9 @@ def whole(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_writes_a_model_and_its_report(whole: tuple[Path, Path]) -> None:
-    _, out = whole
+    out = whole[1]
     report = json.loads((out / "run.json").read_text())
-    assert list(report["seconds"]) and set(report["losses"]) == {
+    assert set(report["losses"]) == {
         *("tokenizer", "classifier", "teacher", "adaptation", "pairs", "stage1", "dd1"),
         *("regression", "guidance", "distill"),
     }
@@ -153,8 +153,8 @@ def test_fine_tuned_from_released_files(whole: tuple[Path, Path], tmp_path: Path
     frozen = bundle.tokenizer.state_dict()
     assert all(torch.equal(v, frozen[k]) for k, v in source.tokenizer.state_dict().items())
     assert bundle.tokenizer.code_length == 1 and bundle.teacher.num_classes == 3
-    head = bundle.teacher.output.weight
-    assert 0 < float((head - source.output.weight).abs().max()) < 0.05  # it began there
+    head = bundle.teacher.output.weight.detach()
+    assert 0 < float((head - source.output.weight.detach()).abs().max()) < 0.05  # it began there
     assert dd2_fast.sample(out, [0, 1, 2]).shape == (3, 3, 8, 8)
 
 
