@@ -25,7 +25,6 @@ from dd2_fast.training.recipes.images import ImagesConfig
 from dd2_fast.training.settings import configure
 from dd2_fast.training.stages import (
     AdaptationStage,
-    CsdStage,
     ImageTokenizerStage,
     PairsStage,
 )
@@ -116,7 +115,6 @@ def test_the_adapted_teacher_is_the_trained_one_at_first(
         pytest.param(ImageTokenizerStage, 4, id="codes", marks=pytest.mark.slow),
         pytest.param(PairsStage, 1, id="pairs", marks=pytest.mark.slow),
         pytest.param(AdaptationStage, 2, id="adaptation"),
-        pytest.param(CsdStage, 1, id="distill", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(
