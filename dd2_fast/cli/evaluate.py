@@ -22,7 +22,8 @@ def add_parser(commands: Any) -> None:
         help="judge a run on images that were held out",
         description="Compare what the networks of a run make with held-out images and with the "
         "teacher's own draws: a table, the same as RUN/evaluation.json, and a picture of each way "
-        "to make images in RUN/pictures. A run of `dd2-fast train images_var` ends with it.",
+        "to make images in RUN/pictures. A run of `dd2-fast train images_var`, or images_llamagen, "
+        "ends with it.",
     )
     parser.add_argument(
         "folder", metavar="RUN", help="folder of a run or a bundle, or a bundled name"
@@ -110,8 +111,9 @@ def _settings(folder: Path, tokenizer: Any, assignments: list[str]) -> Any:
         kept = ("data", "evaluation", "classifier", "score")
         config = configure(config, {name: settings[name] for name in kept})
     else:
-        size, channels = tokenizer.image_size, getattr(tokenizer, "image_channels", 3)
-        table = {"data": {"size": size, "channels": channels}}
+        table: dict[str, Any] = {"data": {"channels": getattr(tokenizer, "image_channels", 3)}}
+        if tokenizer.image_size is not None:  # else --set data.size=
+            table["data"]["size"] = tokenizer.image_size
         if isinstance(settings.get("score"), dict):
             table["score"] = settings["score"]
         config = configure(config, table)

@@ -47,7 +47,8 @@ def add_parser(commands: Any) -> None:
         description="Run a recipe and write its networks as safetensors with every setting as "
         "JSON. Running an interrupted command again resumes it; torchrun shares it out.",
         epilog=f"{recipes}; tokenizer and teacher: the first stages of images_var; "
-        "configurations, of a loaded teacher or of images (images_var, fashion): "
+        "configurations, of a loaded teacher or of images (images_var, images_llamagen, fashion, "
+        "fashion_llamagen): "
         f"{', '.join(config_names())}, or a .toml file of your own",
     )
     parser.add_argument("recipe", help="a recipe, a configuration or a .toml file")

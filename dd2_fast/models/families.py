@@ -14,6 +14,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def family_of(model: object) -> Family:
+    """The family that a teacher, tokenizer or student is of.
+
+    Raises:
+        TypeError: none.
+    """
+    for family in FAMILIES.values():
+        if isinstance(model, tuple(family.kinds.values())):
+            return family
+    raise TypeError(
+        f"model: expected one of a family of {', '.join(FAMILIES)}, got {type(model).__name__}"
+    )
+
+
 def backbone_of(teacher: Teacher | Backbone) -> tuple[Family, Backbone]:
     """The family of a teacher, or of a backbone, and its backbone.
 

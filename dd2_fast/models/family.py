@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..condition import Condition, Rows
@@ -159,6 +160,63 @@ def _as_it_is(teacher: Teacher, seed: int) -> Teacher:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """What a quantiser in training makes of features ``[B, C, g, g]``.
+
+    Attributes:
+        quantised: what the decoder's side reads, with the gradient of the features.
+        vq, commitment: ``|codes - sg features|^2`` and ``|sg codes - features|^2``, means.
+        tokens: int64 ``[B, n]``. rests: ``[B n, C]``, the vectors that were coded.
+    """
+
+    quantised: Tensor
+    vq: Tensor
+    commitment: Tensor
+    tokens: Tensor
+    rests: Tensor
+
+
+class Coding(Protocol):
+    """How the codes of a tokenizer are trained; its ``encoder``, ``quant_conv``, ``quantize``,
+    ``post_quant_conv`` and ``decoder`` are trained with them."""
+
+    @property
+    def codes(self) -> nn.Parameter:
+        """The codes ``[V, C]``, as they are trained."""
+
+    def plain(self, features: Tensor) -> Tensor:
+        """What the decoder's side reads of features while there are no codes yet."""
+
+    def code(self, features: Tensor) -> Coded:
+        """The features coded, in float32 or wider whatever the autocast."""
+
+    def start(self, features: Tensor, generator: torch.Generator) -> None:
+        """Codes by k-means of the features of some images."""
+
+    def finish(self) -> None:
+        """The codes as they are distilled: of unit variance."""
+
+
+@dataclass(frozen=True)
+class FromImages:
+    """How a family is trained on images, from settings by name; of each the family takes its own.
+
+    Attributes:
+        tokenizer: makes a new one for images of a size and a number of channels.
+        fit: makes a loaded one fit them, or raises ValueError.
+        teacher: makes a new one over a tokenizer, for a number of classes.
+        coding: the :class:`Coding` of a tokenizer.
+        classes: the name of the teacher's parameter that has a row a class, the null class's last.
+    """
+
+    tokenizer: Callable[[int, int, Mapping[str, Any]], Any]
+    fit: Callable[[Any, int, int], Any]
+    teacher: Callable[[Any, int, Mapping[str, Any]], Any]
+    coding: Callable[[Any], Coding]
+    classes: str
+
+
+@dataclass(frozen=True)
 class Family:
     """What the package knows of a family; :data:`.families.FAMILIES` lists them all.
 
@@ -171,6 +229,7 @@ class Family:
         formats, unsupported: its released files.
         adapt: makes of a ``teacher`` that reads codes only, and a ``seed``, a copy that reads any
             vector.
+        images: how it is trained on images; None: it is not.
         prepared: by classes of modules, what stands for one when images are drawn: another module,
             or the same with constants added as its ``prepared`` (:func:`.prepared.prepare`).
     """
@@ -182,6 +241,7 @@ class Family:
     formats: tuple[Format, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()
     adapt: Callable[[Any, int], Any] = _as_it_is
+    images: FromImages | None = None
     prepared: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict)
 
 

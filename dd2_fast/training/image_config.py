@@ -56,15 +56,16 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig(Checked):
-    """VAR's multi-scale tokenizer and its training.
+    """A tokenizer and its training.
 
-    ``continuous_steps`` of ``steps`` are a plain autoencoder's, then k-means over the residuals of
+    ``continuous_steps`` of ``steps`` are a plain autoencoder's, then k-means over what is coded of
     ``start_images`` gives the codes.
 
     Args:
-        patch_nums: sides of the scales; the last times ``2^(levels - 1)`` is the images' side, a
-            level for each of ``multipliers``.
-        vocabulary: V. dimension: C. channels, multipliers, blocks, phis, groups: of the network.
+        patch_nums: VAR alone: sides of the scales; the last times ``2^(levels - 1)`` is the images'
+            side, a level for each of ``multipliers``. LlamaGen's one side follows from these.
+        vocabulary: V. dimension: C. channels, multipliers, blocks, groups: of the network; phis:
+            of VAR's, latents: of LlamaGen's, the encoder's output channels.
         commitment: weight of ``|f_hat - f|^2`` for the features. absolute: weight of the absolute
             error beside the squared one. perceptual: weight of the distance in the features of an
             extractor. adversarial: weight of the discriminator's verdict. The last two count only
@@ -81,6 +82,7 @@ class ImageTokenizerConfig(Checked):
     multipliers: tuple[int, ...] = (1, 1, 2, 2)
     blocks: int = 1
     phis: int = 4
+    latents: int = 64
     groups: int = 8
     continuous_steps: Count = 1000
     steps: int = 5000
@@ -117,13 +119,14 @@ class ImageTokenizerConfig(Checked):
 
 @dataclass(frozen=True)
 class ImageTeacherConfig(Checked):
-    """VAR's transformer and its training: AdamW, warm-up and a cosine to ``floor`` of the rate.
+    """A transformer and its training: AdamW, warm-up and a cosine to ``floor`` of the rate.
 
     Args:
-        width, layers, heads, shared_aln: of a new one; a loaded teacher has its own.
+        width, layers, heads: of a new one; a loaded teacher has its own. shared_aln: VAR alone.
         label_dropout: share of labels that become the null class, for guidance.
         token_noise: share of the tokens read that are replaced by random ones.
-        embedding_noise: standard deviation of what is added to the codes read.
+        embedding_noise: standard deviation of what is added to the codes read; not by a teacher
+            that reads tokens, LlamaGen's, whose adaptation has its own.
     """
 
     width: int = 256
@@ -146,6 +149,15 @@ class ImageTeacherConfig(Checked):
         super().__post_init__()
         for name in ("floor", "label_dropout", "token_noise", "ema_decay"):
             share(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class ImagePairsConfig(Checked):
+    """Pairs of noise and the tokens that DD1's map gives it, drawn once, ``batch`` at a time, for
+    all stages that learn from the teacher's samples; ``count = 0``: new ones for every batch."""
+
+    count: Count = 0
+    batch: int = 250
 
 
 @dataclass(frozen=True)

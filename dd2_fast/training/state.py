@@ -23,6 +23,7 @@ from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
 from ..differences import described, differences
 from ..reading import shown
+from .config import AdaptationConfig
 from .parallel import Parallel
 from .settings import flatten
 
@@ -30,8 +31,12 @@ STATE = "state.pt"
 PREVIOUS = "state.previous.pt"
 FINAL = "final.pt"
 _FORMAT = 2
+# Settings that came later, with the values that do what earlier versions did.
+_LATER: dict[str, Any] = {
+    **{"start": "", "family": "var", "pairs.count": 0, "pairs.batch": 250, "tokenizer.latents": 64},
+    **{f"adaptation.{k}": v for k, v in flatten(AdaptationConfig(steps=0)).items()},
+}
 # Settings that change rounding, speed or what is shown; a run may go on with others.
-_LATER = {"start": ""}
 _FREE = ("overwrite", "device", "execution.", "watch.")
 
 
@@ -230,12 +235,16 @@ def lasting_settings(config: Any) -> dict[str, Any]:
     earlier versions did, as their states do not have it.
     """
     flat = {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    return _that_count(flat)
+
+
+def _that_count(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in flat.items() if name not in _LATER or v != _LATER[name]}
 
 
 def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise a ValueError that names every setting in which a state and this run differ."""
-    different = differences(saved, wanted)
+    different = differences(_that_count(saved), _that_count(wanted))
     if different:
         raise ValueError(
             f"{path}: expected the settings of the run it continues; different: "

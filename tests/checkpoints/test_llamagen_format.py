@@ -118,7 +118,14 @@ def test_published_splits_and_the_callers_own():
         ("llamagen_GPT-B_256", {"codebook": torch.ones(3)}, ValueError, r"\[V, C\], got \[3\]"),
         ("dd1_llamagen_L", {"patch_nums": 1}, TypeError, "config: expected .*got patch_nums"),
         ("dd1_llamagen_L", {"split": True}, TypeError, "split: expected an int, got bool"),
-        ("llamagen_vq_ds16", {"n_head": 4}, TypeError, "config: expected grid, got n_head"),
+        (
+            "llamagen_vq_ds16",
+            {"n_head": 4},
+            TypeError,
+            "config: expected grid, groups, code_length, got n_head",
+        ),
+        ("llamagen_vq_ds16", {"groups": 8.0}, TypeError, "groups: expected an int, got float"),
+        ("llamagen_vq_ds16", {"code_length": "2"}, TypeError, "code_length: .* number, got str"),
     ],
 )
 def test_bad_configurations(name: str, config: dict, error, message: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,33 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("images")
+def run_with_a_stop(
+    settings: ImagesConfig, out: Path, monkeypatch: pytest.MonkeyPatch, stage, step: int
+) -> None:
+    """The recipe, stopped before a step of a stage and then gone on with."""
+    own = stage.step
+
+    def stops(self, index, rng):
+        if index == step:
+            raise Interrupted("stopped")
+        return own(self, index, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "step", stops)
+        with pytest.raises(Interrupted):
+            images.run(settings, out, progress=False)
+    images.run(settings, out, progress=False)
+
+
+def trained(folder: Path, config: Callable[[Path], ImagesConfig]) -> tuple[Path, Path]:
+    """Images in a folder, and the folder of a run over them."""
     data = written(folder)
     return data, images.run(config(data), folder / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Path]:
+    return trained(tmp_path_factory.mktemp("images"), config)
 
 
 def test_writes_a_model_and_its_report(whole: tuple[Path, Path]) -> None:
@@ -112,19 +135,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage, step: int
 ) -> None:
     data, expected = whole
-    own = stage.step
-
-    def stops(self, index, rng):
-        if index == step:
-            raise Interrupted("stopped")
-        return own(self, index, rng)
-
-    monkeypatch.setattr(stage, "step", stops)
     settings = config(data, last="teacher", evaluation={"samples": 0})
-    with pytest.raises(Interrupted):
-        images.run(settings, tmp_path / "run", progress=False)
-    monkeypatch.undo()
-    images.run(settings, tmp_path / "run", progress=False)
+    run_with_a_stop(settings, tmp_path / "run", monkeypatch, stage, step)
     left, right = weights(tmp_path / "run"), weights(expected)
     assert {name.partition(".")[0] for name in left} == {"tokenizer", "classifier", "teacher"}
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -140,6 +152,13 @@ def test_networks_of_the_users_own(whole: tuple[Path, Path], tmp_path: Path) -> 
     assert {"perceptual", "adversarial", "discriminator"} <= set(losses)
 
 
+def check_two_processes(out: Path, expected: Path, names: Iterable[str]) -> None:
+    left, right = weights(out), weights(expected)
+    for name in names:
+        torch.testing.assert_close(left[name], right[name], atol=1e-4, rtol=1e-3)
+    assert json.loads((out / "run.json").read_text())["processes"] == 2
+
+
 def run_here(data: Path) -> None:
     images.run(config(data), Path("run"), progress=False)
 
@@ -148,10 +167,8 @@ def run_here(data: Path) -> None:
 def test_two_processes_give_what_one_gives(whole: tuple[Path, Path], tmp_path: Path) -> None:
     data, expected = whole
     run_together(run_here, data, folder=tmp_path)
-    left, right = weights(tmp_path / "run"), weights(expected)
-    for name in ("tokenizer.encoder.conv_in.weight", "teacher.word_embed.weight"):
-        torch.testing.assert_close(left[name], right[name], atol=1e-4, rtol=1e-3)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    names = ("tokenizer.encoder.conv_in.weight", "teacher.word_embed.weight")
+    check_two_processes(tmp_path / "run", expected, names)
 
 
 @pytest.mark.slow
@@ -209,7 +226,8 @@ def test_evaluate_repeats_the_runs_own_table(
         ({"last": "all"}, "last: expected one of tokenizer, teacher, generator"),
         ({"data": {"size": 9}}, "data.size: expected the tokenizer's 8 .* got 9"),
         ({"teacher": {"steps": 0}}, "teacher.steps: expected at least 1 without source.teacher"),
-        ({"source": {"teacher": "random-llamagen"}}, "source.teacher: expected a VAR teacher"),
+        ({"source": {"teacher": "random-llamagen"}}, "of the family var, got llamagen's Llama"),
+        ({"family": "causal"}, "family: expected one of var, llamagen, got 'causal'"),
     ],
 )
 def test_bad_settings(whole: tuple[Path, Path], tmp_path: Path, changes, message: str) -> None:

@@ -14,6 +14,7 @@ from training.image_files import shapes, write_npz
 
 from dd2_fast.metrics.image_classifier import ImageClassifier, describe
 from dd2_fast.models import VARTeacher, VARTokenizer
+from dd2_fast.models.var.images import VARCoding, unit_scale
 from dd2_fast.training.image_config import (
     DataConfig,
     ImageClassifierConfig,
@@ -27,7 +28,6 @@ from dd2_fast.training.stages import (
     ImageTeacherStage,
     ImageTokenizerStage,
 )
-from dd2_fast.training.stages.image_tokenizer import Quantised, unit_scale
 
 CONFIG = ImageTokenizerConfig(
     patch_nums=(1, 2, 4),
@@ -77,12 +77,14 @@ def test_quantised_is_what_the_tokenizer_encodes() -> None:
     """Tokens and ``f_hat`` are those of the inference code, whose parity tests hold it."""
     tokenizer = _tokenizer()
     features = torch.randn(3, 4, 4, 4, requires_grad=True)
-    made = Quantised(tokenizer.quantize, features)
+    made = VARCoding(tokenizer).code(features)
     assert torch.equal(made.tokens, tokenizer.quantize.encode(features.detach()))
     f_hat = tokenizer.f_hat(tokenizer.embed(made.tokens))
-    torch.testing.assert_close(made.f_hat.detach(), f_hat.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.quantised.detach(), f_hat.detach(), atol=1e-5, rtol=1e-5)
     upstream = torch.randn_like(f_hat)
-    (gradient,) = torch.autograd.grad((made.f_hat * upstream).sum(), features, retain_graph=True)
+    (gradient,) = torch.autograd.grad(
+        (made.quantised * upstream).sum(), features, retain_graph=True
+    )
     assert torch.equal(gradient, upstream)  # straight through
     last = F.mse_loss(f_hat, features)
     partial = []
@@ -105,7 +107,7 @@ def test_quantised_is_what_the_tokenizer_encodes() -> None:
 def test_losses_reach_what_they_should() -> None:
     tokenizer = _tokenizer()
     features = torch.randn(2, 4, 4, 4, requires_grad=True)
-    made = Quantised(tokenizer.quantize, features)
+    made = VARCoding(tokenizer).code(features)
     book = tokenizer.quantize.embedding.weight
     (of_codes,) = torch.autograd.grad(made.vq, book, retain_graph=True)
     used = torch.zeros(24, dtype=torch.bool)

@@ -33,8 +33,8 @@ class _WideLinear(nn.Linear):
 class EmbeddingMLP(nn.Module):
     """``output(ReLU(hidden(z)))``, ``z = [x / r, log r]`` with ``r = max(|x|, 1/2)``.
 
-    Codes lie on the unit sphere; direction and length are read apart, so that the long vectors
-    that a generator reads (noise has ``|x|`` of about ``sqrt(C)``) give outputs of ordinary size.
+    Codes lie on a sphere; direction and length are read apart, so that the long vectors that a
+    generator reads (noise has ``|x|`` of about ``sqrt(C)``) give outputs of ordinary size.
     The hidden layer tells close codes apart, and is computed in float32 or wider always.
 
     ``code_output(ReLU(code_units(z)))`` is added where there is a unit per code. They are apart so
@@ -108,7 +108,8 @@ def fit_embedding_mlp(
     it whatever the units.
 
     Args:
-        codebook: unit code vectors ``[V, C]``. table: the token embeddings ``[V, D]``.
+        codebook: code vectors ``[V, C]`` of one length, at least 1/2. table: the token embeddings
+            ``[V, D]``.
         smooth: number of smooth hidden units. exact: whether to interpolate.
         seed: of the smooth units.
 
@@ -117,7 +118,7 @@ def fit_embedding_mlp(
         float32 cannot tell apart get the trend alone.
 
     Raises:
-        TypeError, ValueError: wrong types or shapes, or codes that are not of unit length.
+        TypeError, ValueError: wrong types or shapes, or codes that are not of one length.
     """
     _check_fit(codebook, table, smooth)
     codes = F.normalize(codebook.detach().double(), dim=-1)
@@ -203,8 +204,11 @@ def _check_fit(codebook: Tensor, table: Tensor, smooth: int) -> None:
         )
     if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1:
         raise ValueError(f"smooth: expected an int of at least 1, got {smooth!r}")
-    worst = float((codebook.detach().double().norm(dim=-1) - 1).abs().max())
-    if not worst < 1e-2:
+    lengths = codebook.detach().double().norm(dim=-1)
+    mean = float(lengths.mean())
+    worst = float((lengths - mean).abs().max())
+    if not (worst < 1e-2 * mean and mean > 0.99 * _SHORTEST):
         raise ValueError(
-            f"codebook: expected codes of unit length, got one that is off by {worst:.3g}"
+            f"codebook: expected codes of one length of at least {_SHORTEST}, got a mean of "
+            f"{mean:.3g} and one that is off by {worst:.3g}"
         )

@@ -7,6 +7,7 @@ import torch
 from ..family import RANDOM_CLASSES, RANDOM_SIZES, Family
 from .adaptation import adapt
 from .backbone import LlamaGenBackbone
+from .images import IMAGES
 from .prepared import PREPARED
 from .released import FORMATS, UNSUPPORTED
 from .student import DD1LlamaGenStudent
@@ -27,7 +28,10 @@ def _random() -> LlamaGenTeacher:
 
 
 def _adapt(teacher: LlamaGenTeacher, seed: int) -> LlamaGenTeacher:
-    return teacher if teacher.adapted else adapt(teacher, seed=seed)[0]
+    if teacher.adapted:
+        return teacher
+    smooth = min(1024, 8 * teacher.width)  # of small networks no more than a block's work
+    return adapt(teacher, smooth=smooth, seed=seed)[0]
 
 
 FAMILY = Family(
@@ -40,6 +44,7 @@ FAMILY = Family(
     },
     random=_random,
     formats=FORMATS,
+    images=IMAGES,
     prepared=PREPARED,
     unsupported=UNSUPPORTED,
     adapt=_adapt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,8 @@ _HEAD = 64
 _HEADS = {3200: 32, 4096: 32}  # by width, where heads are not of 64 channels
 _PUBLISHED_SPLITS = {768: 80, 1024: 130}  # DD1, by width: LlamaGen-B and L
 _GRID, _DIMENSION, _PIXELS = 16, 8, 16  # of every released file at 256 px
-_TOKENIZER_SETTINGS = {"grid": "grid"}
+_GROUPS = 32
+_TOKENIZER_SETTINGS = {name: name for name in ("grid", "groups", "code_length")}
 _TEACHER_SETTINGS = {name: name for name in ("n_head", "grid", "codebook", "dimension")}
 _STUDENT_SETTINGS = {n: n for n in ("n_head", "grid", "split", "second_step", "codebook")}
 _TEACHER_SETTINGS["n_head"] = _STUDENT_SETTINGS["n_head"] = "heads"
@@ -115,6 +117,9 @@ def _configure_tokenizer(
         "vocabulary": vocabulary,
         "dimension": dimension,
         "grid": integer("grid", config.get("grid")),
+        "image_channels": shape_of(tensors, "encoder.conv_in.weight", 4)[1],
+        "groups": integer("groups", config.get("groups")) or _GROUPS,
+        "code_length": _length(config.get("code_length")),
     }
 
 
@@ -144,6 +149,14 @@ def _transformer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
         "vocabulary": shape_of(tensors, "output.weight", 2)[0],
         "codebook": _codebook(config.get("codebook")),
     }
+
+
+def _length(value: Any) -> float:
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"code_length: expected a number, got {type(value).__name__}")
+    return float(value)
 
 
 def _codebook(value: Any) -> Tensor | None:
@@ -218,7 +231,7 @@ def _assumed_of_student(tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 
 
 def _assumed_of_tokenizer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
-    return {"grid"} - set(config)
+    return {"grid", "groups", "code_length"} - set(config)
 
 
 FORMATS: tuple[Format, ...] = (

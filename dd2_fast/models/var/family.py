@@ -6,6 +6,7 @@ import torch
 
 from ..family import RANDOM_CLASSES, RANDOM_SIZES, Family
 from .backbone import VARBackbone
+from .images import IMAGES
 from .prepared import PREPARED
 from .released import FORMATS
 from .student import DD1VARStudent
@@ -40,5 +41,6 @@ FAMILY = Family(
     },
     random=_random,
     formats=FORMATS,
+    images=IMAGES,
     prepared=PREPARED,
 )

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from ...checkpoints.loader import tokenizer_of
+from ...condition import condition_of
 from ...metrics.image_classifier import ImageClassifier
-from ...models import DD2Generator, DD2Guidance, VARTeacher, VARTokenizer
+from ...models import DD2Generator, DD2Guidance
 from ...models.dd2 import DD2Network
-from ...models.family import as_module
+from ...models.families import FAMILIES, backbone_of, family_of
+from ...models.family import FromImages, as_module
 from ..parallel import Parallel
+from ..samples.pool import PairPool
 from ..settings import parse_config
 from .stage2 import copy_weights
 from .teachers import load_teacher
@@ -27,14 +30,19 @@ class Networks:
     """The models of a run on its device, new ones by the seed.
 
     ``teacher`` has ``tokenizer`` attached; ``average`` is the teacher's running average, ``ema``
-    the generator's; ``stage1`` the generator as stage 1 leaves it.
+    the generator's; ``stage1`` the generator as stage 1 leaves it. ``reader`` is what is distilled,
+    the teacher or, of one that reads codes only, the copy of stage 0 that reads any vector.
     """
 
     ema: Any = None
     discriminator: nn.Module | None = None
+    adapting = False
 
     def __init__(self, config: ImagesConfig, num_classes: int, parallel: Parallel) -> None:
         self.parallel, self.config, device = parallel, config, parallel.device
+        self.family = FAMILIES[config.family]
+        assert self.family.images is not None, "the configuration sees to it"
+        self.images: FromImages = self.family.images
         self.trains_tokenizer = not (config.source.tokenizer or config.source.teacher)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -50,15 +58,20 @@ class Networks:
             )
             if config.last != "tokenizer":
                 self.teacher = self._teacher(loaded, num_classes)
-                self.average = VARTeacher(**self.teacher.config)
+                self.average = type(self.teacher)(**self.teacher.config)
             if config.last == "generator":
+                self.adapting = not backbone_of(self.teacher)[1].adapted
+                self.reader = self.family.adapt(self.teacher, config.seed)
                 self._one_step()
+                count, teacher = config.pairs.count, self.teacher
+                dimension = teacher.codebook.shape[1]
+                self.pool = PairPool(count, teacher.num_tokens, dimension, condition_of(teacher))
         for network in self.modules().values():
             network.to(device)
         if config.last == "generator":
             for network in self.modules().values():
                 if isinstance(network, DD2Network):
-                    network.teacher = self.teacher
+                    network.teacher = self.reader
                     parallel.prepare(network)
 
     def modules(self) -> dict[str, Any]:
@@ -68,15 +81,23 @@ class Networks:
             names += ["teacher", "average"]
         if self.config.last == "generator":
             names += ["guidance", "generator", "ema", "stage1"]
+            names += ["reader"] if self.adapting else []
+            names += ["pool"] if self.config.pairs.count else []
             names += ["dd1", "dd1_ema"] if self.config.dd1.steps else []
         if self.discriminator is not None:
             names.append("discriminator")
         return {name: getattr(self, name) for name in names}
 
+    def start_reader(self) -> None:
+        """Stage 0 starts from the trained teacher, its token table as an MLP of code vectors."""
+        adapted = self.family.adapt(self.teacher, self.config.seed)
+        self.reader.load_state_dict(adapted.state_dict())
+
     def start_stage1(self) -> None:
-        """The guidance network's backbone is the teacher's."""
+        """The guidance network's backbone is the teacher's, as stage 0 left it."""
+        self.reader.requires_grad_(False)
         own = self.guidance.backbone.state_dict()
-        state = {k: v for k, v in self.teacher.state_dict().items() if k in own}
+        state = {k: v for k, v in self.reader.state_dict().items() if k in own}
         self.parallel.load_model(as_module(self.guidance.backbone), state)
 
     def start_generator(self) -> None:
@@ -87,83 +108,56 @@ class Networks:
         """The baseline starts from stage 1's network too."""
         copy_weights(self.guidance, self.dd1, self.dd1_ema)
 
-    def _load(self) -> VARTeacher | None:
+    def _load(self) -> Any:
         """The teacher to be fine-tuned, where there is one."""
         source = self.config.source
         if not source.teacher or self.config.last == "tokenizer":
             return None
         settings = parse_config(shlex.split(source.config), "source.config")
         teacher = load_teacher(source.teacher, source.tokenizer, self.config.seed, settings)
-        if not isinstance(teacher, VARTeacher):
-            raise ValueError(
-                f"source.teacher: expected a VAR teacher, got a {type(teacher).__name__} in "
-                f"{source.teacher}"
-            )
+        self._check_family("teacher", teacher)
         return teacher
 
-    def _tokenizer(self, loaded: VARTeacher | None) -> VARTokenizer:
-        config, data = self.config.tokenizer, self.config.data
-        tokenizer: VARTokenizer
-        if loaded is not None:
-            tokenizer = loaded.attached()
-        elif self.config.source.tokenizer:
-            found = tokenizer_of(self.config.source.tokenizer)
-            if not isinstance(found, VARTokenizer):
-                raise ValueError(f"source.tokenizer: expected VAR's, got a {type(found).__name__}")
-            tokenizer = found
-        else:
-            tokenizer = VARTokenizer(
-                patch_nums=config.patch_nums,
-                vocabulary=config.vocabulary,
-                dimension=config.dimension,
-                channels=config.channels,
-                multipliers=config.multipliers,
-                blocks=config.blocks,
-                phis=config.phis,
-                image_channels=data.channels,
-                groups=config.groups,
+    def _check_family(self, name: str, model: Any) -> None:
+        found = family_of(model).name
+        if found != self.family.name:
+            raise ValueError(
+                f"source.{name}: expected one of the family {self.family.name}, got "
+                f"{found}'s {type(model).__name__} in {getattr(self.config.source, name)}"
             )
-        for name, wanted, given in (
-            ("size", tokenizer.image_size, data.size),
-            ("channels", tokenizer.image_channels, data.channels),
-        ):
-            if wanted != given:
-                raise ValueError(
-                    f"data.{name}: expected the tokenizer's {wanted} (the last of "
-                    f"tokenizer.patch_nums times 2 for every level but one), got {given}"
-                )
-        return tokenizer
 
-    def _teacher(self, loaded: VARTeacher | None, num_classes: int) -> VARTeacher:
+    def _tokenizer(self, loaded: Any) -> Any:
+        config, data = self.config, self.config.data
+        if loaded is not None:
+            found = loaded.tokenizer
+        elif config.source.tokenizer:
+            found = tokenizer_of(config.source.tokenizer)
+            self._check_family("tokenizer", found)
+        else:
+            settings = dataclasses.asdict(config.tokenizer)
+            return self.images.tokenizer(data.size, data.channels, settings)
+        return self.images.fit(found, data.size, data.channels)
+
+    def _teacher(self, loaded: Any, num_classes: int) -> Any:
         """A new teacher, or the loaded one with an embedding for each of the images' classes.
 
         Where it knew other classes, all start as the null class was."""
-        config = self.config.teacher
         if loaded is None:
-            vocabulary, dimension = self.tokenizer.codebook.shape
-            teacher = VARTeacher(
-                patch_nums=self.tokenizer.patch_nums,
-                vocabulary=vocabulary,
-                dimension=dimension,
-                num_classes=num_classes,
-                width=config.width,
-                layers=config.layers,
-                heads=config.heads,
-                shared_aln=config.shared_aln,
-            )
+            settings = dataclasses.asdict(self.config.teacher)
+            teacher = self.images.teacher(self.tokenizer, num_classes, settings)
         else:
-            teacher = VARTeacher(**{**loaded.config, "num_classes": num_classes})
+            teacher = type(loaded)(**{**loaded.config, "num_classes": num_classes})
             state = dict(loaded.state_dict())
             if loaded.num_classes != num_classes:
-                null = state["class_emb.weight"][-1:]
-                state["class_emb.weight"] = null.repeat(num_classes + 1, 1)
+                null = state[self.images.classes][-1:]
+                state[self.images.classes] = null.repeat(num_classes + 1, 1)
             teacher.load_state_dict(state)
         teacher.tokenizer = self.tokenizer
         return teacher
 
     def _one_step(self) -> None:
         network = dataclasses.asdict(self.config.network)
-        self.guidance = DD2Guidance.from_teacher(self.teacher, **network)
+        self.guidance = DD2Guidance.from_teacher(self.reader, **network)
         self.generator = DD2Generator.from_guidance(self.guidance)
         self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
         self.stage1 = DD2Generator.from_guidance(self.guidance).requires_grad_(False)

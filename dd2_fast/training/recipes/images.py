@@ -1,4 +1,4 @@
-"""From a user's images to a one-step generator: tokenizer, teacher, stage 1, stage 2."""
+"""From a user's images to a one-step generator: tokenizer, teacher, stages 0 to 2."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from ...checkpoints import save
 from ...checkpoints.files import check_writable
 from ...checkpoints.locks import locked
 from ...losses import TeacherScore
+from ...models import families
 from ...processes import process_group
 from ..config import (
+    AdaptationConfig,
     Checked,
     Count,
     CsdConfig,
@@ -32,19 +34,22 @@ from ..image_config import (
     DataConfig,
     EvaluationConfig,
     ImageClassifierConfig,
+    ImagePairsConfig,
     ImageTeacherConfig,
     ImageTokenizerConfig,
 )
 from ..loop import Stage
 from ..parallel import Parallel
-from ..samples.draws import LivePairs, LiveSamples
+from ..samples.draws import LivePairs, LiveSamples, Source
 from ..samples.image_batches import ImageData
 from ..samples.images import Survey
 from ..stages import (
+    AdaptationStage,
     GroundTruthScoreStage,
     ImageClassifierStage,
     ImageTeacherStage,
     ImageTokenizerStage,
+    PairsStage,
     RegressionStage,
 )
 from .distil import choose_device
@@ -57,7 +62,8 @@ from .watching import WatchConfig
 
 SURVEY = "survey.json"
 LAST = ("tokenizer", "teacher", "generator")
-PARTS = ("tokenizer", "classifier", "teacher", "guidance", "stage1", "generator", "dd1")
+PARTS = ("tokenizer", "classifier", "teacher", "reader", "guidance", "stage1", "generator", "dd1")
+FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.images is not None)
 _MODULES = {  # what is written, by the name of the last stage
     "tokenizer": PARTS[:2],
     "teacher": PARTS[:3],
@@ -71,8 +77,8 @@ class ImageSourceConfig:
 
     Args:
         data: see :func:`..samples.images.open_images`.
-        tokenizer: a VAR tokenizer's file: it is frozen, and no other is trained.
-        teacher: a VAR teacher's file, which is fine-tuned. config: what the file does not tell.
+        tokenizer: the file of one of the family: it is frozen, and no other is trained.
+        teacher: the file of one, which is fine-tuned. config: what the file does not tell.
     """
 
     data: str = ""
@@ -86,13 +92,18 @@ class ImagesConfig(Checked):
     """Every setting of the recipe.
 
     Args:
+        family: of the networks, ``"var"`` or ``"llamagen"``.
         last: the stage to stop after, ``"tokenizer"``, ``"teacher"`` or ``"generator"``.
         device: ``"auto"`` is CUDA where there is one.
         samples: the distribution that stage 1 is trained on. score: the one that is distilled.
+        adaptation: stage 0 of a teacher that reads codes only, LlamaGen's; 0 steps: as the MLP of
+            code vectors is fitted.
+        pairs: how many are drawn before the stages that learn from them, all from ``score``.
         regression: DD1's of the generator, before stage 2. dd1: of a network of its own, the
             baseline, from stage 1 on. ode_steps: of the pairs that they are trained on.
     """
 
+    family: str = "var"
     last: str = "generator"
     seed: Count = 0
     device: str = "auto"
@@ -104,6 +115,8 @@ class ImagesConfig(Checked):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     samples: ScoreConfig = field(default_factory=ScoreConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    adaptation: AdaptationConfig = AdaptationConfig(steps=0)
+    pairs: ImagePairsConfig = field(default_factory=ImagePairsConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = RegressionConfig(steps=0)
     dd1: RegressionConfig = RegressionConfig(steps=0)
@@ -116,6 +129,7 @@ class ImagesConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("family", self.family, FAMILIES)
         one_of("last", self.last, LAST)
         if not self.teacher.steps and not self.source.teacher and self.last != "tokenizer":
             raise ValueError("teacher.steps: expected at least 1 without source.teacher, got 0")
@@ -263,25 +277,38 @@ def build_stages(
         )
         networks.teacher.requires_grad_("teacher" not in done)
     if config.last == "generator":
-        stages += _one_step_stages(config, networks, parallel)
+        stages += _one_step_stages(config, networks, parallel, done)
     return stages
 
 
-def _one_step_stages(config: ImagesConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
+def _one_step_stages(
+    config: ImagesConfig, networks: Networks, parallel: Parallel, done: Collection[str]
+) -> list[Stage]:
     samples = TeacherScore(networks.teacher, **dataclasses.asdict(config.samples))
-    score = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
+    score = TeacherScore(networks.reader, **dataclasses.asdict(config.score))
+    # What is drawn is the trained teacher's own, whatever stage 0 makes of its copy.
+    drawn = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
     pairs = bool(config.regression.steps or config.distill.auxiliary)
-    pool: Any = LivePairs(score, ode_steps=config.ode_steps) if pairs else LiveSamples(samples)
+    live: Source = LivePairs(drawn, ode_steps=config.ode_steps)
+    pool: Source = live if pairs else LiveSamples(samples)
     generator, guidance, ema = networks.generator, networks.guidance, networks.ema
-    stages: list[Stage] = [
+    stages: list[Stage] = []
+    if config.pairs.count:
+        stages.append(PairsStage(networks.pool, drawn, config.pairs.batch, config.ode_steps))
+        pool = live = networks.pool
+    if networks.adapting:
+        reader, prepare = networks.reader, networks.start_reader
+        stages.append(AdaptationStage(reader, pool, config.adaptation, prepare, parallel))
+        reader.requires_grad_("adaptation" not in done)
+    stages.append(
         GroundTruthScoreStage(guidance, score, pool, config.stage1, networks.start_stage1, parallel)
-    ]
+    )
     start = networks.start_generator
     if config.dd1.steps:
         baseline = RegressionStage(
             networks.dd1,
             score,
-            LivePairs(score, ode_steps=config.ode_steps),
+            live,
             config.dd1,
             networks.start_dd1,
             parallel,
@@ -313,7 +340,7 @@ def _write(
     metadata = {"recipe": "images", "seed": config.seed}
     averages = {"generator": "ema", "dd1": "dd1_ema"}
     for name in _MODULES[config.last]:
-        if name == "dd1" and not config.dd1.steps:
+        if (name == "dd1" and not config.dd1.steps) or (name == "reader" and not networks.adapting):
             continue
         network: Any = getattr(networks, averages.get(name, name))
         path = out / f"{name}.safetensors"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...losses import ImageRandom
+from ...models.families import backbone_of
 from ..image_config import ImageTeacherConfig
 from ..loop import Losses, Stage
 from ..parallel import Parallel
@@ -26,8 +27,8 @@ class _Logits(nn.Module):
         super().__init__()
         self.teacher: Any = teacher
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        logits: Tensor = self.teacher.logits(embeddings, labels)
+    def forward(self, read: Tensor, labels: Tensor) -> Tensor:
+        logits: Tensor = self.teacher.logits(read, labels)
         return logits
 
 
@@ -35,8 +36,9 @@ class ImageTeacherStage(Stage):
     """Cross-entropy of the images' tokens given those before them and the class.
 
     Some labels become the null class, so that the teacher can be guided; some of the codes that it
-    reads are replaced, and all of them noisy, so that it can go on from tokens of a generator. At
-    the end the teacher's weights are those of the running average.
+    reads are replaced, and all of them noisy, so that it can go on from tokens of a generator; one
+    that reads tokens by a table gets noise when it is adapted. At the end the teacher's weights
+    are those of the running average.
 
     Args:
         teacher: with its frozen tokenizer attached. average: another one, of the same sizes.
@@ -69,6 +71,7 @@ class ImageTeacherStage(Stage):
         seed, tokenizer = draw_seed(rng), self.teacher.tokenizer
         codebook = tokenizer.codebook
         classes, vocabulary = self.teacher.num_classes, len(codebook)
+        adapted = backbone_of(self.teacher)[1].adapted
 
         def loss(part: Tensor) -> tuple[Tensor, Terms]:
             images, labels = self.batches.take(index, part)
@@ -77,8 +80,9 @@ class ImageTeacherStage(Stage):
             labels = labels.where(random.uniform() >= config.label_dropout, classes)
             replaced = random.uniform(tokens.shape[1]) < config.token_noise
             other = (random.uniform(tokens.shape[1]) * vocabulary).long().clamp(max=vocabulary - 1)
-            read = codebook[torch.where(replaced, other, tokens)]
-            if config.embedding_noise:
+            read = torch.where(replaced, other, tokens)
+            read = codebook[read] if adapted else read
+            if config.embedding_noise and adapted:
                 read = read + config.embedding_noise * random.normal(*read.shape[1:])
             logits = self.seen(logits=teacher(read, labels))
             value = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())

@@ -36,7 +36,7 @@ class RegressionStage(Stage):
         name: str = "regression",
     ) -> None:
         super().__init__(name, config.steps, prepare, config.batch)
-        self.pool, self.config, self.codebook = pool, config, score.teacher.codebook
+        self.pool, self.config, self.score = pool, config, score
         self.generator, self.ema, self.ema_decay = generator, ema, ema_decay
         self.trained = {"generator": Trained(generator, parallel or Parallel(), config.betas)}
 
@@ -47,7 +47,7 @@ class RegressionStage(Stage):
         def loss(part: Tensor) -> tuple[Tensor, Terms]:
             noise, tokens, labels = self.pool.take(chosen[part])
             x = self.seen(x=generator(noise, labels))
-            value = dd1_loss(x, self.codebook[tokens]).mean()
+            value = dd1_loss(x, self.score.teacher.codebook[tokens]).mean()
             return value, {"dd1": value}
 
         rate = config.rate * ramp(index, self.steps, warmup=config.warmup, hold=config.hold)

@@ -184,7 +184,12 @@ def test_half_precision_keeps_the_units_apart(adapted, dtype):
     ("change", "error", "message"),
     [
         ({"codebook": torch.ones(3)}, ValueError, r"codebook: expected shape \[V, C\]"),
-        ({"codebook": torch.ones(300, 8)}, ValueError, "codes of unit length, .*off by 1.83"),
+        (
+            {"codebook": torch.ones(300, 8).index_fill(0, torch.tensor(7), 2.0)},
+            ValueError,
+            "codes of one length of at least 0.5, got a mean of 2.84 and one that is off by 2.82",
+        ),
+        ({"codebook": 0.1 * problem()[0]}, ValueError, "codes of one length of at least 0.5"),
         ({"codebook": [1.0]}, TypeError, "codebook: expected a torch.Tensor, got list"),
         ({"table": torch.ones(299, 4)}, ValueError, r"table: expected shape \[300, 'D'\].*299"),
         ({"table": torch.ones(300, 4).long()}, TypeError, "table: expected dtype .*int64"),

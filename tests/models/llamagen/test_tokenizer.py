@@ -55,7 +55,7 @@ def test_tokens_are_in_raster_order(tokenizer):
 
 
 def test_attention_is_softmax_over_positions():
-    block = AttentionBlock(32).double()
+    block = AttentionBlock(32, 32).double()
     x = torch.randn(1, 32, 2, 3, dtype=torch.float64)
     h = block.norm(x)
     q, k, v = (f(h)[0].flatten(1) for f in (block.q, block.k, block.v))
@@ -123,7 +123,7 @@ def test_bad_input(tokenizer, method: str, value, error, message: str):
 
 
 def test_bad_sizes():
-    with pytest.raises(ValueError, match="channels: expected a multiple of 32, got 48"):
+    with pytest.raises(ValueError, match=r"channels: expected a multiple of 32 \(groups\), got 48"):
         LlamaGenTokenizer(channels=48)
     with pytest.raises(ValueError, match="multiples: expected at least one resolution"):
         LlamaGenTokenizer(multiples=())
