@@ -19,6 +19,13 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"features_b: expected {mean_a.shape[0]} columns as in features_a, "
             f"got {mean_b.shape[0]}"
         )
+    return gaussian_distance(mean_a, covariance_a, mean_b, covariance_b)
+
+
+def gaussian_distance(
+    mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor
+) -> float:
+    """Return the same of means [D] and covariances [D, D] in float64."""
     values, vectors = torch.linalg.eigh(covariance_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root_a @ covariance_b @ root_a

@@ -23,10 +23,12 @@ class Known(Protocol):
     Attributes:
         drawn: bool ``[B, n]``, the tokens that are drawn.
         steps: the positions of steps that can be taken without a teacher.
+        cell: pixels along a side of the finest token.
     """
 
     drawn: Tensor
     steps: list[slice]
+    cell: int
 
     def take(self, here: slice, proposed: Tensor) -> Tensor:
         """``proposed [B, m]`` where tokens are drawn, and the image's own elsewhere; asked step by
@@ -34,6 +36,9 @@ class Known(Protocol):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of all tokens ``[B, n]``."""
+
+    def reconstruction(self) -> Tensor:
+        """The images through the tokenizer."""
 
 
 class KnownRaster:
@@ -43,7 +48,7 @@ class KnownRaster:
         self.tokenizer, self.tokens = tokenizer, tokenizer.encode(images)
         side = math.isqrt(self.tokens.shape[1])
         self.drawn = F.adaptive_max_pool2d(mask.float(), side).flatten(1) > 0
-        self.steps = [slice(0, self.tokens.shape[1])]
+        self.steps, self.cell = [slice(0, side * side)], images.shape[-1] // side
 
     def take(self, here: slice, proposed: Tensor) -> Tensor:
         return torch.where(self.drawn[:, here], proposed, self.tokens[:, here])
@@ -51,6 +56,9 @@ class KnownRaster:
     def decode(self, tokens: Tensor) -> Tensor:
         images: Tensor = self.tokenizer.decode(self.tokenizer.embed(tokens))
         return images
+
+    def reconstruction(self) -> Tensor:
+        return self.decode(self.tokens)
 
 
 def check_images(images: Any) -> None:
@@ -79,16 +87,6 @@ def check_mask(mask: Any, images: Tensor) -> Tensor:
             f"got {list(mask.shape)}"
         )
     return whole.to(images.device).expand(count, 1, *size)
-
-
-def known_of(tokenizer: Any, images: Tensor, mask: Tensor) -> Known:
-    """What a tokenizer knows of images under ``mask [B, 1, H, W]``, whose pixels are not read: it
-    encodes the mean of the others in their place."""
-    outside = ~mask
-    count = outside.sum((2, 3), keepdim=True).clamp(min=1)
-    mean = images.where(outside, 0).sum((2, 3), keepdim=True) / count
-    known: Known = tokenizer.known(images.where(outside, mean), mask)
-    return known
 
 
 def edit_tokens(
@@ -154,15 +152,17 @@ class Edits:
         """Images ``[B, c, H, W]`` with what is masked drawn anew: in- and out-painting, and of
         another class by its label. Nothing is trained.
 
-        Tokens outside the mask are the encoded image's; those inside are drawn step by step given
-        all before them, so of a raster not given what comes after them. Outside the mask the result
-        is the tokenizer's reconstruction. With everything masked it is that of ``sample``.
+        Tokens that the mask does not touch are the encoded image's; the others are drawn step by
+        step given all before them, so of a raster not given what comes after them. Outside the mask
+        the result is the tokenizer's reconstruction, into which it fades over the width of one
+        token. With everything masked it is a plain draw.
 
         Args:
-            images: in [0, 1], of the tokenizer's size; pixels under the mask are not read.
+            images: in [0, 1], of the tokenizer's size. Known tokens beside the mask see what lies
+                under it as far as the encoder looks: paint over what they must not see.
             mask: bool ``[H, W]`` or ``[B, 1, H, W]``, True where to draw.
             labels: int64 ``[B]``, or what else the teacher is conditioned on.
-            keep_pixels: put the given pixels back where the mask is False; edges may show.
+            keep_pixels: put the given pixels, not their reconstruction, where the mask is False.
             cfg, top_k, top_p, seed: as of ``sample``; cfg None is none.
 
         Raises TypeError or ValueError for a wrong argument, RuntimeError without a tokenizer, and
@@ -177,18 +177,31 @@ class Edits:
             raise RuntimeError(f"tokenizer: {type(self).__name__} needs one to edit, and has none")
         self.condition.check(labels, len(images), images.device)
         made: Tensor = self._drawn_anew(
-            images, where, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed
+            images, where, keep_pixels, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed
         )
-        return paste(made, images, where) if keep_pixels else made
+        return made
 
     @constant
     def _drawn_anew(
-        self: Any, images: Tensor, mask: Tensor, labels: Rows, **sampling: Any
+        self: Any, images: Tensor, mask: Tensor, keep_pixels: bool, labels: Rows, **sampling: Any
     ) -> Tensor:
-        known = known_of(self.tokenizer, images, mask)
-        return known.decode(edit_tokens(self, known, labels, **sampling))
+        known = self.tokenizer.known(images, mask)
+        tokens = edit_tokens(self, known, labels, **sampling)
+        return edited(known, tokens, images, mask, keep_pixels)
 
 
-def paste(made: Tensor, images: Tensor, mask: Tensor) -> Tensor:
-    """``made`` where ``mask [B, 1, H, W]`` is True, and ``images`` elsewhere."""
-    return torch.where(mask, made, images.to(made))
+def edited(known: Known, tokens: Tensor, images: Tensor, mask: Tensor, keep_pixels: bool) -> Tensor:
+    """Images of ``tokens [B, n]`` where ``mask [B, 1, H, W]`` is True; elsewhere the reconstruction
+    of the given ones, into which they fade over one token, or these themselves."""
+    made = known.decode(tokens)
+    if keep_pixels:
+        return made.where(mask, images.to(made))
+    return torch.lerp(known.reconstruction(), made, faded(mask, known.cell).to(made))
+
+
+def faded(mask: Tensor, width: int) -> Tensor:
+    """1 in ``mask [B, 1, H, W]``, falling to 0 within ``width`` pixels of it."""
+    reach = width // 2
+    window = 2 * reach + 1
+    wider = F.max_pool2d(mask.float(), window, 1, reach)
+    return F.avg_pool2d(wider, window, 1, reach, count_include_pad=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ambient import outside_autocast
 from ..condition import Rows
 from ..metrics.evaluation_mode import evaluation_mode
-from ..models.editing import check_images, check_mask, edit_tokens, known_of, paste
+from ..models.editing import check_images, check_mask, edit_tokens, edited
 from ..models.prepared import prepare
 from ..ops import nearest_code
 from .arguments import check_indices, image_seeds, integer
@@ -43,20 +43,22 @@ class EditingSampler:
         """Return images with what is masked drawn anew: in- and out-painting, and of another class
         by its label. Nothing is trained.
 
-        Tokens outside the mask are those of the encoded image. Inside they are the generator's of
-        one pass, and those of the last `teacher_steps - 1` steps the teacher's, given all before
+        Tokens that the mask does not touch are the encoded image's. The others are the generator's
+        of one pass, and those of the last `teacher_steps - 1` steps the teacher's, given all before
         them: of a raster not given what comes after them. With everything masked these are those of
-        the sampler's call. Outside the mask the result is the tokenizer's reconstruction.
+        the sampler's call. Outside the mask the result is the tokenizer's reconstruction,
+        into which it fades over the width of one token.
 
         Args:
             images: float tensor [B, c, H, W] in [0, 1], or uint8 array [B, H, W, c], of the
-                tokenizer's size; pixels under the mask are not read.
+                tokenizer's size. Known tokens beside the mask see what lies under it as far as the
+                encoder looks: paint over what they must not see.
             mask: bool [H, W] or [B, 1, H, W], True where to draw.
             labels: one an image, as of the sampler's call.
             teacher_steps: as of `Sampler`; None: the sampler's own. All of the teacher's steps
                 alone, without the generator, are one more than it has; guidance and filters are
                 the sampler's.
-            keep_pixels: put the given pixels back where the mask is False; edges may show.
+            keep_pixels: put the given pixels, not their reconstruction, where the mask is False.
             seed, start_index, indices, output: as of the sampler's call; no "latent".
 
         Raises TypeError or ValueError for a wrong argument, and NotFiniteError as the call does.
@@ -89,9 +91,7 @@ class EditingSampler:
                 rows = condition.to(condition.take(y, part), device)
                 batch = given[part].to(device), where[part].to(device)
                 numbers = index[part].to(device)
-                drawn = _batch(self, *batch, rows, numbers, own, steps, faults, output)
-                if keep_pixels:
-                    drawn = paste(drawn, *batch)
+                drawn = _batch(self, *batch, rows, numbers, own, steps, faults, output, keep_pixels)
                 parts.append(to_uint8(drawn) if output in PIXELS else drawn)
         faults.check()
         if not parts:
@@ -123,9 +123,10 @@ def _batch(
     steps: int,
     faults: Faults,
     output: str,
+    keep_pixels: bool,
 ) -> Tensor:
     """Images [B, c, H, W], or tokens."""
-    known = known_of(prepare(sampler.tokenizer), images, mask)
+    known = prepare(sampler.tokenizer).known(images, mask)
     teacher = prepare(sampler.teacher) if steps > 1 else None
     look = functools.partial(faults.look, indices=indices, labels=labels, seed=seed)
     kept = sampler.num_tokens if teacher is None else teacher.steps[1 - steps].start
@@ -139,6 +140,6 @@ def _batch(
     look("teacher", tokens)
     if output == "tokens":
         return tokens
-    made = known.decode(tokens.clamp(min=0))
+    made = edited(known, tokens.clamp(min=0), images, mask, keep_pixels)
     look("decoder", made)
     return made.float()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dd2_fast.models.editing import check_mask, edit_tokens, faded
 from dd2_fast.models.families import FAMILIES
 
 LABELS = torch.tensor([3, 7])
@@ -61,13 +62,29 @@ def test_everything_masked_is_a_plain_draw(teacher: Any, images: Tensor) -> None
         )
 
 
-def test_pixels_under_the_mask_are_not_read(teacher: Any, images: Tensor) -> None:
-    mask = half(images)
-    other = images.where(~mask, images.flip(1, 2) * 0.5)
+def test_outside_the_mask_is_the_reconstruction(teacher: Any, images: Tensor) -> None:
+    """And inside what is drawn, a function of the seed."""
+    size, cell = images.shape[-1], images.shape[-1] // 4
+    mask, away = torch.zeros(size, size, dtype=torch.bool), slice(0, size - 2 * cell)
+    mask[size - cell :] = True
     made = teacher.edit(images, mask, LABELS, seed=2)
-    assert torch.equal(made, teacher.edit(other, mask, LABELS, seed=2))
-    outside = images.where(mask, 1 - images)
-    assert not torch.equal(made, teacher.edit(outside, mask, LABELS, seed=2))
+    expected = decoded(teacher, teacher.tokenizer.encode(images))
+    torch.testing.assert_close(made[..., away, :], expected[..., away, :], atol=1e-6, rtol=0)
+    kept = teacher.edit(images, mask, LABELS, seed=2, keep_pixels=True)
+    assert torch.equal(kept * ~mask, images * ~mask)
+    torch.testing.assert_close(kept * mask, made * mask, atol=1e-6, rtol=0)
+    for other in (teacher.edit(images, mask, LABELS, seed=3), expected):
+        assert ((made - other).abs() * mask).flatten(1).amax(1).min() > 1e-4
+
+
+def test_it_fades_over_one_token() -> None:
+    """Linearly, and from a corner no farther; by counting pixels."""
+    mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    mask[..., 12:, 12:] = True
+    weight = faded(mask, 4)[0, 0]
+    assert torch.equal(weight[12:, 12:], torch.ones(8, 8))
+    torch.testing.assert_close(weight[15, 7:12], torch.tensor([0, 0.2, 0.4, 0.6, 0.8]))
+    assert weight[8:12, 8:12].max() < 0.8 and weight[:8].max() == 0 == weight[:, :8].max()
 
 
 def test_the_mask_of_each_image_is_its_own(teacher: Any, images: Tensor) -> None:
@@ -81,15 +98,11 @@ def test_the_mask_of_each_image_is_its_own(teacher: Any, images: Tensor) -> None
 
 
 def tokens_of(teacher: Any, known: Any, **settings: Any) -> Tensor:
-    from dd2_fast.models.editing import edit_tokens
-
     return edit_tokens(teacher, known, LABELS, **{**NONE, "seed": 3, **settings})
 
 
 def known_of(teacher: Any, images: Tensor, mask: Tensor) -> Any:
-    from dd2_fast.models.editing import check_mask, known_of
-
-    return known_of(teacher.tokenizer, images, check_mask(mask, images))
+    return teacher.tokenizer.known(images, check_mask(mask, images))
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -134,10 +147,7 @@ def test_known_tokens_of_a_raster_are_the_image_s() -> None:
     known = known_of(teacher, images, mask)
     assert known.drawn.nonzero().tolist() == [[0, 6], [1, 6]]
     tokens = tokens_of(teacher, known)
-    filled = images.clone()
-    for image in filled:
-        image[:, 3, 5] = image.flatten(1)[:, torch.arange(64) != 3 * 8 + 5].mean(1)
-    expected = teacher.tokenizer.encode(filled)
+    expected = teacher.tokenizer.encode(images)
     kept = torch.arange(16) != 6
     assert torch.equal(tokens[:, kept], expected[:, kept])
 
@@ -157,11 +167,10 @@ def test_known_scales_make_up_for_what_was_drawn() -> None:
     tokenizer = teacher.tokenizer.double()
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     mask = torch.zeros(8, 8, dtype=torch.bool)
-    mask[2:6, 4:] = True
+    mask[3:6, 6:] = True
     known = known_of(teacher, images, mask)
     tokens = tokens_of(teacher, known)
-    shares = [_area(mask[None].double().numpy(), side)[0] for side in (1, 2, 3)]
-    cells = [*(share >= 0.5 for share in shares), _area(mask[None].double().numpy(), 4)[0] > 0]
+    cells = [_area(mask[None].double().numpy(), side)[0] > 0 for side in (1, 2, 3, 4)]
     drawn = np.concatenate([cell.ravel() for cell in cells])
     assert known.drawn.numpy().tolist() == [drawn.tolist()] * 2
     assert 0 < drawn[5:14].sum() < 9  # the third scale has tokens of both kinds
@@ -188,8 +197,7 @@ def test_what_is_decoded_outside_is_the_encoded_image() -> None:
     tokens = torch.randint(64, (1, teacher.num_tokens))
     tokenizer.post_quant_conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     known.decode(tokens)
-    mean = images[..., :4, :].mean((2, 3), keepdim=True)
-    own = tokenizer.f_hat(tokenizer.embed(tokenizer.encode(images.where(~mask, mean))))
+    own = tokenizer.f_hat(tokenizer.embed(tokenizer.encode(images)))
     made = tokenizer.f_hat(tokenizer.embed(tokens))
     torch.testing.assert_close(seen[0][..., :2, :], own[..., :2, :], atol=1e-5, rtol=0)
     torch.testing.assert_close(seen[0][..., 2:, :], made[..., 2:, :], atol=1e-5, rtol=0)

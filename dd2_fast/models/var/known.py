@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class KnownScales:
     """:class:`..editing.Known` of the scales of images ``[B, c, H, W]`` under a mask.
 
-    A token is drawn where at least half of its cell is masked, on the last scale where any pixel
-    is. A known token codes what is left of the image's features by the tokens before it, drawn ones
-    too, so finer scales make up for what coarser ones drew beyond the mask. Without a mask the
-    tokens are the tokenizer's own. Outside the mask the decoder reads the encoded image.
+    A token is drawn where any pixel of its cell is masked. A known one codes what is left of the
+    image's features by the tokens before it, drawn ones too, so finer scales make up for what
+    coarser ones drew beyond the mask. Without a mask the tokens are the tokenizer's own. Outside
+    the mask the decoder reads the encoded image.
     """
 
     def __init__(self, tokenizer: VARTokenizer, images: Tensor, mask: Tensor) -> None:
@@ -27,9 +27,10 @@ class KnownScales:
         self.features = features.to(torch.promote_types(features.dtype, torch.float32))
         self._rest, self._scale = self.features, 0
         self.steps = list(tokenizer.scales.slices)
-        self.inside = F.adaptive_max_pool2d(mask.float(), tokenizer.grid) > 0
-        shares = [F.adaptive_avg_pool2d(mask.float(), side) for side in tokenizer.patch_nums[:-1]]
-        cells = [*(share >= 0.5 for share in shares), self.inside]
+        self.cell = tokenizer.image_size // tokenizer.grid
+        pixels = mask.float()
+        cells = [F.adaptive_max_pool2d(pixels, side) > 0 for side in tokenizer.patch_nums]
+        self.inside = cells[-1]
         self.drawn = torch.cat([cell.flatten(1) for cell in cells], 1)
 
     def take(self, here: slice, proposed: Tensor) -> Tensor:
@@ -41,7 +42,12 @@ class KnownScales:
         return tokens
 
     def decode(self, tokens: Tensor) -> Tensor:
+        made = self.tokenizer.f_hat(self.tokenizer.embed(tokens))
+        return self.tokenizer.decode_features(torch.where(self.inside, made, self._own_f_hat()))
+
+    def reconstruction(self) -> Tensor:
+        return self.tokenizer.decode_features(self._own_f_hat())
+
+    def _own_f_hat(self) -> Tensor:
         tokenizer = self.tokenizer
-        made = tokenizer.f_hat(tokenizer.embed(tokens))
-        own = tokenizer.f_hat(tokenizer.embed(tokenizer.quantize.encode(self.features)))
-        return tokenizer.decode_features(torch.where(self.inside, made, own))
+        return tokenizer.f_hat(tokenizer.embed(tokenizer.quantize.encode(self.features)))
