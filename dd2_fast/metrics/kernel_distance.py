@@ -52,7 +52,8 @@ def kernel_distance(
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base  # a power of 3 takes ten times as long
 
 
 def _others(kernel: Tensor) -> Tensor:
