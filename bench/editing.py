@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("editing.png"))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = ImageData.open(arguments.data, DataConfig(size=16, channels=1, flip=False))
@@ -80,10 +81,11 @@ def main() -> None:
     real, labels = data.load(numbers[: arguments.images])
     bundle = load_bundle(resolve_path("fashion"))
     judge = Judge(bundle, real, data.load(numbers[arguments.images :])[0])
-    sampler = Sampler(bundle)
+    sampler = Sampler(bundle, teacher_steps=2, cfg=arguments.cfg)
+    one_step = Sampler(bundle)
     panels = [Panel("Held out", "through the tokenizer", shown(judge.through, labels))]
     for change, wanted in (("its own class", labels), ("the next class", (labels + 1) % CLASSES)):
-        plain = sampler(wanted, seed=arguments.seed)
+        plain = one_step(wanted, seed=arguments.seed)
         for where, mask in masks().items():
             print(f"\n{where} drawn anew, {change}")
             print(f"{'':<22}{'accuracy':>10}{'FD':>8}{'known error':>13}{'edge':>8}")
