@@ -264,7 +264,7 @@ class _Set:
         if layer in self.given:
             return self.given[layer]
         moments = self.seen[layer]
-        return moments.mean, moments.covariance
+        return moments.mean.cpu(), moments.covariance.cpu()
 
     def _batches(self, size: int) -> Iterator[Tensor]:
         """Images of one size, [B, 3, H, W], in order."""

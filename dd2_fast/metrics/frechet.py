@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .moments import Moments
+
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Return ``|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)`` in float64.
@@ -69,9 +71,8 @@ def _moments(features: Tensor, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{name}: expected shape [N, D] with at least two rows, got {list(features.shape)}"
         )
-    x = features.detach().to("cpu", torch.float64)
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(features).all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / (x.shape[0] - 1)
+    moments = Moments()
+    moments.add(features.cpu())
+    return moments.mean, moments.covariance

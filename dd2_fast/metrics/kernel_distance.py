@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_features
+
 
 def kernel_distance(
     features_a: Tensor,
@@ -24,21 +26,11 @@ def kernel_distance(
 
     Source: Binkowski et al., Demystifying MMD GANs (arXiv 1801.01401).
     """
-    for name, features in (("features_a", features_a), ("features_b", features_b)):
-        if features.ndim != 2 or len(features) < subset_size or subset_size < 2:
-            raise ValueError(
-                f"{name}: expected shape [N, D] with N at least subset_size = {subset_size} >= 2, "
-                f"got {list(features.shape)}"
-            )
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    if features_a.shape[1] != features_b.shape[1]:
-        raise ValueError(
-            f"features_b: expected {features_a.shape[1]} columns as in features_a, "
-            f"got {features_b.shape[1]}"
-        )
-    if subsets < 1:
-        raise ValueError(f"subsets: expected at least 1, got {subsets}")
+    for name, value, least in (("subsets", subsets, 1), ("subset_size", subset_size, 2)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    wanted = f"at least subset_size = {subset_size}"
+    check_features(subset_size, wanted, features_a=features_a, features_b=features_b)
     rng, found = np.random.RandomState(seed), []
     for _ in range(subsets):
         parts = []

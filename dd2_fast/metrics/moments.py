@@ -19,7 +19,9 @@ class Moments:
 
     def add(self, features: Tensor) -> None:
         """Add vectors ``[m, D]``."""
-        x = features.detach().to("cpu", torch.float64)
+        # Not every device has float64; CUDA's is as fast as the features come.
+        device = features.device if features.is_cuda else "cpu"
+        x = features.detach().to(device, torch.float64)
         mean = x.mean(0)
         centred = x - mean
         scatter = centred.T @ centred

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_features
+
 _CHUNK = 2**24  # distances at a time
 
 
@@ -23,18 +25,10 @@ def precision_recall(
     Source: Kynkäänniemi et al., Improved precision and recall metric for assessing generative
     models (arXiv 1904.06991), with k = 3 as there.
     """
-    for name, features in (("real", real), ("generated", generated)):
-        if features.ndim != 2 or features.shape[0] <= neighbours or neighbours < 1:
-            raise ValueError(
-                f"{name}: expected shape [N, D] with N above neighbours = {neighbours} >= 1, "
-                f"got {list(features.shape)}"
-            )
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(
-            f"generated: expected {real.shape[1]} columns as in real, got {generated.shape[1]}"
-        )
+    if neighbours < 1:
+        raise ValueError(f"neighbours: expected at least 1, got {neighbours}")
+    wanted = f"above neighbours = {neighbours}"
+    check_features(neighbours + 1, wanted, real=real, generated=generated)
     real, generated = real.detach().double(), generated.detach().to(real.device).double()
     distances = _Distances("donot_use" if exact else "use")
     return (

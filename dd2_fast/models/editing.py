@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..ambient import constant
 from ..condition import Rows
+from .checks import check_device
 from .sampling import guided_choice
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class Edits:
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise RuntimeError(f"tokenizer: {type(self).__name__} needs one to edit, and has none")
+        check_device("images", images, tokenizer.codebook.device)
         self.condition.check(labels, len(images), images.device)
         made: Tensor = self._drawn_anew(
             images, where, keep_pixels, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed

@@ -91,6 +91,17 @@ def test_digits_are_edited_without_a_teacher(bundle: Any) -> None:
     assert torch.equal(tokens[:, 8:], known[:, 8:])
 
 
+def test_bfloat16_keeps_what_is_known(images: Tensor) -> None:
+    sampler = Sampler("fashion", teacher_steps=2, dtype=torch.bfloat16)
+    made = sampler.edit(images, half(), LABELS)
+    through = sampler.tokenizer.decode(
+        sampler.tokenizer.embed(sampler.tokenizer.encode(images.bfloat16()))
+    )
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made[..., :4], through.float()[..., :4], atol=0.05, rtol=0)
+    assert (made - through)[..., 8:].abs().max() > 0.1
+
+
 def test_wrong_arguments_and_weights_are_named(bundle: Any, images: Tensor) -> None:
     sampler = Sampler(bundle)
     for wrong, error, message in (
