@@ -87,7 +87,7 @@ def add_parser(commands: Any) -> None:
         help="enlarge each pixel this many times (default 1)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run, shared=True)
+    parser.set_defaults(run=run, shared=True, refuse=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if suffix == ".npz" and arguments.scale > 1:
         raise ValueError(f"--scale: expected 1 for a .npz file, got {arguments.scale}")
     if arguments.labels is None and arguments.num is None and arguments.per_class is None:
-        raise ValueError("--labels: expected --labels, --num or --per-class, got none of them")
+        arguments.refuse("expected --labels, --num or --per-class, got none of them")
     if suffix == ".png":
         check_png(arguments.out)
     if arguments.grid is not None:
