@@ -36,6 +36,16 @@ FID, SFID = "frechet_inception_distance", "spatial_frechet_inception_distance"
 KID = "kernel_inception_distance"
 
 
+class Harm:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
 class Reached(Exception):
     """Raised where the network would be made."""
 
@@ -244,12 +254,11 @@ def test_nothing_is_fetched_unasked(
     path.rename(tmp_path / "checkpoints" / "inception.pth")  # where torch-fidelity keeps it
     with pytest.raises(Reached, match=r"inception\.pth"):
         fid(folder, folder)
-    torch.save({"layer": Reached}, path)  # what names a class is not loaded
-    for held in (None, [torch.zeros(1)]):
-        if held is not None:
-            torch.save(held, path)
+    for held in ({"layer": Harm(tmp_path / "harm")}, [torch.zeros(1)]):
+        torch.save(held, path)
         assert main(["fid", str(folder), str(folder), "--weights", str(path)]) == 2
         assert "weights: expected a file of tensors" in capsys.readouterr().err
+    assert not (tmp_path / "harm").exists()
 
 
 def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch, folder: Path, capsys) -> None:

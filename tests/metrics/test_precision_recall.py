@@ -59,3 +59,11 @@ def test_distances_by_products_are_adm_s() -> None:
     found = precision_recall(torch.from_numpy(real), torch.from_numpy(made), exact=False)
     assert found == adm.precision_recall(real, made)
     assert 0 < found[0] < 1 and 0 < found[1] < 1
+
+
+def test_exact_distances_do_not_depend_on_the_origin() -> None:
+    """Whole numbers stay exact 2^40 away, where products would lose all their digits."""
+    rng = np.random.default_rng(6)
+    real, made = (torch.from_numpy(rng.integers(-9, 9, (60, 8)) * 1.0) for _ in range(2))
+    near = precision_recall(real, made)
+    assert 0 < near[0] < 1 and precision_recall(real + 2.0**40, made + 2.0**40) == near
