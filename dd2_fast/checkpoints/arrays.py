@@ -125,6 +125,19 @@ class ArchivedArray:
             raise ValueError(f"{reason} in {self.path}") from error
 
 
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in an archive; ValueError that names the file for what is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except _BROKEN as error:
+        raise ValueError(
+            f"expected a whole .npz archive, got a damaged one or none ({shown(str(error))}) "
+            f"in {path}"
+        ) from error
+    return [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+
+
 def _go(stream: IO[bytes], position: int) -> None:
     """As seek, which reads what it passes over in small pieces."""
     if position < stream.tell():

@@ -83,14 +83,14 @@ def text_chunk(text: str) -> Any:
     return info
 
 
-def check_png(path: Path) -> None:
+def check_png(path: Path, option: str = "--out") -> None:
     """Raise ValueError or OSError, before any work, unless a PNG can be written at path."""
     from ..checkpoints.files import check_file
 
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--out: expected a name that ends in .png, got '{path}'")
+        raise ValueError(f"{option}: expected a name that ends in .png, got '{path}'")
     if path.is_dir():
-        raise IsADirectoryError(f"--out: expected a file, and '{path}' is a folder")
+        raise IsADirectoryError(f"{option}: expected a file, and '{path}' is a folder")
     check_file(path)
 
 

@@ -10,6 +10,7 @@ from .picture import check_png, tile, write_png
 from .settings import MOST, SEEDS, add_model_options, integer, one_step_model
 
 _LARGEST_SCALE = 1 << 10
+_GRID = 10  # rows and columns
 # What would be taken for a file and become a folder.
 _OTHER_FILES = (
     *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".h5"),
@@ -28,10 +29,21 @@ def add_parser(commands: Any) -> None:
         "folder. Under torchrun every process draws its share.",
     )
     add_model_options(parser, "--model")
-    wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--labels", type=_labels, help="classes, for example 0,1,2")
+    parser.add_argument(
+        "--labels",
+        type=_labels,
+        help="classes, for example 0,1,2: one image each, or those of --num and --per-class",
+    )
+    wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument(
         "--num", type=integer(1, MOST), help="how many images, going round the classes"
+    )
+    wanted.add_argument("--per-class", type=integer(1, MOST), help="how many images of each class")
+    parser.add_argument(
+        "--grid",
+        type=Path,
+        metavar="FILE.png",
+        help=f"also a picture of up to {_GRID} images of each of the first {_GRID} classes",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder, .png or .npz file")
     parser.add_argument(
@@ -62,7 +74,7 @@ def add_parser(commands: Any) -> None:
         help="enlarge each pixel this many times (default 1)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run, shared=True)
+    parser.set_defaults(run=run, shared=True, refuse=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,8 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out: expected a folder, a .png or a .npz file, got {arguments.out}")
     if suffix == ".npz" and arguments.scale > 1:
         raise ValueError(f"--scale: expected 1 for a .npz file, got {arguments.scale}")
+    if arguments.labels is None and arguments.num is None and arguments.per_class is None:
+        arguments.refuse("expected --labels, --num or --per-class, got none of them")
     if suffix == ".png":
         check_png(arguments.out)
+    if arguments.grid is not None:
+        check_png(arguments.grid, "--grid")
     with process_group() as (rank, device):
         count = _draw(arguments, suffix, device)
     if rank == 0:
@@ -86,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     """Draw the images to where the suffix says, and return how many."""
     from ..checkpoints.locks import agreed, locked
-    from ..sampling import NpzFile, PngFolder, Sampler, balanced_labels, run_job
+    from ..sampling import NpzFile, PngFolder, Sampler, run_job
 
     try:
         sampler = Sampler(
@@ -101,11 +117,7 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
         )
     except TypeError as error:  # a model or a setting of the wrong kind
         raise ValueError(str(error)) from error
-    labels = arguments.labels or balanced_labels(
-        arguments.num,
-        sampler.num_classes,
-        shuffled_by=arguments.seed if suffix == ".npz" else None,
-    )
+    labels = _wanted(arguments, sampler.num_classes, shuffled=suffix == ".npz")
     where = {"seed": arguments.seed, "start_index": arguments.start_index}
     if suffix == ".png":
         columns = min(len(labels), 10)
@@ -117,6 +129,7 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
 
         with locked(arguments.out):
             agreed(draw)
+        _write_grid(arguments, sampler, labels)
         return len(labels)
     sampler.check_labels(labels)
     npz = suffix == ".npz"
@@ -124,7 +137,56 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     names = ("steps", "teacher_steps", "cfg", "top_k", "top_p", "scale")
     settings = {name: str(getattr(arguments, name)) for name in names}
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
+    _write_grid(arguments, sampler, labels)
     return len(labels)
+
+
+def _wanted(arguments: argparse.Namespace, num_classes: int, *, shuffled: bool) -> list[int]:
+    """The label of each image."""
+    from ..sampling import balanced_labels
+
+    given = arguments.labels
+    if arguments.num is None and arguments.per_class is None:
+        return list(given)
+    classes = range(num_classes) if given is None else given
+    count = arguments.num
+    if count is None:
+        count = arguments.per_class * len(classes)
+        if count > MOST:
+            raise ValueError(
+                f"--per-class: expected at most {MOST // len(classes)} for {len(classes)} classes, "
+                f"got {arguments.per_class}"
+            )
+    places = balanced_labels(count, len(classes), shuffled_by=arguments.seed if shuffled else None)
+    return [classes[place] for place in places]
+
+
+def _write_grid(arguments: argparse.Namespace, sampler: Any, labels: list[int]) -> None:
+    """The picture of `--grid`: some of the job's images, drawn again, a row for each class."""
+    from ..checkpoints.locks import agreed, locked
+
+    if arguments.grid is None:
+        return
+    sampler.check_labels(labels)
+    places: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    rows = list(places.values())[:_GRID]
+    columns = min(_GRID, *map(len, rows)) if len(rows) > 1 else min(_GRID, len(rows[0]))
+    most = columns if len(rows) > 1 else _GRID * _GRID
+    shown = [place for row in rows for place in row[:most]]
+
+    def draw() -> None:
+        images = sampler(
+            [labels[place] for place in shown],
+            seed=[arguments.seed] * len(shown),
+            indices=[arguments.start_index + place for place in shown],
+            output="np",
+        )
+        write_png(arguments.grid, tile(images, columns=columns, scale=arguments.scale))
+
+    with locked(arguments.grid):
+        agreed(draw)
 
 
 def _labels(text: str) -> list[int]:

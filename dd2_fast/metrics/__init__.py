@@ -8,6 +8,7 @@ from .frechet import frechet_distance, frechet_distance_per_class
 from .image_classifier import ImageClassifier
 from .image_report import evaluate_images
 from .inception_score import inception_score
+from .kernel_distance import kernel_distance
 from .likelihood import negative_log_likelihood
 from .path_length import perceptual_path_length
 from .precision_recall import precision_recall
@@ -23,6 +24,7 @@ __all__ = [
     "frechet_distance",
     "frechet_distance_per_class",
     "inception_score",
+    "kernel_distance",
     "negative_log_likelihood",
     "perceptual_path_length",
     "precision_recall",

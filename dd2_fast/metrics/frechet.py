@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .moments import Moments
+
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Return ``|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)`` in float64.
@@ -19,6 +21,13 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"features_b: expected {mean_a.shape[0]} columns as in features_a, "
             f"got {mean_b.shape[0]}"
         )
+    return gaussian_distance(mean_a, covariance_a, mean_b, covariance_b)
+
+
+def gaussian_distance(
+    mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor
+) -> float:
+    """Return the same of means [D] and covariances [D, D] in float64."""
     values, vectors = torch.linalg.eigh(covariance_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root_a @ covariance_b @ root_a
@@ -62,9 +71,8 @@ def _moments(features: Tensor, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{name}: expected shape [N, D] with at least two rows, got {list(features.shape)}"
         )
-    x = features.detach().to("cpu", torch.float64)
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(features).all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / (x.shape[0] - 1)
+    moments = Moments()
+    moments.add(features.cpu())
+    return moments.mean, moments.covariance

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition, Rows
+from .editing import Known
 from .released import Format, Unsupported
 from .sampling import Choose
 
@@ -53,6 +54,9 @@ class Tokenizer(Module, Protocol):
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """Images of embeddings ``[B, n, C]``, codes or not."""
+
+    def known(self, images: Tensor, mask: Tensor) -> Known:
+        """What is known of images under ``mask``, bool ``[B, 1, H, W]``, True where to draw."""
 
 
 class Backbone(Module, Protocol):

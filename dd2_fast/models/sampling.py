@@ -104,17 +104,31 @@ def draw_tokens(
     Raises NotFiniteError where logits on a CPU have a NaN or infinity; elsewhere, where a look
     would wait for the device, such tokens are -1.
     """
+    choose, guided = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
+    at_once = getattr(teacher, "draw_at_once", None)
+    if at_once is not None:
+        scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
+        tokens = at_once(labels, scale, top_k, top_p, seed, index, prefix)
+        if tokens is not None:
+            return tokens
+    return teacher.generate(labels, choose, guided=guided, prefix=prefix)
+
+
+def guided_choice(
+    teacher: Teacher,
+    labels: Rows,
+    cfg: float | None,
+    top_k: int,
+    top_p: float,
+    seed: int | Tensor,
+    index: Tensor | None,
+) -> tuple[Choose, bool]:
+    """How :func:`draw_tokens` chooses, and whether that takes unconditional logits."""
     warn_if_slow(teacher)
     scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
     about = functools.partial(condition_of(teacher).about, labels)
     choose = categorical(scale, top_k, top_p, seed, index, about)
-    at_once = getattr(teacher, "draw_at_once", None)
-    if at_once is not None:
-        tokens = at_once(labels, scale, top_k, top_p, seed, index, prefix)
-        if tokens is not None:
-            return tokens
-    guided = isinstance(scale, Tensor) or scale != 1.0
-    return teacher.generate(labels, choose, guided=guided, prefix=prefix)
+    return choose, isinstance(scale, Tensor) or scale != 1.0
 
 
 def sample_tokens(teacher: Teacher, labels: Rows, **settings: Any) -> Tensor:

@@ -59,3 +59,13 @@ def encoded(images: Tensor, output: str) -> list[bytes]:
         image.save(data, output.upper(), **ENCODINGS[output])
         files.append(data.getvalue())
     return files
+
+
+def in_form(result: Tensor, output: str) -> Any:
+    """Return what a call with this output gives, of uint8 images [B, H, W, c] if it is in PIXELS,
+    else of what is returned as it is."""
+    if output == "np":
+        return result.numpy()
+    if output == "pil":
+        return to_pil(result)
+    return encoded(result, output) if output in ENCODINGS else result

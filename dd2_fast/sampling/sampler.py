@@ -34,9 +34,10 @@ from .arguments import (
 )
 from .at_once import AtOnce
 from .buckets import BucketedCall, Function, bucket_sizes
+from .edit import EditingSampler
 from .faults import Faults
 from .noise import image_noise
-from .outputs import ENCODINGS, PIXELS, check_output, encoded, to_pil, to_uint8
+from .outputs import PIXELS, check_output, in_form, to_uint8
 from .pretrained import PretrainedSampler
 from .refine import refine
 from .sources import load_networks
@@ -46,7 +47,7 @@ _REFINES = ("guidance_scale", "generate", "steps")  # what a teacher needs for i
 _OFF = {"cfg": None, "top_k": 0, "top_p": 1.0}
 
 
-class Sampler(PretrainedSampler, nn.Module):
+class Sampler(PretrainedSampler, EditingSampler, nn.Module):
     """A loaded model that turns labels into images, one pass of the network each.
 
     A module like any other: `.to`, `.half` and the like move and convert the networks, whose own
@@ -268,11 +269,7 @@ class Sampler(PretrainedSampler, nn.Module):
             result = self._drawn(y, index, seeds, output, progress and count > 0)
         if not count:
             result = result[:0].clone()
-        if output == "np":
-            return result.numpy()
-        if output == "pil":
-            return to_pil(result)
-        return encoded(result, output) if output in ENCODINGS else result
+        return in_form(result, output)
 
     def _small(
         self, labels: Rows, indices: Tensor, seed: int | Tensor, output: str
@@ -330,18 +327,21 @@ class Sampler(PretrainedSampler, nn.Module):
         with torch.inference_mode(False):
             return torch.cat(parts)
 
+    def _generated(self, seed: int | Tensor, indices: Tensor, labels: Rows) -> Tensor:
+        """Embeddings [B, n, C], eager, compiled or captured."""
+        draw, _ = self._networks()
+        with annotate("dd2_fast.generate"):
+            if self._cuda_graphs and not isinstance(seed, Tensor):
+                seed = torch.full_like(indices, seed)  # a graph reads it from memory
+            return draw(seed, indices, labels)
+
     @torch.inference_mode()
     def _batch(
         self, labels: Rows, indices: Tensor, seed: int | Tensor, output: str, faults: Faults
     ) -> Tensor:
         """Return images (uint8 [B, H, W, c] for PIXELS), embeddings or tokens."""
         codebook = self.tokenizer.codebook
-        draw, decode = self._networks()
-        with annotate("dd2_fast.generate"):
-            number = seed
-            if self._cuda_graphs and not isinstance(seed, Tensor):
-                number = torch.full_like(indices, seed)  # a graph reads it from memory
-            x = draw(number, indices, labels)
+        x = self._generated(seed, indices, labels)
         look = functools.partial(faults.look, indices=indices, labels=labels, seed=seed)
         look("generator", x)
         if self.teacher is not None and self.teacher_steps > 1:
@@ -364,7 +364,7 @@ class Sampler(PretrainedSampler, nn.Module):
         if output == "latent":
             return x.float()
         with annotate("dd2_fast.decode"):
-            images = decode(x)
+            images = self._networks()[1](x)
             look("decoder", images)
             return to_uint8(images) if output in PIXELS else images.float()
 

@@ -93,7 +93,7 @@ def test_broken_checkpoints(files: Path, fails, name: str) -> None:
 
 
 COMMANDS = {
-    "sample": ["--num", "1", "--out", OUT],
+    "sample": ["--labels", "1", "--out", OUT],
     "make-data": ["digits", "--num", "1", "--out", OUT],
     "train": ["toy", "--out", OUT],
     "demo": ["--out", f"{OUT}.png"],
@@ -107,6 +107,7 @@ COMMANDS = {
 TOP = 2**63 - 1
 INTEGERS = {  # every one there is, with its range
     "sample --num": (1, TOP),
+    "sample --per-class": (1, TOP),
     "sample --seed": (-TOP - 1, TOP),
     "sample --start-index": (0, TOP),
     "sample --steps": (1, 2),
@@ -128,6 +129,7 @@ INTEGERS = {  # every one there is, with its range
     "evaluate --seed": (0, 2**62),
     "evaluate --threads": (1, 4096),
     "fid --max-bytes": (1, TOP),
+    "fid --batch-size": (1, 2**31),
 }
 
 
@@ -220,7 +222,10 @@ HUGE = str(10**30)
         ["sample", "--labels", "10", "--out", f"{OUT}.png"],
         ["sample", "--labels=-1", "--out", f"{OUT}.png"],
         ["sample", "--labels", HUGE, "--out", f"{OUT}.png"],
-        ["sample", "--labels", "1", "--num", "1", "--out", OUT],
+        ["sample", "--per-class", "1", "--num", "1", "--out", OUT],
+        ["sample", "--per-class", str(TOP), "--out", OUT],
+        ["sample", "--out", OUT],
+        ["sample", "--num", "1", "--out", OUT, "--grid", f"{OUT}.jpg"],
         ["sample", "--num", "1", "--out", f"{OUT}.jpg"],
         ["sample", "--num", "1", "--out", f"{OUT}.npz", "--scale", "2"],
         ["sample", "--num", "1", "--out", "/dev/null/x.png"],

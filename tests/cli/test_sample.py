@@ -37,6 +37,52 @@ def test_one_picture_holds_all(tmp_path: Path) -> None:
     assert Image.open(out).size == (3 * 16 + 2 * 3, 16)
 
 
+def test_classes_and_how_many_of_each(tmp_path: Path) -> None:
+    """`--num` and `--per-class` go round those of `--labels`, or all."""
+    for i, (wanted, labels) in enumerate(
+        (
+            (["--labels", "3", "--num", "4"], [3] * 4),
+            (["--labels", "5,2", "--num", "3"], [5, 2, 5]),
+            (["--labels", "7,1,1", "--per-class", "2"], [7, 1, 1] * 2),
+            (["--per-class", "2"], [*range(10)] * 2),
+        )
+    ):
+        out = tmp_path / str(i)
+        assert main(["sample", *wanted, "--out", str(out), "--quiet"]) == 0
+        found = [f.stem for f in sorted(out.glob("*.png"))]
+        assert found == [f"{n:06d}_{label}" for n, label in enumerate(labels)]
+    out = tmp_path / "a.npz"
+    assert main(["sample", "--per-class", "3", "--labels", "4,8", "--out", str(out)]) == 0
+    with np.load(out) as archive:
+        drawn = archive["arr_0"]
+    order = [4, 8] * 3
+    shuffled = [order[i] for i in np.random.default_rng(0).permutation(6)]
+    expected = Sampler("digits")(shuffled, output="np")
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+
+
+def test_a_grid_shows_images_of_the_job(tmp_path: Path, capsys) -> None:
+    out, grid = tmp_path / "images", tmp_path / "grid.png"
+    argv = ["sample", "--out", str(out), "--grid", str(grid), "--quiet", "--start-index", "5"]
+    assert main([*argv, "--num", "24", "--seed", "3"]) == 0
+    files = sorted(out.glob("*.png"))
+    picture = np.asarray(Image.open(grid)).astype(int)
+    assert picture.shape == (10 * 11 - 3, 2 * 11 - 3, 3)  # two of each class, 8 pixels and a gap
+    for i in (0, 13, 19):  # image i is of class i % 10
+        row, column = i % 10, i // 10
+        cell = picture[row * 11 : row * 11 + 8, column * 11 : column * 11 + 8]
+        assert np.abs(cell - np.asarray(Image.open(files[i]))).max() <= 1
+    one = [*argv[:-2], "--labels", "6", "--num", "13"]
+    one[2] = str(tmp_path / "a.npz")
+    assert main(one) == 0
+    assert Image.open(grid).size == (10 * 11 - 3, 2 * 11 - 3)
+    capsys.readouterr()
+    assert main(["sample", "--num", "1", "--out", str(out), "--grid", "grid.jpg"]) == 2
+    assert "--grid: expected a name that ends in .png" in capsys.readouterr().err
+    assert main(["sample", "--out", str(out)]) == 2
+    assert "expected --labels, --num or --per-class, got none" in capsys.readouterr().err
+
+
 def test_a_released_student_with_its_tokenizer(tmp_path: Path, capsys) -> None:
     manifests = var_models.fixture("dd1_var_tiny")
     for name, part in (("dd1.pth", "dd"), ("vae.pth", "vqvae")):
@@ -97,7 +143,7 @@ def test_what_looks_like_another_file_becomes_no_folder(tmp_path: Path, capsys) 
         (["--num", "2", "--batch-size", "0"], "--batch-size: expected an integer in 1.."),
         (["--num", "2", "--teacher-steps", "99"], "teacher_steps: expected 0 to 17"),
         (["--num", "2", "--model", "x/y"], "model: no file or folder at 'x/y'"),
-        (["--num", "2", "--labels", "1"], "not allowed with argument"),
+        (["--num", "2", "--per-class", "1"], "not allowed with argument"),
         (["--num", "2", "--steps", "2"], "steps: expected 1 for a DD2Generator, got 2"),
         (["--num", "2", "--config", "split"], "--config: expected key=value, got 'split'"),
         (["--num", "2", "--teacher-steps", "2", "--cfg", "nan"], "cfg: expected a finite number"),

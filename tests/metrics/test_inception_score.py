@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from metrics import adm
 
 from dd2_fast.metrics import inception_score
 
@@ -45,3 +47,14 @@ def test_agrees_with_the_sum_over_each_split() -> None:
 def test_bad_inputs_are_named(probabilities: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"probabilities: .*{message}"):
         inception_score(probabilities)
+
+
+def test_splits_of_a_size_are_adm_s() -> None:
+    """The last of what is left; in NumPy from the evaluator's definition."""
+    logits = np.random.default_rng(3).normal(size=(23, 7)) * 2
+    probabilities = torch.from_numpy(logits).softmax(-1)
+    mean, _ = inception_score(probabilities, split_size=10)
+    assert mean == pytest.approx(adm.inception_score(logits, 10), rel=1e-12)
+    assert mean != pytest.approx(inception_score(probabilities, splits=2)[0], rel=1e-3)
+    with pytest.raises(ValueError, match="split_size: expected at least 1, got 0"):
+        inception_score(probabilities, split_size=0)

@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from metrics import adm
 
 from dd2_fast.metrics import precision_recall
 
@@ -50,3 +51,19 @@ def test_bad_inputs_are_named() -> None:
         precision_recall(good, torch.randn(10, 3))
     with pytest.raises(ValueError, match="generated: expected finite"):
         precision_recall(good, good / 0)
+
+
+def test_distances_by_products_are_adm_s() -> None:
+    rng = np.random.default_rng(5)
+    real, made = rng.normal(size=(200, 16)), 0.8 * rng.normal(size=(150, 16))
+    found = precision_recall(torch.from_numpy(real), torch.from_numpy(made), exact=False)
+    assert found == adm.precision_recall(real, made)
+    assert 0 < found[0] < 1 and 0 < found[1] < 1
+
+
+def test_exact_distances_do_not_depend_on_the_origin() -> None:
+    """Whole numbers stay exact 2^40 away, where products would lose all their digits."""
+    rng = np.random.default_rng(6)
+    real, made = (torch.from_numpy(rng.integers(-9, 9, (60, 8)) * 1.0) for _ in range(2))
+    near = precision_recall(real, made)
+    assert 0 < near[0] < 1 and precision_recall(real + 2.0**40, made + 2.0**40) == near

@@ -51,6 +51,19 @@ def test_the_teachers_draw_what_the_public_code_draws(variables) -> None:
     torch.testing.assert_close(variables["samples"], decoded.clamp(-1, 1), atol=1e-5, rtol=0)
 
 
+def test_images_are_edited() -> None:
+    variables: dict[str, Any] = {}
+    exec(snippet("dd2_fast/sampling/README.md", "edit"), variables)
+    mask, images = variables["mask"], variables["images"]
+    for name in ("completed", "by_the_teacher"):
+        made = variables[name]
+        assert made.shape == images.shape and not torch.equal(made * mask, images * mask)
+    given = (images * 255).round().byte().permute(0, 2, 3, 1)
+    kept = torch.from_numpy(variables["of_another_class"])
+    assert torch.equal(kept[:, :, 8:], given[:, :, 8:])
+    assert not torch.equal(kept[:, :, :8], given[:, :, :8])
+
+
 def test_the_student_draws_in_one_step(variables) -> None:
     labels = variables["label_B"]
     exact = dd2_fast.sample(var_models.student(), labels, seed=0)

@@ -15,6 +15,7 @@ from ...ops.small_network import TeacherSizes
 from ...ops.small_teacher import small_teacher
 from ..attached import Attached
 from ..checks import check_drawn, embed_tokens, start_tokens
+from ..editing import Edits
 from ..sampling import Choose, TokenByToken, step_seed
 from ..small import packed_teacher
 from .transformer import CausalTransformer
@@ -22,7 +23,7 @@ from .transformer import CausalTransformer
 _METHODS = {"generate", "logits", "steps"}  # another of these is not what one call computes
 
 
-class ARTeacher(TokenByToken, Attached):
+class ARTeacher(Edits, TokenByToken, Attached):
     """``p(q_i | q_<i, y)`` by a causal transformer that reads code vectors.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...ambient import constant, own_precision
 from ...ops import nearest_code
 from ..checks import check_embeddings, check_tokens
+from ..editing import KnownRaster
 from ..kernels import unit_range
 from ..pretrained import Pretrained
 from ..small import decoded_at_once
@@ -111,6 +112,10 @@ class VQTokenizer(Pretrained, nn.Module):
         """Tokens ``[B, n]`` (int64, row by row) of images ``[B, 3, H, W]`` in [0, 1]."""
         latents = self.latents(images)
         return nearest_code(latents, self.raw_codebook())
+
+    def known(self, images: Tensor, mask: Tensor) -> KnownRaster:
+        """What is known of images under a mask, bool ``[B, 1, H, W]``, True where to draw."""
+        return KnownRaster(self, images, mask)
 
     @constant
     def embed(self, tokens: Tensor) -> Tensor:

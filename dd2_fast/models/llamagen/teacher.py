@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ...ambient import constant
 from ..checks import check_tokens, start_tokens
+from ..editing import Edits
 from ..sampling import Choose, TokenByToken
 from .backbone import LlamaGenBackbone
 
 
-class LlamaGenTeacher(TokenByToken, LlamaGenBackbone):
+class LlamaGenTeacher(Edits, TokenByToken, LlamaGenBackbone):
     """``p(q_i | q_<i, y)`` by LlamaGen (arXiv 2406.06525), under the released parameter names.
 
     The arguments are those of :class:`LlamaGenBackbone`.

@@ -14,6 +14,7 @@ from ...ambient import constant, own_precision
 from ...ops import nearest_code
 from ..attached import Preparable
 from ..checks import check_embeddings, check_tokens
+from ..editing import KnownRaster
 from ..kernels import convolution_layout, unit_range
 from ..pretrained import Pretrained
 from .vq import Decoder, Encoder, Sizes
@@ -119,6 +120,10 @@ class LlamaGenTokenizer(Pretrained, Preparable):
     def encode(self, images: Tensor) -> Tensor:
         """Tokens ``[B, n]`` (int64, row by row) of images ``[B, c, H, W]`` in [0, 1]."""
         return nearest_code(self.latents(images), self.codebook)
+
+    def known(self, images: Tensor, mask: Tensor) -> KnownRaster:
+        """What is known of images under a mask, bool ``[B, 1, H, W]``, True where to draw."""
+        return KnownRaster(self, images, mask)
 
     @constant
     def embed(self, tokens: Tensor) -> Tensor:

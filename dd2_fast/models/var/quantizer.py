@@ -125,10 +125,18 @@ class MultiScaleQuantizer(nn.Module):
         rest = features.to(torch.promote_types(features.dtype, torch.float32))
         tokens = []
         for k in range(self.scales.count):
-            codes = nearest_code(self.next_input(rest, k), self.embedding.weight)
-            tokens.append(codes)
-            rest = rest - self.add_scale(None, self.embedding(codes.clamp(min=0)).to(rest.dtype), k)
+            tokens.append(self.encode_scale(rest, k))
+            rest = self.without(rest, tokens[-1], k)
         return torch.cat(tokens, dim=1)
+
+    def encode_scale(self, rest: Tensor, scale: int) -> Tensor:
+        """Tokens ``[B, side^2]`` of one scale of what is left over, ``rest [B, C, g, g]``."""
+        return nearest_code(self.next_input(rest, scale), self.embedding.weight)
+
+    def without(self, rest: Tensor, tokens: Tensor, scale: int) -> Tensor:
+        """What is left over by the tokens of one scale."""
+        codes = self.embedding(tokens.clamp(min=0)).to(rest.dtype)
+        return rest - self.add_scale(None, codes, scale)
 
     def _upsampled(self, embeddings: Tensor, count: int) -> Tensor:
         """The first ``count`` scales on the last grid: ``[B, count, C, g, g]``."""

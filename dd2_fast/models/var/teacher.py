@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ...ambient import constant
 from ...ops.checks import check_number
 from ..checks import check_tokens, embed_tokens, start_tokens
+from ..editing import Edits
 from ..sampling import Choose, sample_tokens
 from .backbone import VARBackbone
 
 
-class VARTeacher(VARBackbone):
+class VARTeacher(Edits, VARBackbone):
     """``p(tokens of scale k | lower scales, y)`` by VAR's transformer and a Linear classifier.
 
     ``head(backbone features)`` are the logits. A :class:`VARTokenizer` must be attached as

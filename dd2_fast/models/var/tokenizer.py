@@ -14,6 +14,7 @@ from ..checks import check_embeddings, check_tokens
 from ..kernels import convolution_layout, unit_range
 from ..pretrained import Pretrained
 from .codec import Decoder, Encoder
+from .known import KnownScales
 from .quantizer import MultiScaleQuantizer
 from .scales import Scales
 
@@ -131,8 +132,16 @@ class VARTokenizer(Pretrained, Preparable):
     def decode(self, embeddings: Tensor) -> Tensor:
         """Images ``[B, c, H, W]`` in [0, 1], float32 or wider, of embeddings ``[B, n, C]``; NaN
         where the decoder's output is not finite."""
-        f_hat = convolution_layout(self.f_hat(embeddings).to(self.codebook.dtype))
+        return self.decode_features(self.f_hat(embeddings))
+
+    def decode_features(self, f_hat: Tensor) -> Tensor:
+        """The same of a feature map ``[B, C, g, g]``, as :meth:`f_hat` gives it."""
+        f_hat = convolution_layout(f_hat.to(self.codebook.dtype))
         return unit_range(self.decoder(self.post_quant_conv(f_hat)))
+
+    def known(self, images: Tensor, mask: Tensor) -> KnownScales:
+        """What is known of images under a mask, bool ``[B, 1, H, W]``, True where to draw."""
+        return KnownScales(self, images, mask)
 
     def _check(self, embeddings: Tensor) -> None:
         codebook = self.codebook
