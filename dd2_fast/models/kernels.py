@@ -18,6 +18,9 @@ _FOLDING_PAYS = 2
 # Rows and multiply-adds from which a float32 product is worth oneDNN's set-up.
 _MANY_ROWS, _MANY_PRODUCTS = 128, 1 << 22
 
+# Channels of a head that the attention's kernel takes.
+_LARGEST_FUSED_HEAD = 256
+
 # A 3-tap kernel over an axis whose cells are repeated, as the 4 taps of a transposed convolution.
 _FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
@@ -109,7 +112,8 @@ def has_fused_attention(like: Tensor) -> bool:
 
 def takes_fused_attention(qkv: Tensor) -> bool:
     """Whether it may be called: it has no derivative, and what is exported is to run anywhere."""
-    return not (qkv.requires_grad or torch.compiler.is_exporting())
+    exporting = torch.compiler.is_exporting()
+    return not (qkv.requires_grad or exporting or qkv.shape[-1] > _LARGEST_FUSED_HEAD)
 
 
 def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

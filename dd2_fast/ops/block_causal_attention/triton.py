@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..triton_rows import LOG2E, OPTIONS, on_device_of, unit_stride
 
+LARGEST_SIZE = 256  # of a head
 _SHORTEST2 = tl.constexpr(1e-24)
 
 
@@ -183,12 +184,20 @@ def block_causal_attention(
     qkv = unit_stride(qkv)
     rotary = None if rotary is None else rotary.to(torch.float32).contiguous()
     gain = None if gain is None else gain.contiguous()
-    tiles = triton.cdiv(count, 64)
+    if size > LARGEST_SIZE:
+        raise RuntimeError(
+            "backend 'triton' cannot run block_causal_attention: expected heads of at most "
+            f"{LARGEST_SIZE} channels, got d = {size}"
+        )
+    padded = max(16, triton.next_power_of_2(size))
+    row = padded * qkv.element_size()  # bytes, of which tiles of three stages fit in shared memory
+    block = 64 if row <= 256 else 32
+    tiles = triton.cdiv(count, block)
     with on_device_of(qkv):
         block_causal_attention_fwd_kernel[(tiles * heads * images,)](
             out, qkv, gain, rotary, *qkv.stride()[:4], count, tiles, heads, scale,
             SIZE=size, ENDS=tuple(ends[:-1]) if ends else None, STRICT=strict and bool(ends),
-            BLOCK_M=64, BLOCK_N=64, BLOCK_D=max(16, triton.next_power_of_2(size)),
-            num_warps=4, **OPTIONS,
+            BLOCK_M=block, BLOCK_N=block, BLOCK_D=padded,
+            num_warps=4, num_stages=3 if row <= 512 else 1, **OPTIONS,
         )  # fmt: skip
     return out
