@@ -171,7 +171,7 @@ def call_operators() -> None:
         seed = torch.zeros((), dtype=torch.int64)
         for index in (None, torch.arange(64)):
             sample_code.sample_code(*teacher, seed, index, top_k, top_p, 0.7)
-    for size, tokens, dtype in ((16, 30, half), (64, 680, half), (64, 680, wide), (256, 70, wide)):
+    for size, tokens, dtype in ((16, 30, half), (64, 680, half), (64, 680, wide), (128, 70, wide)):
         qkv, gain = torch.zeros(1, tokens, 3, 2, size, dtype=dtype), torch.zeros(2)
         rotary, ends = torch.zeros(tokens, size // 2, 2), (1, 5, 14, 30, 55, tokens)
         for blocks, gained, turned, strict in (

@@ -190,8 +190,9 @@ def block_causal_attention(
             f"{LARGEST_SIZE} channels, got d = {size}"
         )
     padded = max(16, triton.next_power_of_2(size))
-    row = padded * qkv.element_size()  # bytes, of which tiles of three stages fit in shared memory
-    block = 64 if row <= 256 else 32
+    # Larger tiles of long rows would spill registers.
+    row = padded * qkv.element_size()
+    block = 64 if row <= 128 else 32 if row <= 512 else 16
     tiles = triton.cdiv(count, block)
     with on_device_of(qkv):
         block_causal_attention_fwd_kernel[(tiles * heads * images,)](
