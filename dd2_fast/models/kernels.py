@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.registry import has_kernel
+
 # Pairs of positions from which two bfloat16 matrix products win over the fused kernel on a CPU:
 # at 256 x 680 they take less than half its time, at 64 x 155 a third more.
 _PRODUCTS_PAY = 1 << 14
@@ -17,6 +19,9 @@ _FOLDING_PAYS = 2
 
 # Rows and multiply-adds from which a float32 product is worth oneDNN's set-up.
 _MANY_ROWS, _MANY_PRODUCTS = 128, 1 << 22
+
+# Channels of a head that the attention's kernel takes.
+_LARGEST_FUSED_HEAD = 256
 
 # A 3-tap kernel over an axis whose cells are repeated, as the 4 taps of a transposed convolution.
 _FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
@@ -99,6 +104,21 @@ def attention(
         masked = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, -torch.inf) if masked else scores + mask
     return torch.matmul(scores.softmax(-1), v)
+
+
+def has_fused_attention(like: Tensor) -> bool:
+    """Whether a kernel of :func:`dd2_fast.ops.block_causal_attention` takes what is on the device
+    and in the dtype of ``like``."""
+    # The meta device stands for CUDA where launches are counted.
+    if like.device.type == "meta":
+        return like.dtype != torch.float64
+    return has_kernel("block_causal_attention", like.device, like.dtype)
+
+
+def takes_fused_attention(qkv: Tensor) -> bool:
+    """Whether it may be called: it has no derivative, and what is exported is to run anywhere."""
+    exporting = torch.compiler.is_exporting()
+    return not (qkv.requires_grad or exporting or qkv.shape[-1] > _LARGEST_FUSED_HEAD)
 
 
 def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Public operators. Shapes, units and formulas are in each function's docstring."""
 
+from .block_causal_attention import block_causal_attention
 from .conditional_score import conditional_score
 from .csd_loss import csd_loss
 from .flow_solve import flow_solve
@@ -10,6 +11,7 @@ from .sample_code import sample_code
 
 __all__ = [
     "available_backends",
+    "block_causal_attention",
     "conditional_score",
     "csd_loss",
     "default_backend",

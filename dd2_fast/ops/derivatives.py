@@ -19,6 +19,17 @@ def check_reverse_mode(operator: str, *values: Any) -> None:
         _refuse(operator, "torch.func.jvp and torch.autograd.forward_ad cannot pass through it")
 
 
+def check_no_tangent(operator: str, *values: Any) -> None:
+    """The same for an operator without a derivative."""
+    if forward_ad._current_level < 0:
+        return
+    if torch._C._are_functorch_transforms_active() or any(map(_has_tangent, values)):
+        raise RuntimeError(
+            f"{operator}: has no derivative; torch.func.jvp and torch.autograd.forward_ad cannot "
+            "pass through it"
+        )
+
+
 def kept(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
     """Those that are there, as autograd can save them: tensors that inference mode made, such as a
     teacher's logits, are copied."""

@@ -62,8 +62,8 @@ def _install(patch: pytest.MonkeyPatch, backend: str, executor: Executor) -> Non
 
 
 def _forget_device() -> None:
-    """What the ``cupy`` backend keeps of a device."""
-    for cached in (launch._load_kernel, launch._device_size):
+    """What the ``cupy`` backend keeps of a device, and which kernels there are on it."""
+    for cached in (launch._load_kernel, launch._device_size, registry._has_kernel):
         cached.cache_clear()
 
 

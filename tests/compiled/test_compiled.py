@@ -17,6 +17,7 @@ from processes import run_python
 from dd2_fast.ops.launch import header_of
 
 TESTS = Path(__file__).resolve().parents[1]
+OPS = TESTS.parent / "dd2_fast" / "ops"
 # What needs a GPU of its own, torch.compile, or so many rows that it takes minutes.
 _NEVER = "compile or graph or opcheck or fill_every or refused"
 _MANY = "5000 or follow or quantile or fine or greedy or misleads"
@@ -79,10 +80,16 @@ TRITON = {
     "conditional_score": "ragged and bfloat16",
     "sample_code": "invalid or (heavy_ties and filters3)",
 }
+# Triton's alone; in CI every kind in a tile, a few of whole and ragged tiles, a head of each model.
+ATTENTION = {"block_causal_attention": "equals_the or head_of or later or strides or one_token"}
+FEW_OF_ATTENTION = {
+    "block_causal_attention": "var_tiny or ragged_tiles-unit_strict or whole_tiles-unit or head_of"
+}
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
 TENSOR_CORES = {"gpu": "(scores_by_tensor and bfloat16 and not var) or losses_by_tensor"}
 OF_TRITON = {name: which for name, which in FEWER.items() if name != "small_generator"}
+OF_TRITON |= ATTENTION
 RUNS = {
     "cuda:90": ALL | QUICK | ACCURACY | TENSOR_CORES,
     "cupy:80": ALL | LEAST | TENSOR_CORES,
@@ -133,7 +140,7 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
     launched = execute(executed, RUNS[executed], tmp_path)
     if executed.startswith("triton"):
-        assert len(launched) == 9
+        assert len(launched) == 10
         return
     wanted = {header_of(kernel) for names in kernels().values() for kernel in names}
     if executed == "cupy:90":
@@ -164,6 +171,14 @@ def test_triton_in_a_few_regimes(tmp_path: Path) -> None:
     assert execute("triton:90", TRITON, tmp_path) == {f"{name}_kernel" for name in names}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+def test_attention_in_a_few_regimes(arch: int, tmp_path: Path) -> None:
+    require(f"triton:{arch}")
+    launched = execute(f"triton:{arch}", FEW_OF_ATTENTION, tmp_path)
+    assert launched == {"block_causal_attention_fwd_kernel"}
+
+
 @pytest.mark.long
 def test_as_nvcc_compiles(tmp_path: Path) -> None:
     """The rest runs what NVRTC makes of the same headers, kernel by kernel."""
@@ -187,9 +202,10 @@ def test_ptx_of_two_architectures_is_one() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("executed", ["cuda:80", "cuda:90", "cupy:90", "triton:80", "triton:90"])
-@pytest.mark.parametrize("operator", QUICK)
+@pytest.mark.parametrize("operator", [*QUICK, *ATTENTION])
 def test_all_tests_of_operators(executed: str, operator: str, tmp_path: Path) -> None:
     require(executed)
-    if executed.startswith("triton") and operator not in TRITON:
-        pytest.skip(f"{operator} has no Triton backend")
+    backend = executed.split(":")[0]
+    if not (OPS / operator / f"{backend}.py").exists():
+        pytest.skip(f"{operator} has no {backend} backend")
     assert execute(executed, {operator: f"test_ and not ({_MANY})"}, tmp_path)

@@ -56,10 +56,10 @@ def instructions(op: str) -> dict[str, float]:
     if root in ("ld", "st", "atom", "red"):
         return {"lsu": 1}
     if root in ("mma",):
-        return {"mma": 0.5 if "m16n8k8" in op else 1}
+        return {"mma": 0.5 if "m16n8k8" in op and "tf32" not in op else 1}
     if root == "wgmma":
-        columns = int(re.search(r"n(\d+)k", op).group(1))  # type: ignore[union-attr]
-        return {"mma": columns / 8}
+        columns = re.search(r"n(\d+)k", op)  # else a fence, a commit or a wait
+        return {"mma": int(columns[1]) / 8} if columns else {"alu": 1}
     if kind == "pred":
         return {"alu": 0.5}
     return {"alu": 2 if wide else 1}

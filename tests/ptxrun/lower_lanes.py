@@ -85,9 +85,9 @@ class Lanes(Rows):
     def lower_wgmma(self, words: list[str], o: list[str]) -> Encoded:
         if words[0] != "mma_async":
             return self.emit("nop", [], kind=ALIGNED)
-        shape = re.fullmatch(r"m64n(\d+)k16", words[3])
+        shape = re.fullmatch(r"m64n(\d+)k(8|16)", words[3])
         d, a = words[4], words[5]
-        if not shape or d != "f32" or a not in ("f16", "bf16"):
+        if not shape or d != "f32" or a not in ("f16", "bf16", "tf32"):
             raise Unsupported("wgmma of this kind")
         self.out.grain = min(self.out.grain, 2)
         from_registers = o[1].startswith("{")
@@ -104,7 +104,7 @@ class Lanes(Rows):
             [*self.vector(o[0]), *left, self.value(o[2], "b64"), self.predicate(o[3])],
             kind=ALIGNED, imm=int(shape.group(1)), size=len(left), round=mode,
         )  # fmt: skip
-        main.op = f"wgmma.m64n{shape.group(1)}k16"
+        main.op = f"wgmma.{words[3]}"
         return main
 
     def lower_bar(self, words: list[str], o: list[str]) -> Encoded:

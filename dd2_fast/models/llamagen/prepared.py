@@ -9,10 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ops import block_causal_attention
+from ..cache import KVCache
 from ..folded import Folded, FoldedUpsampling, convolution
-from ..kernels import attention, linear
-from .layers import FeedForward
+from ..kernels import attention, has_fused_attention, linear, takes_fused_attention
+from .layers import Attention, FeedForward
 from .vq import AttentionBlock, Upsample
+
+
+class FusedAttention(nn.Module):
+    """:class:`Attention` of a whole sequence with rotation and causal attention in one kernel."""
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self._sources = (source,)  # not a submodule
+        self.heads, self.wqkv, self.wo = source.heads, source.wqkv, source.wo
+
+    def forward(self, x: Tensor, rotation: Tensor, cache: KVCache | None = None) -> Tensor:
+        if cache is None:
+            qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))
+            if takes_fused_attention(qkv):
+                return self.wo(block_causal_attention(qkv, rotary=rotation))
+        return self._sources[0](x, rotation, cache)
+
+
+def _attention(source: Attention) -> nn.Module:
+    return FusedAttention(source) if has_fused_attention(source.wo.weight) else source
 
 
 class FoldedFeedForward(Folded):
@@ -57,6 +79,7 @@ class FoldedAttentionBlock(Folded):
 
 
 PREPARED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    Attention: _attention,
     FeedForward: FoldedFeedForward,
     AttentionBlock: FoldedAttentionBlock,
     Upsample: FoldedUpsampling,

@@ -2,7 +2,8 @@
 
 Attention runs scale by scale over the tokens it may see, so no mask is needed: at VAR-d16's shape
 on a CPU that takes 0.7 of the time of one call with a dense mask and 0.9 of FlexAttention's
-(bench/bench_attention.py; not measured on a GPU).
+(bench/bench_attention.py; not measured on a GPU). Prepared networks take one kernel for all scales
+where there is one, on a GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ...ops import block_causal_attention
 from ..cache import KVCache
-from ..kernels import attention
+from ..kernels import attention, has_fused_attention
 
 # Tokens of the scales that one call with a mask takes: the first seven of VAR at 256 px, 155.
 _LEADING_TOKENS = 256
@@ -81,6 +83,7 @@ class InFewCalls(nn.Module):
 
     ``mask`` is added to the scores. Where launches are what takes time, on a GPU at few images, one
     call for all scales is quickest; else the leading scales, whose masked pairs are few, are one.
+    Where a kernel has it all, :meth:`of_product` is to be called instead.
     """
 
     mask: Tensor
@@ -88,6 +91,7 @@ class InFewCalls(nn.Module):
     def __init__(self, slices: Sequence[slice], *, strictly: bool, like: Tensor) -> None:
         super().__init__()
         self.slices, self.strictly = tuple(slices), strictly
+        self.fused = has_fused_attention(like)
         self.leading = sum(own.stop <= _LEADING_TOKENS for own in slices)
         count = slices[-1].stop
         # Rows are a multiple of 16 apart, or torch would copy the mask on CUDA at every call.
@@ -96,6 +100,11 @@ class InFewCalls(nn.Module):
             mask[own, : own.start if strictly else own.stop] = 0
         mask.diagonal().zero_()
         self.register_buffer("mask", mask.to(like)[:, :count])
+
+    def of_product(self, qkv: Tensor, gain: Tensor | None, scale: float) -> Tensor:
+        """``[B, n, H d]`` of ``qkv [B, n, 3, H, d]``, as :func:`block_causal_attention`."""
+        ends = [own.stop for own in self.slices]
+        return block_causal_attention(qkv, ends, gain=gain, strict=self.strictly, scale=scale)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         mask, leading = self.mask.to(q.dtype), self.leading

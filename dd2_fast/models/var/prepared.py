@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...ambient import outside_autocast
 from ..folded import Folded, FoldedUpsampling, convolution, wide
-from ..kernels import linear, linear_gelu
+from ..kernels import linear, linear_gelu, takes_fused_attention
 from .attention import Attend, InFewCalls
 from .backbone import OfClass, VARBackbone, VARTransformer
 from .blocks import EPSILON, LARGEST_SCALE, Block, HeadNorm, SelfAttention
@@ -57,9 +57,12 @@ class FoldedAttention(Folded):
 
     def forward(self, h: Tensor, attend: Attend) -> Tensor:
         qkv = linear(h, self.qkv.weight, self.bias).unflatten(-1, (3, self.heads, -1))
-        scale = 0.25 / math.sqrt(qkv.shape[-1])
+        scale = 1.0 if self.l2_norm else 0.25 / math.sqrt(qkv.shape[-1])
+        if isinstance(attend, InFewCalls) and attend.fused and takes_fused_attention(qkv):
+            gain = self.gains[0, :, 0] if self.l2_norm else None
+            return self.proj(attend.of_product(qkv, gain, scale))
         if self.l2_norm:
-            vectors, scale = qkv[:, :, :2], 1.0
+            vectors = qkv[:, :, :2]
             dtype = self.gains.dtype
             length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=dtype)
             vectors.mul_(self.gains / length.clamp_(min=_SHORTEST))

@@ -155,53 +155,55 @@ void multiply(Warp& w, const Inst& i, u32) {
     }
 }
 
-// Element (row, k) of an operand in shared memory, rows along m or n.
-u64 operand_at(u64 descriptor, int row, int k, bool transposed) {
+// Element (row, k), of `size` bytes, of an operand in shared memory, rows along m or n.
+u64 operand_at(u64 descriptor, int row, int k, int size, bool transposed) {
   const u64 start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
             stride = (descriptor >> 32 & 0x3fff) << 4;
-  const int mode = descriptor >> 62;
+  const int mode = descriptor >> 62, group = 16 / size;
   if (mode == 0) {  // 8 x 16 bytes side by side
     if (transposed) return start + row / 8 * stride + k / 8 * leading + k % 8 * 16 + row % 8 * 2;
-    return start + row / 8 * stride + k / 8 * leading + row % 8 * 16 + k % 8 * 2;
+    return start + row / 8 * stride + k / group * leading + row % 8 * 16 + k % group * size;
   }
-  const int width = mode == 1 ? 128 : mode == 2 ? 64 : 32, values = width / 2;
+  const int width = mode == 1 ? 128 : mode == 2 ? 64 : 32, values = width / size;
   u64 at = transposed
                ? start + row / values * leading + k / 8 * stride + k % 8 * width + row % values * 2
-               : start + row / 8 * stride + row % 8 * width + k * 2;
+               : start + row / 8 * stride + row % 8 * width + k * size;
   return at ^ ((at >> 7 & (width / 16 - 1)) << 4);
 }
 
 // wgmma d{n/2}, a{4} or descriptor, descriptor, scale-d: 16 rows a warp. `imm`: n; size: registers
-// of A; round: bit 0 -A, bit 1 -B, bit 2 A transposed, bit 3 B transposed.
+// of A; round: bit 0 -A, bit 1 -B, bit 2 A transposed, bit 3 B transposed (of 16 bits alone).
 template <typename T>
 void group_multiply(Warp& w, const Inst& i, u32) {
+  constexpr int kSize = sizeof(T), kK = 32 / kSize;
   const int columns = static_cast<int>(i.imm), results = columns / 2;
   const s32 *a = i.o + results, *b = a + i.size;
   const bool keeps = w.pred(b[1]) & 1;
   const float sign = (i.round & 1) != (i.round >> 1 & 1) ? -1 : 1;
   auto read = [&](u64 address) {
     T x;
-    std::memcpy(&x, shared_at(w, i, 0, address, 2, kRead, nullptr), 2);
+    std::memcpy(&x, shared_at(w, i, 0, address, kSize, kRead, nullptr), kSize);
     return to_float(x);
   };
   Line<T> A[16];
   if (i.size == 4) {
-    read_a<T, 16>(w, a, A);
+    read_a<T, kK>(w, a, A);
   } else {
     const u64 from = *w.row<u64>(a[0]);
     for (int row = 0; row < 16; ++row)
-      for (int k = 0; k < 16; ++k)
-        A[row].set(k, read(operand_at(from, w.index % 4 * 16 + row, k, i.round & 4)));
+      for (int k = 0; k < kK; ++k)
+        A[row].set(k, read(operand_at(from, w.index % 4 * 16 + row, k, kSize, i.round & 4)));
   }
   const u64 from = *w.row<u64>(b[0]);
   std::vector<Line<T>> B(columns);
   for (int n = 0; n < columns; ++n)
-    for (int k = 0; k < 16; ++k) B[n].set(k, sign * read(operand_at(from, n, k, i.round & 8)));
+    for (int k = 0; k < kK; ++k)
+      B[n].set(k, sign * read(operand_at(from, n, k, kSize, i.round & 8)));
   for (int l = 0; l < kLanes; ++l)
     for (int n = 0; n < results; ++n) {
       const Line<T>& row = A[l / 4 + n / 2 % 2 * 8];
       float& d = w.row<float>(i.o[n])[l];
-      d = add_products(*w.launch, keeps ? d : 0, row, B[n / 4 * 8 + l % 4 * 2 + n % 2], 16);
+      d = add_products(*w.launch, keeps ? d : 0, row, B[n / 4 * 8 + l % 4 * 2 + n % 2], kK);
     }
 }
 
@@ -218,6 +220,7 @@ Register matrices([](Registry& r) {
   r.add("mma.m16n8k4.f32.tf32", multiply<Tf32, 4, float>);
   r.add("wgmma.f16", group_multiply<f16>);
   r.add("wgmma.bf16", group_multiply<bf16>);
+  r.add("wgmma.tf32", group_multiply<Tf32>);
 });
 
 }  // namespace
