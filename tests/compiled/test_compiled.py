@@ -172,7 +172,7 @@ def test_triton_in_a_few_regimes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.long), 90])
 def test_attention_in_a_few_regimes(arch: int, tmp_path: Path) -> None:
     require(f"triton:{arch}")
     launched = execute(f"triton:{arch}", FEW_OF_ATTENTION, tmp_path)
