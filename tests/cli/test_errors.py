@@ -103,6 +103,8 @@ COMMANDS = {
     "plot": ["x"],
     "inspect": ["x"],
     "convert": ["x", f"{OUT}.safetensors"],
+    "export": ["x", f"{OUT}.onnx"],
+    "app": [],
 }
 TOP = 2**63 - 1
 INTEGERS = {  # every one there is, with its range
@@ -130,6 +132,10 @@ INTEGERS = {  # every one there is, with its range
     "evaluate --threads": (1, 4096),
     "fid --max-bytes": (1, TOP),
     "fid --batch-size": (1, 2**31),
+    "app --port": (0, 65535),
+    "export --batch": (1, 2**31),
+    "export --teacher-steps": (0, 2**31),
+    "export --steps": (1, 2),
 }
 
 
