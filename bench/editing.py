@@ -32,10 +32,10 @@ SHOWN, CLASSES = 10, 10
 
 
 def masks() -> dict[str, Tensor]:
-    """Of 16 x 16 pixels: a half, a box, and all around a box."""
-    right, centre = torch.zeros(2, 16, 16, dtype=torch.bool)
-    right[:, 8:] = True
-    centre[4:12, 4:12] = True
+    """Of 28 x 28 pixels, 7 x 7 tokens: three columns, a box of nine, and all around it."""
+    right, centre = torch.zeros(2, 28, 28, dtype=torch.bool)
+    right[:, 16:] = True
+    centre[8:20, 8:20] = True
     return {"right half": right, "centre": centre, "border": ~centre}
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = ImageData.open(arguments.data, DataConfig(size=16, channels=1, flip=False))
+    data = ImageData.open(arguments.data, DataConfig(size=28, channels=1, flip=False))
     numbers = data.some_held_out(3 * arguments.images)
     real, labels = data.load(numbers[: arguments.images])
     bundle = load_bundle(resolve_path("fashion"))

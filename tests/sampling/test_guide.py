@@ -60,8 +60,8 @@ def test_images_are_edited() -> None:
         assert made.shape == images.shape and not torch.equal(made * mask, images * mask)
     given = (images * 255).round().byte().permute(0, 2, 3, 1)
     kept = torch.from_numpy(variables["of_another_class"])
-    assert torch.equal(kept[:, :, 8:], given[:, :, 8:])
-    assert not torch.equal(kept[:, :, :8], given[:, :, :8])
+    assert torch.equal(kept[:, :, 14:], given[:, :, 14:])
+    assert not torch.equal(kept[:, :, :14], given[:, :, :14])
 
 
 def test_the_student_draws_in_one_step(variables) -> None:
