@@ -153,10 +153,11 @@ class Edits:
         """Images ``[B, c, H, W]`` with what is masked drawn anew: in- and out-painting, and of
         another class by its label. Nothing is trained.
 
-        Tokens that the mask does not touch are the encoded image's; the others are drawn step by
-        step given all before them, so of a raster not given what comes after them. Outside the mask
-        the result is the tokenizer's reconstruction, into which it fades over the width of one
-        token. With everything masked it is a plain draw.
+        Tokens that the mask does not touch are the encoded image's, and VAR's coarser ones of which
+        it covers at most half; the others are drawn step by step given all before them, so of a
+        raster not given what comes after them. Outside the mask the result is the tokenizer's
+        reconstruction, into which it fades over the width of one token. With everything masked it
+        is a plain draw.
 
         Args:
             images: in [0, 1], of the tokenizer's size. Known tokens beside the mask see what lies

@@ -43,7 +43,8 @@ class EditingSampler:
         """Return images with what is masked drawn anew: in- and out-painting, and of another class
         by its label. Nothing is trained.
 
-        Tokens that the mask does not touch are the encoded image's. The others are the generator's
+        Tokens that the mask does not touch are the encoded image's, and VAR's coarser ones of which
+        it covers at most half. The others are the generator's
         of one pass, and those of the last `teacher_steps - 1` steps the teacher's, given all before
         them: of a raster not given what comes after them. With everything masked these are those of
         the sampler's call. Outside the mask the result is the tokenizer's reconstruction,

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class KnownScales:
     """:class:`..editing.Known` of the scales of images ``[B, c, H, W]`` under a mask.
 
-    A token is drawn where any pixel of its cell is masked. A known one codes what is left of the
+    A token is drawn where more than half of its cell is masked, one of the finest scale where any
+    pixel is: were all drawn that touch the mask, the coarsest would be, and what is drawn would not
+    have the brightness of what is known. A known one codes what is left of the
     image's features by the tokens before it, drawn ones too, so finer scales make up for what
     coarser ones drew beyond the mask. Without a mask the tokens are the tokenizer's own. Outside
     the mask the decoder reads the encoded image.
@@ -29,7 +31,9 @@ class KnownScales:
         self.steps = list(tokenizer.scales.slices)
         self.cell = tokenizer.image_size // tokenizer.grid
         pixels = mask.float()
-        cells = [F.adaptive_max_pool2d(pixels, side) > 0 for side in tokenizer.patch_nums]
+        *coarse, finest = tokenizer.patch_nums
+        cells = [F.adaptive_avg_pool2d(pixels, side) > 0.5 for side in coarse]
+        cells.append(F.adaptive_max_pool2d(pixels, finest) > 0)
         self.inside = cells[-1]
         self.drawn = torch.cat([cell.flatten(1) for cell in cells], 1)
 
