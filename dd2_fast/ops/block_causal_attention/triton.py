@@ -199,6 +199,6 @@ def block_causal_attention(
             out, qkv, gain, rotary, *qkv.stride()[:4], count, tiles, heads, scale,
             SIZE=size, ENDS=tuple(ends[:-1]) if ends else None, STRICT=strict and bool(ends),
             BLOCK_M=block, BLOCK_N=block, BLOCK_D=padded,
-            num_warps=4, num_stages=3 if row <= 512 else 1, **OPTIONS,
+            num_warps=4 if row <= 256 else 8, num_stages=3 if row <= 512 else 1, **OPTIONS,
         )  # fmt: skip
     return out
