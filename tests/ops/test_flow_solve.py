@@ -130,6 +130,32 @@ def test_equals_the_float64_flow(
 
 
 @BACKENDS
+@pytest.mark.parametrize("solver", ["heun", "euler"])
+def test_takes_the_solvers_steps(backend: str, solver: str) -> None:
+    """Three steps of NumPy's, among so many codes that most tell where a flow ends to 1%."""
+    inputs = make_inputs(1, 2000, 2, 300, guided=False, backend=backend)
+    inputs["logits"] = 0.2 * inputs["logits"]
+    codes = flow_solve(**inputs, steps=3, solver=solver, backend=backend).flatten().tolist()
+    noise, logits = (inputs[n][0].double().cpu().numpy() for n in ("noise", "logits"))
+    codebook = inputs["codebook"].double().cpu().numpy()
+
+    def velocity(x: np.ndarray, t: float) -> np.ndarray:
+        return (x - posterior_mean(x, t, logits, None, 1.0, codebook)[0]) / t
+
+    wrong = 0
+    for x, code in zip(noise, codes, strict=True):
+        for t, s in ((1, 2 / 3), (2 / 3, 1 / 3)):
+            slope = velocity(x, t)
+            if solver == "heun":
+                slope = (slope + velocity(x + (s - t) * slope, s)) / 2
+            x = x + (s - t) * slope
+        end = posterior_mean(x, 1 / 3, logits, None, 1.0, codebook)[0]
+        distance = np.linalg.norm(codebook - end, axis=1)
+        wrong += int(distance[code] > distance.min() + 1e-5)
+    assert wrong == 0
+
+
+@BACKENDS
 def test_equals_the_posterior_mean_after_one_step(backend: str) -> None:
     """One step ends at the mean of the distribution whatever the noise."""
     inputs = make_inputs(9, 60, 4, guided=False, backend=backend)
