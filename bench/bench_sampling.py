@@ -74,8 +74,7 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
     ``name``: teacher, or one_step with _generator or _decoder, _bf16, _int8, _compiled, _graphs
-    after it;
-    _modules at the end for what is one call otherwise.
+    after it; _modules at the end for what is one call otherwise.
     """
     labels = torch.arange(count) % generator.num_classes
     if "modules" in name:

@@ -44,11 +44,11 @@ class EditingSampler:
         by its label. Nothing is trained.
 
         Tokens that the mask does not touch are the encoded image's, and VAR's coarser ones of which
-        it covers at most half. The others are the generator's
-        of one pass, and those of the last `teacher_steps - 1` steps the teacher's, given all before
-        them: of a raster not given what comes after them. With everything masked these are those of
-        the sampler's call. Outside the mask the result is the tokenizer's reconstruction,
-        into which it fades over the width of one token.
+        it covers at most half. The others are the generator's of one pass, and those of the last
+        `teacher_steps - 1` steps the teacher's, given all before them: of a raster not given what
+        comes after them. With everything masked these are those of the sampler's call. Outside the
+        mask the result is the tokenizer's reconstruction, into which it fades over the width of one
+        token.
 
         Args:
             images: float tensor [B, c, H, W] in [0, 1], or uint8 array [B, H, W, c], of the
