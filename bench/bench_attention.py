@@ -1,5 +1,6 @@
 """VAR's block-causal attention in teacher forcing: one call a scale, which needs no mask and is
-what ``LowerScales`` does, against one call with a dense mask and against FlexAttention.
+what ``LowerScales`` does, against one call with a dense mask, against FlexAttention and against
+``block_causal_attention``, which on a CPU is its definition.
 
 pytest bench/bench_attention.py --benchmark-only
 """
@@ -18,6 +19,7 @@ from cases import size_in_bytes
 from dd2_fast.models.var.attention import LowerScales
 from dd2_fast.models.var.scales import Scales
 from dd2_fast.models.var.tokenizer import PATCH_NUMS
+from dd2_fast.ops import block_causal_attention
 from measure import DEVICES, Call, Problem, input_sets
 
 # (sides of the scales, images, heads); VAR-d16's heads are 64 wide.
@@ -35,6 +37,10 @@ def make_variant(
     if name == "scales":
         attend = LowerScales(scales.slices)
         return lambda: attend(q, k, v, WIDTH**-0.5)
+    if name == "operator":
+        qkv = torch.stack((q, k, v)).permute(1, 3, 0, 2, 4).contiguous()
+        ends = [own.stop for own in scales.slices]
+        return lambda: block_causal_attention(qkv, ends).unflatten(2, (-1, WIDTH)).transpose(1, 2)
     level = torch.cat([torch.full((s.stop - s.start,), i) for i, s in enumerate(scales.slices)])
     level = level.to(q.device)
     if name == "dense":
@@ -82,7 +88,7 @@ def problem(size: str, device: str) -> Problem:
 
 @pytest.mark.parametrize(
     ("device", "variant"),
-    [(d, v) for d in DEVICES for v in ("scales", "dense", "flex")],
+    [(d, v) for d in DEVICES for v in ("scales", "dense", "flex", "operator")],
     ids=lambda v: v,
 )
 @pytest.mark.parametrize("size", SIZES)

@@ -133,7 +133,8 @@ def _batch(
     kept = sampler.num_tokens if teacher is None else teacher.steps[1 - steps].start
     start = None
     if kept:
-        x = sampler._generated(seed, indices, labels)
+        draw, _ = sampler._networks()
+        x = sampler._generated(draw, seed, indices, labels)
         look("generator", x)
         start = nearest_code(x, sampler.tokenizer.codebook)
     where: dict[str, Any] = {"seed": seed, "index": indices, "start": start, "kept": kept}

@@ -116,10 +116,10 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         # What runs, and the prepared networks that it is of.
         self._calls: tuple[tuple[Function, Function], tuple[Any, Any]] | None = None
         self._at_once: AtOnce | None = None
-        self._int8 = dtype == "int8"
+        self.int8 = dtype == "int8"
         if isinstance(dtype, torch.dtype):
             self.to(dtype)
-        if self._int8:
+        if self.int8:
             self._networks()  # refused now, not at the first image
 
     @property
@@ -142,7 +142,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         """
         if args:
             raise TypeError("compile: expected keyword arguments of torch.compile alone")
-        if self._int8:
+        if self.int8:
             raise ValueError('compile: expected a sampler of another dtype than "int8"')
         self._compiling = {"dynamic": False, **settings}
         self._calls = None
@@ -180,10 +180,10 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
     def _networks(self) -> tuple[Function, Function]:
         """The generator and the decoder, eager, compiled or captured; made anew after a change."""
         generator, tokenizer = prepared = (
-            prepare(self.generator, int8=self._int8),
-            prepare(self.tokenizer, int8=self._int8),
+            prepare(self.generator, int8=self.int8),
+            prepare(self.tokenizer, int8=self.int8),
         )
-        if self._int8:
+        if self.int8:
             check_int8(self.generator, *prepared)
         if self._calls is not None and self._calls[1] == prepared:
             return self._calls[0]
@@ -327,9 +327,10 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         with torch.inference_mode(False):
             return torch.cat(parts)
 
-    def _generated(self, seed: int | Tensor, indices: Tensor, labels: Rows) -> Tensor:
-        """Embeddings [B, n, C], eager, compiled or captured."""
-        draw, _ = self._networks()
+    def _generated(
+        self, draw: Function, seed: int | Tensor, indices: Tensor, labels: Rows
+    ) -> Tensor:
+        """Embeddings [B, n, C] by `draw`, eager, compiled or captured."""
         with annotate("dd2_fast.generate"):
             if self._cuda_graphs and not isinstance(seed, Tensor):
                 seed = torch.full_like(indices, seed)  # a graph reads it from memory
@@ -341,7 +342,8 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
     ) -> Tensor:
         """Return images (uint8 [B, H, W, c] for PIXELS), embeddings or tokens."""
         codebook = self.tokenizer.codebook
-        x = self._generated(seed, indices, labels)
+        draw, decode = self._networks()
+        x = self._generated(draw, seed, indices, labels)
         look = functools.partial(faults.look, indices=indices, labels=labels, seed=seed)
         look("generator", x)
         if self.teacher is not None and self.teacher_steps > 1:
@@ -364,7 +366,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         if output == "latent":
             return x.float()
         with annotate("dd2_fast.decode"):
-            images = self._networks()[1](x)
+            images = decode(x)
             look("decoder", images)
             return to_uint8(images) if output in PIXELS else images.float()
 

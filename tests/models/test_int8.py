@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from dd2_fast.models.kernels import linear
 from dd2_fast.models.prepared import prepare
 from dd2_fast.models.var.codec import Resample
 from dd2_fast.sampling import Sampler
+from dd2_fast.sampling.exporting import export
 
 needs_vnni = pytest.mark.skipif(bool(int8.missing()), reason=str(int8.missing()))
 
@@ -137,7 +139,7 @@ def test_what_is_not_finite_comes_out() -> None:
     assert result[:2].isnan().all() and result[2].isfinite().all()
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match='dtype: expected a floating torch.dtype .*, or "int8"'):
         Sampler("digits", dtype="int4")
     monkeypatch.setattr(int8, "missing", lambda: None)
@@ -147,8 +149,11 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     for unprepared in ("digits", hooked):
         with pytest.raises(ValueError, match="no layer of these networks is large enough"):
             Sampler(unprepared, dtype="int8")
+    sampler = Sampler(var_generator(), dtype="int8")
     with pytest.raises(ValueError, match="compile: expected a sampler of another dtype"):
-        Sampler(var_generator(), dtype="int8").compile()
+        sampler.compile()
+    with pytest.raises(ValueError, match="model: expected a sampler of another dtype"):
+        export(sampler, tmp_path / "x.pt2")
     generator = var_generator().to(torch.bfloat16)
     generator.tokenizer.to(torch.bfloat16)
     with pytest.raises(ValueError, match="bfloat16 on cpu"):
