@@ -12,7 +12,9 @@ template <auto... kValues>
 struct Values {};
 
 using LogitTypes = Values<LogitType::kFloat32, LogitType::kBFloat16, LogitType::kFloat16>;
+using AnyType = Values<kAnyType>;
 using Flags = Values<false, true>;
+using Off = Values<false>;
 
 // What run() takes of a kernel: its name, and its instantiation for `values`.
 #define DD2_KERNEL(name) #name, [](auto... values) { return name<decltype(values)::value...>; }

@@ -37,7 +37,8 @@ Launch row_launch(const ConditionalScoreParams& p, const Device& device) {
   const bool staged = teacher.filtered() && device.holds(vectors + row);
   // The loss needs all dimensions of a token in one block.
   const long long blocks = p.csd.loss != nullptr ? 1 : ceil_divide(p.dim, width);
-  return {"conditional_score_fwd_kernel", {teacher.logit_type, width, jacobian, staged},
+  const LogitType type = teacher.filtered() ? kAnyType : teacher.logit_type;
+  return {"conditional_score_fwd_kernel", {type, width, jacobian, staged},
           {teacher.rows, blocks}, kThreads, staged ? vectors + row : vectors};
 }
 
@@ -55,13 +56,13 @@ std::vector<Launch> dense_launches(const ConditionalScoreParams& p, const Device
                       {tiles < kSplitBlocks ? tiles : kSplitBlocks, 1}, kThreads, 0});
   if (filtered) {
     launches.push_back(
-        {"row_filter_kernel", {type, staged}, {teacher.rows, 1}, kThreads, staged ? row : 0});
+        {"row_filter_kernel", {staged}, {teacher.rows, 1}, kThreads, staged ? row : 0});
   }
   launches.push_back({"dense_score_fwd_kernel", {type, width, jacobian, filtered}, {blocks, 1},
                       kDenseThreads, dense_shared_bytes(width, jacobian)});
   const long long vectors =
       (direct == 8 ? vector_floats<8>(p) : vector_floats<32>(p)) * sizeof(float);
-  launches.push_back({"direct_score_fwd_kernel", {type, direct, jacobian},
+  launches.push_back({"direct_score_fwd_kernel", {direct, jacobian},
                       {2 * device.processors, 1}, kThreads, vectors});
   return launches;
 }

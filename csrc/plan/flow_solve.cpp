@@ -18,7 +18,8 @@ Plan plan_flow_solve(const FlowSolveParams& p, const Device& device) {
       (width == 8 ? vector_floats<8>(p) : vector_floats<32>(p)) * sizeof(float);
   const long long row = row_bytes(teacher);
   const bool staged = teacher.filtered() && device.holds(vectors + row);
-  return {{{"flow_solve_fwd_kernel", {teacher.logit_type, width, staged},
+  const LogitType type = teacher.filtered() ? kAnyType : teacher.logit_type;
+  return {{{"flow_solve_fwd_kernel", {type, width, staged},
             {teacher.rows, wanted < p.draws ? wanted : p.draws}, kThreads,
             staged ? vectors + row : vectors}}};
 }

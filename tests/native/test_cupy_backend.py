@@ -62,7 +62,7 @@ def test_arguments_of_a_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     x0 = conditional_score(**{**a, "logits": logits, "uncond_logits": uncond}, prediction="x0")
     assert launches == [
         Launch(
-            "conditional_score_fwd_kernel<LogitType(1), 32, false, true>",
+            "conditional_score_fwd_kernel<LogitType(3), 32, false, true>",
             launches[0].params, (5, 2, 1), (256, 1, 1), 4 * (4 * 64 + 100), STREAM,
         )
     ]  # fmt: skip

@@ -74,17 +74,18 @@ FILTERS = {
 def test_filtered_rows_are_staged_where_they_fit(filters: tuple, shared: int) -> None:
     top_k, top_p, filtered = filters
     vectors = 4 * 4 * 32  # bytes: four vectors of a token
+    logit_type = 3 if filtered else 0  # kAnyType: one kernel for filtered rows of every type
     for fits in (True, False):
         vocabulary = (shared - OWN - vectors) // 4 + (not fits)
         rows = {"vocabulary": vocabulary, "top_k": top_k, "top_p": top_p}
         flag = str(filtered and fits).lower()
         bytes_ = vectors + (4 * vocabulary if filtered and fits else 0)
         assert the_launch("conditional_score", score(32, **rows), shared=shared) == Launch(
-            f"conditional_score_fwd_kernel<LogitType(0), 32, false, {flag}>", (5, 1), 256, bytes_
+            f"conditional_score_fwd_kernel<LogitType({logit_type}), 32, false, {flag}>", (5, 1), 256, bytes_
         )
         params = FlowSolveParams(teacher=teacher(**rows), dim=32, draws=1, steps=2)
         assert the_launch("flow_solve", params, shared=shared) == Launch(
-            f"flow_solve_fwd_kernel<LogitType(0), 32, {flag}>", (5, 1), 256, bytes_
+            f"flow_solve_fwd_kernel<LogitType({logit_type}), 32, {flag}>", (5, 1), 256, bytes_
         )
 
 
@@ -238,7 +239,7 @@ def test_launches_by_tensor_cores(dim: int, width: int, jacobian: bool, top_k: i
     narrow, flag = 8 if dim == 8 else 32, str(jacobian).lower()
     # Two tiles; of every one of 64 tokens one vector of sums, or two, eight floats apart.
     shared = 2 * 256 * (width + 1) + (2 if jacobian else 1) * 4 * 64 * (width + 8)
-    filters = [Launch("row_filter_kernel<LogitType(1), true>", (700, 1), 256, 16_000)]
+    filters = [Launch("row_filter_kernel<true>", (700, 1), 256, 16_000)]
     _, launches = plan("conditional_score", params)
     assert launches == [
         Launch(f"split_codebook_kernel<{width}>", (63, 1), 256, 0),
@@ -248,7 +249,7 @@ def test_launches_by_tensor_cores(dim: int, width: int, jacobian: bool, top_k: i
             (33, 1), 128, shared,
         ),
         Launch(
-            f"direct_score_fwd_kernel<LogitType(1), {narrow}, {flag}>",
+            f"direct_score_fwd_kernel<{narrow}, {flag}>",
             (264, 1), 256, 4 * 4 * -(-dim // narrow) * narrow,
         ),
     ]  # fmt: skip

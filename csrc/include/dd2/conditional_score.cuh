@@ -371,8 +371,8 @@ constexpr int blocks_on_processor() {
   return kDim <= 8 ? (kStaged ? 2 : 3) : (kJacobian ? 1 : 2);
 }
 
-// grid (rows, padded_dim / kDim, or 1 with the loss); kStaged: for filtered rows that fit in shared
-// memory.
+// grid (rows, padded_dim / kDim, or 1 with the loss); kAnyType: for filtered rows, kStaged: those that
+// fit in shared memory.
 template <LogitType kType, int kDim, bool kJacobian, bool kStaged>
 __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kDim, kJacobian, kStaged>()))
     conditional_score_fwd_kernel(const ConditionalScoreParams p) {

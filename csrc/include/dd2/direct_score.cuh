@@ -16,7 +16,7 @@ DD2_DEVICE KeptRange unfiltered_range(const Row& row, const TeacherRows& p) {
 }
 
 // grid (any): block b looks at tokens b, b + gridDim.x, ... and solves those that need it.
-template <LogitType kType, int kDim, bool kJacobian>
+template <int kDim, bool kJacobian>
 __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
     direct_score_fwd_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
     __syncthreads();
     for (int i = 0; i < position.total; ++i) {
       const long long token = wanted[i], row_index = token / p.draws;
-      const GuidedRow<kType> row(p.teacher, row_index);
+      const GuidedRow<kAnyType> row(p.teacher, row_index);
       const KeptRange range = p.teacher.filtered()
                                   ? DenseWorkspace(p).kept[row_index]
                                   : unfiltered_range(row, p.teacher);

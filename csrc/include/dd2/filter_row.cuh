@@ -64,15 +64,28 @@ DD2_DEVICE void sum_fours(const Row& row, int vocabulary, float* staged, RowSums
       });
 }
 
+// Likewise, if the row can be read so.
+template <bool kStaged, typename Row>
+DD2_DEVICE bool try_fours(const Row& row, int vocabulary, float* staged, RowSums& sums) {
+  if (!row.has_fours(vocabulary)) return false;
+  row.is_guided() ? sum_fours<kStaged, true>(row, vocabulary, staged, sums)
+                  : sum_fours<kStaged, false>(row, vocabulary, staged, sums);
+  return true;
+}
+
+template <bool kStaged>
+DD2_DEVICE bool try_fours(const GuidedRow<kAnyType>& row, int vocabulary, float* staged, RowSums& sums) {
+  return row.with_type(
+      [&](const auto& typed) { return try_fours<kStaged>(typed, vocabulary, staged, sums); });
+}
+
 // Reads a row, to `staged` too if kStaged. The sum of squares says whether all logits are finite; if
 // not, it is read once more.
 template <bool kStaged, typename Row>
 DD2_DEVICE RowSummary summarize(const Row& row, int vocabulary, float* staged) {
   RowSums sums;
   sums.clear();
-  if (row.has_fours(vocabulary)) {
-    row.is_guided() ? sum_fours<kStaged, true>(row, vocabulary, staged, sums)
-                    : sum_fours<kStaged, false>(row, vocabulary, staged, sums);
+  if (try_fours<kStaged>(row, vocabulary, staged, sums)) {
     const RowSums total = sums.reduce();
     if (total.square <= kFloatMax) return summary_of(total, vocabulary, false);
     sums.clear();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dd2/block.cuh"
+#include "dd2/mma.cuh"
 #include "dd2/posterior.cuh"
 #include "dd2/teacher_rows.h"
 
@@ -44,10 +45,7 @@ struct LogitReader {
 
   DD2_DEVICE static float widen(unsigned bits) {
     if constexpr (kType == LogitType::kBFloat16) return __uint_as_float(bits << 16);
-    // Rescaled by 2^112, exact for subnormals; from 2^16 on it was infinity or NaN.
-    const float magnitude = __uint_as_float((bits & 0x7fffu) << 13) * 5.192296858534828e33f;
-    const unsigned special = magnitude >= 65536.0f ? 0x7f800000u : 0u;
-    return __uint_as_float(__float_as_uint(magnitude) | special | ((bits & 0x8000u) << 16));
+    return half_to_float(static_cast<unsigned short>(bits));
   }
 
   DD2_DEVICE static float read(const void* logits, long long j) {
@@ -86,6 +84,8 @@ struct GuidedRow {
   const void* uncond;  // null for no guidance
   float scale;
 
+  DD2_DEVICE GuidedRow(const void* logits, const void* others, float weight)
+      : cond(logits), uncond(others), scale(weight) {}
   DD2_DEVICE GuidedRow(const TeacherRows& p, long long row)
       : cond(offset(p.logits, row * p.logits_stride)),
         uncond(p.uncond == nullptr ? nullptr : offset(p.uncond, row * p.uncond_stride)),
@@ -132,6 +132,44 @@ struct GuidedRow {
     return logits;
   }
   DD2_DEVICE bool is_guided() const { return uncond != nullptr; }
+};
+
+// A row whose type is known at run time, for kernels that read a logit once in many instructions: one
+// kernel instead of three.
+template <>
+struct GuidedRow<kAnyType> {
+  LogitType type;
+  float scale;
+  const void* cond;
+  const void* uncond;  // null for no guidance
+
+  DD2_DEVICE GuidedRow(const TeacherRows& p, long long row)
+      : type(p.logit_type), scale(p.scale[row]), cond(offset(p.logits, row * p.logits_stride)),
+        uncond(p.uncond == nullptr ? nullptr : offset(p.uncond, row * p.uncond_stride)) {}
+
+  DD2_DEVICE const void* offset(const void* base, long long elements) const {
+    return static_cast<const char*>(base) + elements * (type == LogitType::kFloat32 ? 4 : 2);
+  }
+
+  DD2_DEVICE float read(const void* logits, long long j) const {
+    if (type == LogitType::kFloat32) return static_cast<const float*>(logits)[j];
+    const unsigned short bits = static_cast<const unsigned short*>(logits)[j];
+    if (type == LogitType::kBFloat16) return LogitReader<LogitType::kBFloat16>::widen(bits);
+    return LogitReader<LogitType::kFloat16>::widen(bits);
+  }
+  DD2_DEVICE float operator()(long long j) const {
+    const float value = read(cond, j);
+    if (uncond == nullptr) return value;
+    return guided_logit(value, read(uncond, j), scale, negative_infinity());
+  }
+
+  // use(the row as a GuidedRow)
+  template <typename Use>
+  DD2_DEVICE auto with_type(const Use& use) const {
+    if (type == LogitType::kBFloat16) return use(GuidedRow<LogitType::kBFloat16>{cond, uncond, scale});
+    if (type == LogitType::kFloat32) return use(GuidedRow<LogitType::kFloat32>{cond, uncond, scale});
+    return use(GuidedRow<LogitType::kFloat16>{cond, uncond, scale});
+  }
 };
 
 // Guided logits in shared memory, aligned to 16 bytes and padded to fours with -inf.

@@ -82,8 +82,8 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
 
 // Filters a row; kStaged: over its guided logits in `staged` [staged_floats], which the kept codes'
 // indices then replace.
-template <bool kStaged, typename Row>
-DD2_DEVICE KeptCodes keep_codes(const Row& row, const TeacherRows& p, float* staged,
+template <bool kStaged>
+DD2_DEVICE KeptCodes keep_codes(const GuidedRow<kAnyType>& row, const TeacherRows& p, float* staged,
                                 Selection& selection) {
   const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
   int count = static_cast<int>(p.vocabulary);
@@ -92,6 +92,16 @@ DD2_DEVICE KeptCodes keep_codes(const Row& row, const TeacherRows& p, float* sta
   }
   return {kStaged ? staged : nullptr, false, count, filter.threshold, filter.largest,
           filter.invalid};
+}
+
+// Likewise of a row without filters, which kernels of one type read.
+template <bool kStaged, LogitType kType>
+DD2_DEVICE KeptCodes keep_codes(const GuidedRow<kType>& row, const TeacherRows& p, float*,
+                                Selection&) {
+  static_assert(!kStaged, "nothing to stage");
+  const int count = static_cast<int>(p.vocabulary);
+  const RowSummary summary = summarize<false>(row, count, nullptr);
+  return {nullptr, false, count, negative_infinity(), summary.largest, summary.invalid};
 }
 
 // Puts the logits of compacted codes behind their indices, where at most half of the vocabulary is

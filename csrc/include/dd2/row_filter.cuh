@@ -11,12 +11,12 @@ DD2_DEVICE KeptRange kept_range(const RowFilter& filter) {
 }
 
 // grid (rows); kStaged: for rows that fit in shared memory, where they are read once.
-template <LogitType kType, bool kStaged>
+template <bool kStaged>
 __global__ void __launch_bounds__(kThreads, 4)
     row_filter_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, staged);
   __shared__ Selection selection;
-  const GuidedRow<kType> row(p.teacher, blockIdx.x);
+  const GuidedRow<kAnyType> row(p.teacher, blockIdx.x);
   const RowFilter filter = filter_row<kStaged>(row, p.teacher, staged, selection);
   if (threadIdx.x == 0) DenseWorkspace(p).kept[blockIdx.x] = kept_range(filter);
 }

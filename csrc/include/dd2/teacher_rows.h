@@ -8,6 +8,9 @@ namespace dd2 {
 
 enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// In place of a LogitType that a kernel learns at run time.
+constexpr LogitType kAnyType = static_cast<LogitType>(3);
+
 struct TeacherRows {
   const void* logits;  // [rows, vocabulary], rows logits_stride elements apart
   const void* uncond;  // likewise with uncond_stride, or null for no guidance
