@@ -7,7 +7,7 @@
 #
 # writes DIR/<gpu>-<date>.json (default bench/results; a later run writes -2, -3, ... beside it) and adds what the
 # parts printed to DIR/gpu_check.log. With PARTs only these, and what they need is there from an earlier run: build
-# tests cupy triton models memcheck racecheck synccheck initcheck operators training sampling more.
+# tests cupy triton models memcheck racecheck synccheck initcheck operators training forward sampling more.
 #
 # Needs python3 with torch, cupy, setuptools, pybind11, ninja, pytest, pytest-benchmark; nvcc. pytest-xdist makes
 # the tests end in their time.
@@ -18,7 +18,7 @@ if [ "${1:-}" = "--out" ]; then
   out=$2
   shift 2
 fi
-known=" build tests cupy triton models memcheck racecheck synccheck initcheck operators training sampling more "
+known=" build tests cupy triton models memcheck racecheck synccheck initcheck operators training forward sampling more "
 for name in "$@"; do
   [[ $known == *" $name "* ]] || { echo "gpu_check.sh: expected parts of$known, got: $name" >&2; exit 2; }
 done
@@ -121,6 +121,8 @@ record "${side[@]}"
 operators=(bench/bench_{conditional_score,csd_loss,sample_code,nearest_code}.py)
 bench operators $(((end - SECONDS) * 40 / 100)) "${operators[@]}" -k "cuda and (filtered or nearest)"
 bench training $(((end - SECONDS) * 45 / 100)) bench/bench_training.py -k "cuda and (d16 or llamagen_l)"
+parts=(bench/bench_{forward,attention}.py)
+bench forward $(((end - SECONDS) * 50 / 100)) "${parts[@]}" -k "cuda and not tiny"
 bench sampling $(((end - SECONDS) * 50 / 100)) bench/bench_sampling.py -m "slow or not slow"
-more=(bench/bench_{attention,batching,flow_solve,image_normal,linear_conditional_score,scaling}.py)
+more=(bench/bench_{batching,flow_solve,image_normal,linear_conditional_score,scaling}.py)
 bench more $((end - SECONDS)) "${more[@]}" -k "cuda and not tiny"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from result_files import BENCH, pytest_file
 
 SIDE_BY_SIDE = ["tests", "cupy", "triton", "models",
                 "memcheck", "racecheck", "synccheck", "initcheck"]  # fmt: skip
-PARTS = ["build", *SIDE_BY_SIDE, "operators", "training", "sampling", "more"]
+PARTS = ["build", *SIDE_BY_SIDE, "operators", "training", "forward", "sampling", "more"]
 
 PYTHON = """#!{python}
 import json, os, shutil, sys
@@ -143,3 +144,21 @@ def test_the_table_stays_within_sixty_lines(tmp_path: Path) -> None:
 def test_refuses_other_arguments(arguments: list[str]) -> None:
     run = subprocess.run([str(BENCH / "gpu_check.sh"), *arguments], capture_output=True, text=True)
     assert run.returncode == 2 and "gpu_check.sh: " in run.stderr
+
+
+def test_prepared_networks_are_held_to_their_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The better of the prepared ways that are graphs, against what compilation alone gives."""
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.syspath_prepend(BENCH / "tools")
+    Row = importlib.import_module("records").Row
+    forward_marks = importlib.import_module("gpu_summary").forward_marks
+    times = {"trained_compiled_graphs": 10.0, "prepared": 1.0, "prepared_graphs": 9.3}
+    rows = [Row("forward cuda var_d16 decoder 64", v, t / 1e3, 0.0) for v, t in times.items()]
+    faster = Row(rows[0].group, "prepared_compiled_graphs", 9.1e-3, 0.0)
+    assert forward_marks(rows) == [
+        "var_d16 decoder 64: prepared_graphs takes 0.93 of compiled, MISSES 0.92"
+    ]
+    assert forward_marks([*rows, faster, Row("op 1 cuda", "cuda", 1.0, 0.0)]) == [
+        "var_d16 decoder 64: prepared_compiled_graphs takes 0.91 of compiled, passes 0.92"
+    ]
+    assert forward_marks(rows[1:]) == []
