@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads its threads
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+# Read when torch loads its threads, of which workers side by side share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
 import pytest
 import torch
@@ -17,6 +22,12 @@ else:
         "explore", max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck)
     )
     settings.load_profile("ci")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: a core each, of half a gigabyte and more."""
+    return min(CORES, 8)
 
 
 @pytest.fixture(autouse=True)
