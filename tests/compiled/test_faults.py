@@ -9,13 +9,13 @@ import pytest
 import torch
 from compiled.backends import installed
 from compiled.executor import Executor
-from compiled.faults import FAULTS, Planted, Results, small, table
+from compiled.faults import DENSE, FAULTS, Planted, Results, small, table
 from native.compilers import require_nvrtc
 
 
 def marked(names: Collection[str]) -> list:
-    """The small generator's kernel compiles for many seconds."""
-    slow = {name: [pytest.mark.slow] for name in names if FAULTS[name].call is small}
+    """Those that compile for many seconds are slow: the small generator's and the tensor cores'."""
+    slow = {name: [pytest.mark.slow] for name in names if FAULTS[name].call in (small, DENSE)}
     return [pytest.param(name, marks=slow.get(name, ())) for name in names]
 
 
