@@ -2,12 +2,7 @@ from __future__ import annotations
 
 import os
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-# Read when torch loads its threads, of which workers side by side share the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-if WORKERS > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads its threads
 
 import pytest
 import torch
@@ -24,10 +19,21 @@ else:
     settings.load_profile("ci")
 
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: a core each, of half a gigabyte and more."""
+    """``-n auto``: a core each, and memory for a gigabyte each."""
     return min(CORES, 8)
+
+
+def pytest_configure() -> None:
+    """Workers side by side share the cores, and so do the processes that they start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers > 1:
+        threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // workers)))
+        torch.set_num_threads(int(threads))
 
 
 @pytest.fixture(autouse=True)

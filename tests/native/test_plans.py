@@ -81,7 +81,10 @@ def test_filtered_rows_are_staged_where_they_fit(filters: tuple, shared: int) ->
         flag = str(filtered and fits).lower()
         bytes_ = vectors + (4 * vocabulary if filtered and fits else 0)
         assert the_launch("conditional_score", score(32, **rows), shared=shared) == Launch(
-            f"conditional_score_fwd_kernel<LogitType({logit_type}), 32, false, {flag}>", (5, 1), 256, bytes_
+            f"conditional_score_fwd_kernel<LogitType({logit_type}), 32, false, {flag}>",
+            (5, 1),
+            256,
+            bytes_,
         )
         params = FlowSolveParams(teacher=teacher(**rows), dim=32, draws=1, steps=2)
         assert the_launch("flow_solve", params, shared=shared) == Launch(
