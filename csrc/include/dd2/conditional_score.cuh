@@ -379,7 +379,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kDim, kJacobian
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + vector_floats<kDim>(p);
-  __shared__ Selection selection;
+  __shared__ Selection<kThreads> selection;
   __shared__ BlockSums<kDim, kJacobian> sums;
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);

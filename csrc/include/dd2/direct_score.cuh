@@ -11,7 +11,7 @@ namespace dd2 {
 // Of a row without filters, which row_filter_kernel has not seen.
 template <typename Row>
 DD2_DEVICE KeptRange unfiltered_range(const Row& row, const TeacherRows& p) {
-  const RowSummary summary = summarize<false>(row, static_cast<int>(p.vocabulary), nullptr);
+  const RowSummary summary = summarize<kThreads, false>(row, static_cast<int>(p.vocabulary), nullptr);
   return kept_range({summary.largest, negative_infinity(), summary.invalid});
 }
 

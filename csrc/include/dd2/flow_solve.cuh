@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowS
   DD2_DYNAMIC_SHARED(float, dynamic);
   const FlowVectors vectors(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + vector_floats<kDim>(p);
-  __shared__ Selection selection;
+  __shared__ Selection<kThreads> selection;
   __shared__ BlockSums<kDim, false> block;
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);

@@ -65,8 +65,9 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
       }
     }
     // Once all have read them: indices overwrite logits that were read, they are no more than those.
-    const Scan<int> scan = block_scan(__popc(~dropped[0]) + __popc(~dropped[1]));
-    int next = count + scan.before;
+    const Scan<unsigned> scan =
+        block_scan(static_cast<unsigned>(__popc(~dropped[0]) + __popc(~dropped[1])));
+    int next = count + static_cast<int>(scan.before);
     for (int w = 0; w < kWords; ++w) {
       for (unsigned kept = ~dropped[w]; kept != 0;) {
         const unsigned n = static_cast<unsigned>(__clz(static_cast<int>(kept)));
@@ -74,7 +75,7 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
         staged[next++] = __uint_as_float(mine + (w * kFours + n / 4) * kStep + n % 4);
       }
     }
-    count += scan.total;
+    count += static_cast<int>(scan.total);
   }
   __syncthreads();
   return count;
@@ -84,7 +85,7 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
 // indices then replace.
 template <bool kStaged, typename Row>
 DD2_DEVICE KeptCodes keep_codes(const Row& row, const TeacherRows& p, float* staged,
-                                Selection& selection) {
+                                Selection<kThreads>& selection) {
   const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
   int count = static_cast<int>(p.vocabulary);
   if (kStaged && !filter.invalid) {
