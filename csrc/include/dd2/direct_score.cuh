@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
                                   : unfiltered_range(row, p.teacher);
       KeptCodes kept{};
       kept.count = static_cast<int>(p.teacher.vocabulary);
-      kept.threshold = range.threshold;
+      kept.logits = -1;
+      kept.floor = kept_floor(range.threshold);
       kept.largest = range.largest;
       solve_token<kDim, kJacobian>(p, row, kept, token, sums, shared);
     }
