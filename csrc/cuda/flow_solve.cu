@@ -7,9 +7,7 @@ namespace dd2::cuda {
 
 void launch_flow_solve(const FlowSolveParams& p, void* stream) {
   run_all(plan_flow_solve(p, current_device()), [&](const Launch& launch) {
-    using Dims = Values<8, 32>;
-    return run<LogitTypes, Dims, Off>(DD2_KERNEL(flow_solve_fwd_kernel), launch, p, stream) ||
-           run<AnyType, Dims, Flags>(DD2_KERNEL(flow_solve_fwd_kernel), launch, p, stream);
+    return run<Values<8, 32>, Flags>(DD2_KERNEL(flow_solve_fwd_kernel), launch, p, stream);
   });
 }
 

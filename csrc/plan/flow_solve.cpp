@@ -7,8 +7,8 @@ namespace dd2 {
 
 DD2_LAYOUT(flow_solve, FlowSolveParams)
 
-// Blocks share the draws of a row where the rows alone leave multiprocessors idle; filtered rows are
-// staged in shared memory where they fit.
+// Blocks share the draws of a row where the rows alone leave multiprocessors idle; rows are staged in
+// shared memory where they fit.
 Plan plan_flow_solve(const FlowSolveParams& p, const Device& device) {
   const TeacherRows& teacher = p.teacher;
   if (teacher.rows <= 0 || p.draws <= 0) return {};
@@ -17,9 +17,8 @@ Plan plan_flow_solve(const FlowSolveParams& p, const Device& device) {
   const long long vectors =
       (width == 8 ? vector_floats<8>(p) : vector_floats<32>(p)) * sizeof(float);
   const long long row = row_bytes(teacher);
-  const bool staged = teacher.filtered() && device.holds(vectors + row);
-  const LogitType type = teacher.filtered() ? kAnyType : teacher.logit_type;
-  return {{{"flow_solve_fwd_kernel", {type, width, staged},
+  const bool staged = device.holds(vectors + row);
+  return {{{"flow_solve_fwd_kernel", {width, staged},
             {teacher.rows, wanted < p.draws ? wanted : p.draws}, kThreads,
             staged ? vectors + row : vectors}}};
 }

@@ -6,12 +6,16 @@ namespace dd2 {
 
 DD2_LAYOUT(sample_code, SampleCodeParams)
 
-// Rows are staged in shared memory where they fit.
+// Rows are staged in shared memory where they fit, by as many threads as hide the reads of all rows
+// that a multiprocessor then holds, and no more: what does not depend on the row's length costs each
+// of them the same.
 Plan plan_sample_code(const SampleCodeParams& p, const Device& device) {
   if (p.teacher.rows <= 0) return {};
   const long long row = row_bytes(p.teacher);
   const bool staged = device.holds(row);
-  return {{{"sample_code_fwd_kernel", {p.teacher.logit_type, staged}, {p.teacher.rows, 1}, kThreads,
+  const int threads = staged && p.teacher.vocabulary <= kFewThreadsRow ? kFewThreads : kThreads;
+  const LogitType type = staged ? LogitType::kFloat32 : p.teacher.logit_type;
+  return {{{"sample_code_fwd_kernel", {threads, staged, type}, {p.teacher.rows, 1}, threads,
             staged ? row : 0}}};
 }
 

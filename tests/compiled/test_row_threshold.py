@@ -20,16 +20,15 @@ from dd2_fast.ops.structs import TeacherRows
 SOURCE = """
 #include "dd2/filter_row.cuh"
 using namespace dd2;
-template <bool kStaged>
+template <bool kStaged, int kBlock>
 __global__ void threshold_kernel(TeacherRows p, float* out) {
   DD2_DYNAMIC_SHARED(float, staged);
-  __shared__ Selection selection;
+  __shared__ Selection<kBlock> selection;
   const GuidedRow<LogitType::kFloat32> row(p, blockIdx.x);
   const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
   if (threadIdx.x == 0) out[blockIdx.x] = filter.invalid ? quiet_nan() : filter.threshold;
 }
 """
-THREADS = 256
 TINY = 1e-45  # the smallest float
 SIZE = 300  # more than a block's threads
 
@@ -72,13 +71,15 @@ FILTERS = [
 
 
 @functools.cache
-def kernel(staged: bool) -> ptxrun.Function:
-    name = f"threshold_kernel<{str(staged).lower()}>"
+def kernel(staged: bool, threads: int) -> ptxrun.Function:
+    name = f"threshold_kernel<{str(staged).lower()}, {threads}>"
     compiled = nvrtc.compile_program(SOURCE, [name], "compute_90a", ["-lineinfo"])
     return ptxrun.load(compiled.image).function(compiled.symbols[0])
 
 
-def thresholds(logits: Tensor, top_k: int, top_p: float, staged: bool) -> Tensor:
+def thresholds(
+    logits: Tensor, top_k: int, top_p: float, staged: bool, threads: int = 256
+) -> Tensor:
     require_nvrtc()
     out, scale = np.full(len(logits), -7.0, np.float32), torch.ones(len(logits))
     rows = TeacherRows(
@@ -92,19 +93,22 @@ def thresholds(logits: Tensor, top_k: int, top_p: float, staged: bool) -> Tensor
     )
     memory = [(t.data_ptr(), t.numel() * t.element_size()) for t in (logits, scale)]
     shared = 16 * -(-logits.shape[1] // 4) if staged else 0
-    function, arguments = kernel(staged), [bytes(rows), out]
-    function.launch((len(logits),), (THREADS,), arguments, shared=shared, memory=memory)
+    function, arguments = kernel(staged, threads), [bytes(rows), out]
+    function.launch((len(logits),), (threads,), arguments, shared=shared, memory=memory)
     return torch.from_numpy(out)
 
 
-@pytest.mark.parametrize("staged", [True, False], ids=["staged", "streamed"])
+@pytest.mark.parametrize(
+    ("staged", "threads"), [(True, 128), (True, 256), (False, 256)],
+    ids=["staged by few", "staged", "streamed"],
+)  # fmt: skip
 @pytest.mark.parametrize("size", [SIZE, SIZE + 3])
-def test_kept_codes_are_those_of_a_sort(size: int, staged: bool) -> None:
+def test_kept_codes_are_those_of_a_sort(size: int, staged: bool, threads: int) -> None:
     """Rows that are read four at a time, and one by one."""
     logits = torch.stack([row(name) for name in ROWS])
     logits = torch.cat([logits, logits[:, 1 : size - SIZE + 1]], 1)
     for top_k, top_p in FILTERS:
-        found = thresholds(logits, top_k, top_p, staged)
+        found = thresholds(logits, top_k, top_p, staged, threads)
         for name, values, threshold in zip(ROWS, logits, found, strict=True):
             kept = (values >= threshold) & (values > -torch.inf)
             wanted = torch.from_numpy(kept_codes(values.double().numpy(), top_k, top_p))

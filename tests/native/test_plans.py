@@ -71,7 +71,8 @@ FILTERS = {
 
 @pytest.mark.parametrize("shared", [H200_SHARED, A100_SHARED])
 @pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
-def test_filtered_rows_are_staged_where_they_fit(filters: tuple, shared: int) -> None:
+def test_rows_are_staged_where_they_fit(filters: tuple, shared: int) -> None:
+    """Those of the score only if filtered; all of the flow, which reads them at every step."""
     top_k, top_p, filtered = filters
     vectors = 4 * 4 * 32  # bytes: four vectors of a token
     logit_type = 3 if filtered else 0  # kAnyType: one kernel for filtered rows of every type
@@ -87,8 +88,9 @@ def test_filtered_rows_are_staged_where_they_fit(filters: tuple, shared: int) ->
             bytes_,
         )
         params = FlowSolveParams(teacher=teacher(**rows), dim=32, draws=1, steps=2)
+        bytes_ = vectors + (4 * vocabulary if fits else 0)
         assert the_launch("flow_solve", params, shared=shared) == Launch(
-            f"flow_solve_fwd_kernel<LogitType({logit_type}), 32, {flag}>", (5, 1), 256, bytes_
+            f"flow_solve_fwd_kernel<32, {str(fits).lower()}>", (5, 1), 256, bytes_
         )
 
 
@@ -98,9 +100,16 @@ def test_rows_to_draw_from_are_staged_where_they_fit(logit_type: int, fits: bool
     vocabulary = (H200_SHARED - OWN) // 4 + (not fits)
     rows = teacher(vocabulary=vocabulary, logit_type=logit_type)
     assert the_launch("sample_code", SampleCodeParams(teacher=rows)) == Launch(
-        f"sample_code_fwd_kernel<LogitType({logit_type}), {str(fits).lower()}>",
+        f"sample_code_fwd_kernel<256, {str(fits).lower()}, LogitType({0 if fits else logit_type})>",
         (5, 1), 256, 4 * vocabulary if fits else 0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("vocabulary", "threads"), [(1, 128), (8192, 128), (8193, 256)])
+def test_short_rows_to_draw_from_take_fewer_threads(vocabulary: int, threads: int) -> None:
+    launch = the_launch("sample_code", SampleCodeParams(teacher=teacher(vocabulary=vocabulary)))
+    assert launch.threads == threads
+    assert launch.kernel == f"sample_code_fwd_kernel<{threads}, true, LogitType(0)>"
 
 
 # dim, and the width and number of the blocks that a row takes
@@ -242,7 +251,7 @@ def test_launches_by_tensor_cores(dim: int, width: int, jacobian: bool, top_k: i
     narrow, flag = 8 if dim == 8 else 32, str(jacobian).lower()
     # Two tiles; of every one of 64 tokens one vector of sums, or two, eight floats apart.
     shared = 2 * 256 * (width + 1) + (2 if jacobian else 1) * 4 * 64 * (width + 8)
-    filters = [Launch("row_filter_kernel<true>", (700, 1), 256, 16_000)]
+    filters = [Launch("row_filter_kernel<true>", (700, 1), 128, 16_000)]
     _, launches = plan("conditional_score", params)
     assert launches == [
         Launch(f"split_codebook_kernel<{width}>", (63, 1), 256, 0),

@@ -1,4 +1,4 @@
-// Block-wide collectives of the device kernels.
+// Block-wide collectives of the device kernels, for blocks of kBlock threads.
 #pragma once
 
 #include "dd2/host_device.h"
@@ -26,15 +26,15 @@ DD2_DEVICE T warp_reduce(T value, Combine combine) {
 }
 
 // The combination of every thread's value, in a fixed order, for every thread.
-template <typename T, typename Combine>
+template <int kBlock = kThreads, typename T, typename Combine>
 DD2_DEVICE T block_reduce(T value, Combine combine) {
-  __shared__ T partial[kWarps];
+  __shared__ T partial[kBlock / kWarp];
   value = warp_reduce(value, combine);
   __syncthreads();
   if (lane_index() == 0) partial[warp_index()] = value;
   __syncthreads();
   T total = partial[0];
-  for (int w = 1; w < kWarps; ++w) total = combine(total, partial[w]);
+  for (int w = 1; w < kBlock / kWarp; ++w) total = combine(total, partial[w]);
   return total;
 }
 
@@ -63,9 +63,9 @@ struct Min {
   }
 };
 
-template <typename T>
+template <int kBlock = kThreads, typename T>
 DD2_DEVICE T block_sum(T value) {
-  return block_reduce(value, Add());
+  return block_reduce<kBlock>(value, Add());
 }
 
 // The sum of the values of the threads before this one, and of all.
@@ -75,18 +75,44 @@ struct Scan {
   T total;
 };
 
-// Sums of the first `lanes` lanes, each with those before it.
+// Adds the value of the lane `offset` below, where there is one: the shuffle says so itself.
+DD2_DEVICE void add_from_below(unsigned& value, int offset) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .pred is_there;\n\t"
+      ".reg .u32 other;\n\t"
+      "shfl.sync.up.b32 other|is_there, %0, %1, 0, -1;\n\t"
+      "@is_there add.u32 %0, %0, other;\n\t"
+      "}" : "+r"(value) : "r"(offset));
+#endif
+}
+DD2_DEVICE void add_from_below(unsigned long long& value, int offset) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .pred is_there;\n\t"
+      ".reg .u32 low, high;\n\t"
+      ".reg .u64 other;\n\t"
+      "mov.b64 {low, high}, %0;\n\t"
+      "shfl.sync.up.b32 low|is_there, low, %1, 0, -1;\n\t"
+      "shfl.sync.up.b32 high, high, %1, 0, -1;\n\t"
+      "mov.b64 other, {low, high};\n\t"
+      "@is_there add.u64 %0, %0, other;\n\t"
+      "}" : "+l"(value) : "r"(offset));
+#endif
+}
+
+// Sums of the first `lanes` lanes, each with those before it; of unsigned integers.
 template <typename T>
 DD2_DEVICE T warp_scan(T value, int lanes) {
-  for (int offset = 1; offset < lanes; offset *= 2) {
-    const T other = __shfl_up_sync(kAllLanes, value, offset);
-    if (lane_index() >= offset) value += other;
-  }
+  for (int offset = 1; offset < lanes; offset *= 2) add_from_below(value, offset);
   return value;
 }
 
-template <typename T>
+template <int kBlock = kThreads, typename T>
 DD2_DEVICE Scan<T> block_scan(T value) {
+  constexpr int kWarps = kBlock / kWarp;
   __shared__ T totals[kWarps];
   const T sum = warp_scan(value, kWarp);
   __syncthreads();

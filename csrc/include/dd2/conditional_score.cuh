@@ -62,7 +62,7 @@ struct WarpSums {
       const int holder = __ffs(static_cast<int>(holders)) - 1;
       rebase(largest, kJacobian ? __shfl_sync(kAllLanes, along_code, holder) : 0.0f, exponent);
     }
-    const float w = exp2f((score - best) * exponent);
+    const float w = exp2_flushed((score - best) * exponent);
     const float wz = kJacobian ? w * (along_code - along_best) : 0.0f;
     weight += w;
     along += wz;
@@ -171,8 +171,10 @@ struct DistanceOrigin {
     const int dim = codebook.dim;
     const float noise = 2.0f * level.two_t2 * static_cast<float>(dim);  // four times its square
     if (-best <= noise || is_code) return false;
-    const float* first = codebook.values + kept.code(0) * dim;
-    const float* last = codebook.values + kept.code(kept.count - 1) * dim;
+    const auto code = [&](int i) {
+      return codebook.values + static_cast<long long>(kept.code(i)) * dim;
+    };
+    const float *first = code(0), *last = code(kept.count - 1);
     float square = 0.0f, spread = 0.0f;
     DD2_NO_UNROLL
     for (int c = lane_index(); c < dim; c += kWarp) {
@@ -239,15 +241,16 @@ DD2_DEVICE WarpSums<kDim, kJacobian> fold_codes(const Codebook& codebook, const 
   WarpSums<kDim, kJacobian> sums;
   sums.clear();
   for (int start = warp_index() * kWarp; start < kept.count; start += kThreads) {
-    long long j = 0;
+    int code = 0;
     float logit = 0.0f;
-    const bool is_kept = kept.read(row, start + lane, j, logit);
-    const unsigned some = __ballot_sync(kAllLanes, is_kept);
-    if (some == 0) continue;
-    // In place of a code that is not kept, one that is: its weight is 0, times a number.
-    int code = static_cast<int>(j);
-    const int other = __shfl_sync(kAllLanes, code, __ffs(static_cast<int>(some)) - 1);
-    if (!is_kept) code = other;
+    const bool is_kept = kept.read(row, start + lane, code, logit);
+    if (!__all_sync(kAllLanes, is_kept)) {
+      const unsigned some = __ballot_sync(kAllLanes, is_kept);
+      if (some == 0) continue;
+      // In place of a code that is not kept, one that is: its weight is 0, times a number.
+      const int other = __shfl_sync(kAllLanes, code, __ffs(static_cast<int>(some)) - 1);
+      if (!is_kept) code = other;
+    }
     float codes[kLanes][4], distances[kLanes], alongs[kLanes];
     if (fours) {
       const unsigned begin = static_cast<unsigned>(code) * static_cast<unsigned>(dim / 4);
@@ -274,7 +277,8 @@ DD2_DEVICE WarpSums<kDim, kJacobian> fold_codes(const Codebook& codebook, const 
     if (origin.is_code) {
       distance = along = 0.0f;
       measure_far_code<kJacobian>(own(), dim, level.signal, x_t,
-                                  codebook.values + kept.code(0) * dim, direction, distance, along);
+                                  codebook.values + static_cast<long long>(kept.code(0)) * dim,
+                                  direction, distance, along);
     } else {
       DD2_NO_UNROLL
       for (int c = first > 0 ? 0 : kDim; c < dim; c = c + 1 == first ? first + kDim : c + 1) {
@@ -379,7 +383,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kType, kDim, kJ
   DD2_DYNAMIC_SHARED(float, dynamic);
   const TokenVectors shared(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + vector_floats<kDim>(p);
-  __shared__ Selection selection;
+  __shared__ Selection<kThreads> selection;
   __shared__ BlockSums<kDim, kJacobian> sums;
   const long long row_index = blockIdx.x;
   const GuidedRow<kType> row(p.teacher, row_index);

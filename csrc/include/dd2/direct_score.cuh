@@ -11,7 +11,7 @@ namespace dd2 {
 // Of a row without filters, which row_filter_kernel has not seen.
 template <typename Row>
 DD2_DEVICE KeptRange unfiltered_range(const Row& row, const TeacherRows& p) {
-  const RowSummary summary = summarize<false>(row, static_cast<int>(p.vocabulary), nullptr);
+  const RowSummary summary = summarize<kThreads, false>(row, static_cast<int>(p.vocabulary), nullptr);
   return kept_range({summary.largest, negative_infinity(), summary.invalid});
 }
 
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
                                   : unfiltered_range(row, p.teacher);
       KeptCodes kept{};
       kept.count = static_cast<int>(p.teacher.vocabulary);
-      kept.threshold = range.threshold;
+      kept.logits = -1;
+      kept.floor = kept_floor(range.threshold);
       kept.largest = range.largest;
       solve_token<kDim, kJacobian>(p, row, kept, token, sums, shared);
     }

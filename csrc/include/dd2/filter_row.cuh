@@ -24,7 +24,9 @@ struct RowSums {
   }
 
   // Those of the block.
+  template <int kBlock>
   DD2_DEVICE RowSums reduce() const {
+    constexpr int kWarps = kBlock / kWarp;
     __shared__ float4 partial[kWarps];
     const float4 mine = make_float4(warp_reduce(largest, FloatMax()), warp_reduce(sum, Add()),
                                     warp_reduce(square, Add()), 0.0f);
@@ -52,9 +54,9 @@ DD2_DEVICE RowSummary summary_of(const RowSums& sums, int finite, bool invalid) 
 }
 
 // Sums a row of fours, and stages it, without a look at any logit: right where all are finite.
-template <bool kStaged, bool kGuided, typename Row>
+template <int kBlock, bool kStaged, bool kGuided, typename Row>
 DD2_DEVICE void sum_fours(const Row& row, int vocabulary, float* staged, RowSums& sums) {
-  for_each_loaded(
+  for_each_loaded<kBlock>(
       vocabulary / 4, [&](int i) { return row.template load_four<kGuided>(i); },
       [&](const auto& four, int i) {
         const Logits<4> logits = row.template guide<kGuided>(four);
@@ -65,33 +67,34 @@ DD2_DEVICE void sum_fours(const Row& row, int vocabulary, float* staged, RowSums
 }
 
 // Likewise, if the row can be read so.
-template <bool kStaged, typename Row>
+template <int kBlock, bool kStaged, typename Row>
 DD2_DEVICE bool try_fours(const Row& row, int vocabulary, float* staged, RowSums& sums) {
   if (!row.has_fours(vocabulary)) return false;
-  row.is_guided() ? sum_fours<kStaged, true>(row, vocabulary, staged, sums)
-                  : sum_fours<kStaged, false>(row, vocabulary, staged, sums);
+  row.is_guided() ? sum_fours<kBlock, kStaged, true>(row, vocabulary, staged, sums)
+                  : sum_fours<kBlock, kStaged, false>(row, vocabulary, staged, sums);
   return true;
 }
 
-template <bool kStaged>
-DD2_DEVICE bool try_fours(const GuidedRow<kAnyType>& row, int vocabulary, float* staged, RowSums& sums) {
+template <int kBlock, bool kStaged>
+DD2_DEVICE bool try_fours(const GuidedRow<kAnyType>& row, int vocabulary, float* staged,
+                          RowSums& sums) {
   return row.with_type(
-      [&](const auto& typed) { return try_fours<kStaged>(typed, vocabulary, staged, sums); });
+      [&](const auto& typed) { return try_fours<kBlock, kStaged>(typed, vocabulary, staged, sums); });
 }
 
 // Reads a row, to `staged` too if kStaged. The sum of squares says whether all logits are finite; if
 // not, it is read once more.
-template <bool kStaged, typename Row>
+template <int kBlock, bool kStaged, typename Row>
 DD2_DEVICE RowSummary summarize(const Row& row, int vocabulary, float* staged) {
   RowSums sums;
   sums.clear();
-  if (try_fours<kStaged>(row, vocabulary, staged, sums)) {
-    const RowSums total = sums.reduce();
+  if (try_fours<kBlock, kStaged>(row, vocabulary, staged, sums)) {
+    const RowSums total = sums.reduce<kBlock>();
     if (total.square <= kFloatMax) return summary_of(total, vocabulary, false);
     sums.clear();
   }
   int finite = 0, bad = 0;
-  for_each_loaded(
+  for_each_loaded<kBlock>(
       vocabulary, [&](int j) { return row(j); },
       [&](float logit, int j) {
         if (kStaged) staged[j] = logit;
@@ -105,9 +108,9 @@ DD2_DEVICE RowSummary summarize(const Row& row, int vocabulary, float* staged) {
     const int j = vocabulary + static_cast<int>(threadIdx.x);
     if (j < (vocabulary + 3) / 4 * 4) staged[j] = negative_infinity();
   }
-  const RowSums total = sums.reduce();
-  finite = block_sum(finite);
-  const bool invalid = block_sum(bad) != 0 || finite == 0;
+  const RowSums total = sums.reduce<kBlock>();
+  finite = block_sum<kBlock>(finite);
+  const bool invalid = block_sum<kBlock>(bad) != 0 || finite == 0;
   return summary_of(total, finite, invalid);
 }
 
@@ -117,31 +120,36 @@ struct RowFilter {
   bool invalid;     // a NaN or +inf logit, or no code left
 };
 
-// kStaged: over the row's logits in `staged` [staged_floats], which it fills.
-template <bool kStaged, typename Row>
-DD2_DEVICE RowFilter filter_row(const Row& row, const TeacherRows& p, float* staged,
-                                Selection& selection) {
+// Of a row whose summary this is; a selection that was cleared before a barrier.
+template <int kBlock, typename Row>
+DD2_DEVICE RowFilter filter_summarized(const Row& row, const TeacherRows& p,
+                                       const RowSummary& summary, Selection<kBlock>& selection) {
   const int vocabulary = static_cast<int>(p.vocabulary);
-  selection.clear();
-  const RowSummary summary = summarize<kStaged>(row, vocabulary, staged);
   RowFilter filter{summary.largest, negative_infinity(), summary.invalid};
   if (summary.invalid) return filter;
-  const auto search = [&](const auto& source) {
-    if (p.top_k > 0 && p.top_k < summary.finite) {
-      filter.threshold = row_kth_largest(source, vocabulary, static_cast<int>(p.top_k), summary,
-                                         selection);
-    }
-    if (p.top_p < 1.0f) {
-      filter.threshold = row_nucleus(source, vocabulary, filter.threshold, p.top_p, filter.largest,
-                                     selection);
-    }
-  };
-  if constexpr (kStaged) {
-    search(StagedRow{staged});
-  } else {
-    search(row);
+  if (p.top_k > 0 && p.top_k < summary.finite) {
+    filter.threshold =
+        row_kth_largest(row, vocabulary, static_cast<int>(p.top_k), summary, selection);
+  }
+  if (p.top_p < 1.0f) {
+    filter.threshold =
+        row_nucleus(row, vocabulary, filter.threshold, p.top_p, filter.largest, selection);
   }
   return filter;
+}
+
+// kStaged: over the row's logits in `staged` [staged_floats], which it fills.
+template <bool kStaged, int kBlock, typename Row>
+DD2_DEVICE RowFilter filter_row(const Row& row, const TeacherRows& p, float* staged,
+                                Selection<kBlock>& selection) {
+  selection.clear();
+  const RowSummary summary =
+      summarize<kBlock, kStaged>(row, static_cast<int>(p.vocabulary), staged);
+  if constexpr (kStaged) {
+    return filter_summarized(StagedRow{staged}, p, summary, selection);
+  } else {
+    return filter_summarized(row, p, summary, selection);
+  }
 }
 
 }  // namespace dd2

@@ -1,8 +1,8 @@
 // The probability-flow ODE from noise to a code on NVIDIA GPUs: a block takes all steps of a row's
 // draws.
 //
-// A filtered row is staged, filtered and compacted once, and keeps its logits in shared memory too:
-// the steps then read nothing but codes. An unfiltered row streams its logits at every step.
+// A row is staged, filtered and compacted once, and keeps its logits in shared memory too where they
+// fit: the steps then read nothing but codes.
 #pragma once
 
 #include "dd2/conditional_score.cuh"
@@ -71,7 +71,8 @@ DD2_DEVICE long long nearest_kept(const FlowSolveParams& p, const Row& row, cons
   constexpr Key kNone = ~Key{0};
   const bool vectors = codes_are_vectors<kDim>(p.codebook, p.dim);
   Key nearest = kNone;
-  kept.for_each(row, [&](long long j) {
+  kept.for_each(row, [&](int code_index) {
+    const long long j = code_index;
     float distance = 0.0f;
     for (int first = 0; first < static_cast<int>(p.dim); first += kDim) {
       float code[kDim];
@@ -113,20 +114,20 @@ DD2_DEVICE bool read_noise(const FlowSolveParams& p, long long token, const Flow
   return block_sum(check) == 0.0f;
 }
 
-// grid (rows, any number of blocks that share a row's draws); kStaged: for filtered rows that fit
-// in shared memory. Two blocks a multiprocessor leave the registers that it takes not to spill.
-template <LogitType kType, int kDim, bool kStaged>
+// grid (rows, any number of blocks that share a row's draws); kStaged: for rows that fit in shared
+// memory. Two blocks a multiprocessor leave the registers that it takes not to spill.
+template <int kDim, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowSolveParams p) {
   DD2_DYNAMIC_SHARED(float, dynamic);
   const FlowVectors vectors(dynamic, padded_dim<kDim>(p));
   float* staged = dynamic + vector_floats<kDim>(p);
-  __shared__ Selection selection;
+  __shared__ Selection<kThreads> selection;
   __shared__ BlockSums<kDim, false> block;
   const long long row_index = blockIdx.x;
-  const GuidedRow<kType> row(p.teacher, row_index);
+  const GuidedRow<kAnyType> row(p.teacher, row_index);
   KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, selection);
   const bool valid = !kept.invalid && codebook_is_finite(p);
-  if (kStaged) kept.has_logits = keep_logits(row, p.teacher.vocabulary, staged, kept.count);
+  if (kStaged) keep_logits(row, p.teacher.vocabulary, staged, kept);
   for (int m = blockIdx.y; m < static_cast<int>(p.draws); m += gridDim.y) {
     const long long token = row_index * p.draws + m;
     long long code = -1;

@@ -11,17 +11,17 @@ namespace dd2 {
 constexpr int kLoadsAhead = 4;
 
 // Calls visit(load(i), i) for this thread's share of i = 0, ..., count - 1, a few loads ahead.
-template <typename Load, typename Visit>
+template <int kBlock = kThreads, typename Load, typename Visit>
 DD2_DEVICE void for_each_loaded(int count, const Load& load, const Visit& visit) {
   int i = threadIdx.x;
   DD2_NO_UNROLL
-  for (; i + (kLoadsAhead - 1) * kThreads < count; i += kLoadsAhead * kThreads) {
+  for (; i + (kLoadsAhead - 1) * kBlock < count; i += kLoadsAhead * kBlock) {
     decltype(load(0)) loaded[kLoadsAhead];
-    for (int n = 0; n < kLoadsAhead; ++n) loaded[n] = load(i + n * kThreads);
-    for (int n = 0; n < kLoadsAhead; ++n) visit(loaded[n], i + n * kThreads);
+    for (int n = 0; n < kLoadsAhead; ++n) loaded[n] = load(i + n * kBlock);
+    for (int n = 0; n < kLoadsAhead; ++n) visit(loaded[n], i + n * kBlock);
   }
   DD2_NO_UNROLL
-  for (; i < count; i += kThreads) visit(load(i), i);
+  for (; i < count; i += kBlock) visit(load(i), i);
 }
 
 // Neighbouring logits.
@@ -134,6 +134,19 @@ struct GuidedRow {
   DD2_DEVICE bool is_guided() const { return uncond != nullptr; }
 };
 
+template <LogitType kType>
+struct LogitTypeValue {
+  static constexpr LogitType value = kType;
+};
+
+// use(type), whose value is the type: of a kernel that reads logits of any type.
+template <typename Use>
+DD2_DEVICE auto with_logit_type(LogitType type, const Use& use) {
+  if (type == LogitType::kFloat32) return use(LogitTypeValue<LogitType::kFloat32>());
+  if (type == LogitType::kBFloat16) return use(LogitTypeValue<LogitType::kBFloat16>());
+  return use(LogitTypeValue<LogitType::kFloat16>());
+}
+
 // A row whose type is known at run time, for kernels that read a logit once in many instructions: one
 // kernel instead of three.
 template <>
@@ -166,9 +179,9 @@ struct GuidedRow<kAnyType> {
   // use(the row as a GuidedRow)
   template <typename Use>
   DD2_DEVICE auto with_type(const Use& use) const {
-    if (type == LogitType::kBFloat16) return use(GuidedRow<LogitType::kBFloat16>{cond, uncond, scale});
-    if (type == LogitType::kFloat32) return use(GuidedRow<LogitType::kFloat32>{cond, uncond, scale});
-    return use(GuidedRow<LogitType::kFloat16>{cond, uncond, scale});
+    return with_logit_type(type, [&](auto own) {
+      return use(GuidedRow<decltype(own)::value>{cond, uncond, scale});
+    });
   }
 };
 
@@ -179,19 +192,27 @@ struct StagedRow {
 };
 
 // Calls visit(logits), of Logits, for this thread's share of a row.
-template <typename Row, typename Visit>
+template <int kBlock = kThreads, typename Row, typename Visit>
 DD2_DEVICE void for_each_logits(const Row& row, int vocabulary, const Visit& visit) {
-  for_each_loaded(
+  for_each_loaded<kBlock>(
       vocabulary, [&](int j) { return row(j); },
       [&](float logit, int) { visit(Logits<1>{{logit}}); });
 }
 
-template <typename Visit>
+template <int kBlock = kThreads, typename Visit>
 DD2_DEVICE void for_each_logits(const StagedRow& row, int vocabulary, const Visit& visit) {
-  const float4* fours = reinterpret_cast<const float4*>(row.guided);
-  for_each_loaded(
-      (vocabulary + 3) / 4, [&](int i) { return fours[i]; },
-      [&](float4 v, int) { visit(Logits<4>{{v.x, v.y, v.z, v.w}}); });
+  const auto visit_four = [&](float4 v) { visit(Logits<4>{{v.x, v.y, v.z, v.w}}); };
+  const float4* mine = reinterpret_cast<const float4*>(row.guided) + threadIdx.x;
+  int left = (vocabulary + 3) / 4 - static_cast<int>(threadIdx.x);
+  DD2_NO_UNROLL
+  for (; left > (kLoadsAhead - 1) * kBlock; left -= kLoadsAhead * kBlock) {
+    float4 loaded[kLoadsAhead];
+    for (int n = 0; n < kLoadsAhead; ++n) loaded[n] = mine[n * kBlock];
+    for (int n = 0; n < kLoadsAhead; ++n) visit_four(loaded[n]);
+    mine += kLoadsAhead * kBlock;
+  }
+  DD2_NO_UNROLL
+  for (; left > 0; left -= kBlock, mine += kBlock) visit_four(*mine);
 }
 
 }  // namespace dd2

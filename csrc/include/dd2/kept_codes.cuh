@@ -7,32 +7,31 @@ namespace dd2 {
 
 // Compacted in shared memory, or all codes of the row.
 struct KeptCodes {
-  const float* staged;  // their indices, and their logits behind them if has_logits; null: codes
-                        // 0, 1, ..., count - 1 whose logit is at least `threshold`
-  bool has_logits;
+  const float* staged;  // in shared memory, if anything is there
+  bool compacted;  // their indices are there; else codes 0, 1, ..., count - 1 whose logit is at least
+                   // `floor`
+  int logits;      // where their logits begin there; -1: those of the row
   int count;
-  float threshold;
+  float floor;    // above -inf
   float largest;  // logit
   bool invalid;   // a NaN or +inf logit, or no code left
 
-  DD2_DEVICE long long code(int i) const {
-    return staged == nullptr ? i : __float_as_int(staged[i]);
-  }
+  DD2_DEVICE int code(int i) const { return compacted ? __float_as_int(staged[i]) : i; }
 
   // Whether the i-th is kept, and its logit.
   template <typename Row>
-  DD2_DEVICE bool read(const Row& row, int i, long long& j, float& logit) const {
+  DD2_DEVICE bool read(const Row& row, int i, int& j, float& logit) const {
     if (i >= count) return false;
     j = code(i);
-    logit = has_logits ? staged[count + i] : row(j);
-    return logit >= threshold && logit > negative_infinity();
+    logit = logits >= 0 ? staged[logits + i] : row(j);
+    return logit >= floor;
   }
 
   // Calls visit(code) for this thread's share.
   template <typename Row, typename Visit>
   DD2_DEVICE void for_each(const Row& row, const Visit& visit) const {
     for (int i = threadIdx.x; i < count; i += kThreads) {
-      long long j = 0;
+      int j = 0;
       float logit = 0.0f;
       if (read(row, i, j, logit)) visit(j);
     }
@@ -65,8 +64,9 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
       }
     }
     // Once all have read them: indices overwrite logits that were read, they are no more than those.
-    const Scan<int> scan = block_scan(__popc(~dropped[0]) + __popc(~dropped[1]));
-    int next = count + scan.before;
+    const Scan<unsigned> scan =
+        block_scan(static_cast<unsigned>(__popc(~dropped[0]) + __popc(~dropped[1])));
+    int next = count + static_cast<int>(scan.before);
     for (int w = 0; w < kWords; ++w) {
       for (unsigned kept = ~dropped[w]; kept != 0;) {
         const unsigned n = static_cast<unsigned>(__clz(static_cast<int>(kept)));
@@ -74,46 +74,54 @@ DD2_DEVICE int compact_codes(float* staged, int vocabulary, float threshold) {
         staged[next++] = __uint_as_float(mine + (w * kFours + n / 4) * kStep + n % 4);
       }
     }
-    count += scan.total;
+    count += static_cast<int>(scan.total);
   }
   __syncthreads();
   return count;
 }
 
-// Filters a row; kStaged: over its guided logits in `staged` [staged_floats], which the kept codes'
-// indices then replace.
+// A threshold that rules out -inf; NaN of NaN.
+DD2_DEVICE float kept_floor(float threshold) { return Max()(-kFloatMax, threshold); }
+
+// Filters a row; kStaged: over its guided logits in `staged` [staged_floats], which stay there if
+// nothing filters them; else the kept codes' indices replace them.
 template <bool kStaged>
 DD2_DEVICE KeptCodes keep_codes(const GuidedRow<kAnyType>& row, const TeacherRows& p, float* staged,
-                                Selection& selection) {
+                                Selection<kThreads>& selection) {
   const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
-  int count = static_cast<int>(p.vocabulary);
-  if (kStaged && !filter.invalid) {
-    count = compact_codes(staged, count, Max()(filter.threshold, -kFloatMax));
+  KeptCodes kept{staged, false, -1, static_cast<int>(p.vocabulary), kept_floor(filter.threshold),
+                 filter.largest, filter.invalid};
+  if (!kStaged || filter.invalid) return kept;
+  if (p.filtered()) {
+    kept.count = compact_codes(staged, kept.count, kept.floor);
+    kept.compacted = true;
+  } else {
+    __syncthreads();
+    kept.logits = 0;
   }
-  return {kStaged ? staged : nullptr, false, count, filter.threshold, filter.largest,
-          filter.invalid};
+  return kept;
 }
 
-// Likewise of a row without filters, which kernels of one type read.
+// Likewise of a row without filters, which kernels of one type stream.
 template <bool kStaged, LogitType kType>
 DD2_DEVICE KeptCodes keep_codes(const GuidedRow<kType>& row, const TeacherRows& p, float*,
-                                Selection&) {
+                                Selection<kThreads>&) {
   static_assert(!kStaged, "nothing to stage");
   const int count = static_cast<int>(p.vocabulary);
-  const RowSummary summary = summarize<false>(row, count, nullptr);
-  return {nullptr, false, count, negative_infinity(), summary.largest, summary.invalid};
+  const RowSummary summary = summarize<kThreads, false>(row, count, nullptr);
+  return {nullptr, false, -1, count, -kFloatMax, summary.largest, summary.invalid};
 }
 
-// Puts the logits of compacted codes behind their indices, where at most half of the vocabulary is
-// kept.
+// Puts the logits of compacted codes behind their indices in `staged`, where at most half of the
+// vocabulary is kept.
 template <typename Row>
-DD2_DEVICE bool keep_logits(const Row& row, long long vocabulary, float* staged, int count) {
-  if (2 * count > vocabulary) return false;
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    staged[count + i] = row(__float_as_int(staged[i]));
+DD2_DEVICE void keep_logits(const Row& row, long long vocabulary, float* staged, KeptCodes& kept) {
+  if (!kept.compacted || 2 * kept.count > vocabulary) return;
+  for (int i = threadIdx.x; i < kept.count; i += kThreads) {
+    staged[kept.count + i] = row(__float_as_int(staged[i]));
   }
   __syncthreads();
-  return true;
+  kept.logits = kept.count;
 }
 
 }  // namespace dd2

@@ -21,6 +21,7 @@ namespace dd2 {
 #ifdef DD2_LAUNCHERS_ONLY
 
 using SharedAddress = unsigned char*;
+using no_device::add_where;
 using no_device::copy_to_shared;
 using no_device::count_in_shared;
 using no_device::exp2_flushed;
@@ -39,6 +40,17 @@ using SharedAddress = unsigned;
 
 DD2_DEVICE SharedAddress shared_address(const void* shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// Adds to a sum where value >= floor, in two instructions without a branch.
+DD2_DEVICE void add_where(unsigned& sum, unsigned weight, float value, float floor) {
+#ifdef __CUDA_ARCH__
+  asm("{\n\t"
+      ".reg .pred adds;\n\t"
+      "setp.ge.f32 adds, %2, %3;\n\t"
+      "@adds add.u32 %0, %0, %1;\n\t"
+      "}" : "+r"(sum) : "r"(weight), "f"(value), "f"(floor));
+#endif
 }
 
 // Adds 1 to word `index` from `words` on, in shared memory, where value >= floor.

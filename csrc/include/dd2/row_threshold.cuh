@@ -1,19 +1,17 @@
-// The smallest logit that top-k and top-p keep of one row, by one block of kThreads.
+// The smallest logit that top-k and top-p keep of one row, by one block.
 //
 // Both are one selection: the smallest logit whose strictly larger ones weigh less than `wanted`,
 // every logit weighing 1, or its probability mass in fixed point. A histogram of the logits' weights
-// in shared memory says in which of kBins bins it lies, and the few logits of that bin are ranked;
+// in shared memory says in which of its bins it lies, and the few logits of that bin are ranked;
 // where they are many, the bin is split again, by the bits of its floats. Sums are of integers: no
 // order of the threads, nor of the codes, changes them.
 #pragma once
 
-#include "dd2/block.cuh"
+#include "dd2/guided_row.cuh"
 #include "dd2/mma.cuh"
-#include "dd2/posterior.cuh"
 
 namespace dd2 {
 
-constexpr int kBins = 4 * kThreads;
 constexpr int kCandidates = 64;
 
 // Order-preserving map of floats to integers, and back; it tells the zeros apart.
@@ -34,7 +32,10 @@ DD2_DEVICE unsigned mass_of(float below_largest) {
 DD2_DEVICE float lowest_with_mass(float largest) { return Max()(largest - kNoMass, -kFloatMax); }
 
 // What a selection shares; the bins are zero between selections.
+template <int kBlock>
 struct alignas(16) Selection {
+  static constexpr int kBins = 4 * kBlock;
+
   unsigned low[kBins];   // of the bins' weights
   unsigned high[kBins];  // likewise, of masses
   float value[kCandidates];
@@ -61,6 +62,7 @@ struct Counting {
 
   DD2_DEVICE unsigned operator()(float) const { return 1; }
   DD2_DEVICE Sum wanted(Sum) const { return rank; }
+  template <int kBins>
   DD2_DEVICE static void add(SharedAddress sums, unsigned place, unsigned, float logit,
                              float floor) {
     count_in_shared(sums, place, logit, floor);
@@ -80,6 +82,7 @@ struct Weighing {
     const Sum whole = static_cast<Sum>(exact);
     return whole + (static_cast<double>(whole) < exact || whole == 0 ? 1 : 0);
   }
+  template <int kBins>
   DD2_DEVICE static void add(SharedAddress sums, unsigned place, unsigned mass, float logit,
                              float floor) {
     weigh_in_shared<4 * kBins>(sums, place, mass, logit, floor);
@@ -88,6 +91,7 @@ struct Weighing {
 
 // Bins of equal width from `floor` to the largest logit. What tells a bin, its place, is the bits of
 // a float in [2, 4), whose last is 2^-22; four times that is its offset in bytes, in 32 bits.
+template <int kBins>
 struct LinearBins {
   static constexpr unsigned kFirst = 0x40000000;
   static constexpr float kUnit = 2.384185791015625e-7f;
@@ -101,16 +105,28 @@ struct LinearBins {
     scale = __fdividef(kWidth, range > 1e-30f ? range : 1e-30f);
   }
   DD2_DEVICE bool holds(float) const { return true; }  // from the floor on
-  DD2_DEVICE unsigned place(float logit) const {
-    return __float_as_uint(fused_multiply_add(logit - largest, scale, 2.0f + kWidth + 12 * kUnit));
+  DD2_DEVICE float position(float logit) const {
+    return fused_multiply_add(logit - largest, scale, 2.0f + kWidth + 12 * kUnit);
   }
+  DD2_DEVICE unsigned place(float logit) const { return __float_as_uint(position(logit)); }
   // Logits below the floor may share its bin: they do not matter to what is found there.
   DD2_DEVICE bool is_in(float logit, unsigned wanted) const { return place(logit) == wanted; }
+  // Whether surely none is: a product of differences is 0, or NaN, where one is 0. They are at
+  // least kUnit / 2 otherwise, so that four do not underflow.
+  template <int kCount>
+  DD2_DEVICE bool has_none(const Logits<kCount>& logits, unsigned wanted) const {
+    float product = 1.0f;
+    for (const float logit : logits.value) product *= position(logit) - __uint_as_float(wanted);
+    return fabsf(product) > 0.0f;
+  }
 };
 
 // Bins of as many floats each, of those whose keys are from `least` to `greatest`.
+template <int kBins>
 struct KeyBins {
   static constexpr unsigned kFirst = 0;
+  static constexpr int kBits = kBins == 1024 ? 10 : 9;
+  static_assert(kBins == 1 << kBits, "a power of two");
   int least;
   unsigned span;
   int shift;
@@ -119,7 +135,7 @@ struct KeyBins {
   DD2_DEVICE KeyBins(int from, int to)
       : least(from), span(static_cast<unsigned>(to) - from), floor(-kFloatMax) {
     const int bits = 32 - __clz(static_cast<int>(span));
-    shift = bits > 10 ? bits - 10 : 0;
+    shift = bits > kBits ? bits - kBits : 0;
   }
   DD2_DEVICE unsigned beyond(float logit) const {
     return static_cast<unsigned>(float_key(logit)) - static_cast<unsigned>(least);
@@ -129,8 +145,13 @@ struct KeyBins {
   DD2_DEVICE bool is_in(float logit, unsigned wanted) const {
     return holds(logit) && place(logit) == wanted;
   }
+  template <int kCount>
+  DD2_DEVICE bool has_none(const Logits<kCount>& logits, unsigned wanted) const {
+    bool any = false;
+    for (const float logit : logits.value) any = any | is_in(logit, wanted);
+    return !any;
+  }
 };
-static_assert(kBins == 1 << 10, "KeyBins");
 
 // What is left to search: the logits with these keys, of which `wanted` is to be reached from above.
 template <typename Weight>
@@ -142,8 +163,8 @@ struct Search {
 };
 
 // The candidate at which the weight from above reaches `wanted`.
-template <typename Weight>
-DD2_DEVICE float rank_candidates(typename Weight::Sum wanted, int size, Selection& s) {
+template <typename Weight, int kBlock>
+DD2_DEVICE float rank_candidates(typename Weight::Sum wanted, int size, Selection<kBlock>& s) {
   if (static_cast<int>(threadIdx.x) < size) {
     const int mine = static_cast<int>(threadIdx.x);
     const float value = s.value[mine];
@@ -160,20 +181,21 @@ DD2_DEVICE float rank_candidates(typename Weight::Sum wanted, int size, Selectio
 }
 
 // Finds the bin that holds the answer, and the answer if its logits are few or equal.
-template <typename Weight, typename Row, typename Bins>
+template <int kBlock, typename Weight, typename Row, typename Bins>
 DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, const Weight& weight,
-                            bool first, Search<Weight>& search, Selection& s) {
+                            bool first, Search<Weight>& search, Selection<kBlock>& s) {
   using Sum = typename Weight::Sum;
+  constexpr int kBins = Selection<kBlock>::kBins;
   const SharedAddress sums = shared_address(s.low);
-  for_each_logits(row, vocabulary, [&](const auto& logits) {
+  for_each_logits<kBlock>(row, vocabulary, [&](const auto& logits) {
     for (const float logit : logits.value) {
       if (!bins.holds(logit)) continue;
-      Weight::add(sums, bins.place(logit), weight(logit), logit, bins.floor);
+      Weight::template add<kBins>(sums, bins.place(logit), weight(logit), logit, bins.floor);
     }
   });
   __syncthreads();
   // From the top: a thread has four neighbouring bins, and leaves them empty.
-  const int mine = kThreads - 1 - static_cast<int>(threadIdx.x);
+  const int mine = kBlock - 1 - static_cast<int>(threadIdx.x);
   uint4& low = reinterpret_cast<uint4*>(s.low)[mine];
   const unsigned lows[4] = {low.w, low.z, low.y, low.x};
   low = make_uint4(0, 0, 0, 0);
@@ -185,7 +207,7 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
     for (int n = 0; n < 4; ++n) weights[n] |= static_cast<Sum>(highs[n]) << 32;
   }
   const Sum own = weights[0] + weights[1] + weights[2] + weights[3];
-  const Scan<Sum> scan = block_scan(own);
+  const Scan<Sum> scan = block_scan<kBlock>(own);
   if (first) search.wanted = weight.wanted(scan.total);
   if (scan.total < search.wanted) {
     search.least = float_key(-kFloatMax);
@@ -205,10 +227,8 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
   __syncthreads();
   const unsigned place = s.place;
   int least = 0x7fffffff, greatest = -0x7fffffff;
-  for_each_logits(row, vocabulary, [&](auto logits) {
-    bool any = false;
-    for (const float logit : logits.value) any = any | bins.is_in(logit, place);
-    if (!any) return;
+  for_each_logits<kBlock>(row, vocabulary, [&](auto logits) {
+    if (bins.has_none(logits, place)) return;
     DD2_NO_UNROLL
     for (int i = 0; i < logits.kSize; ++i) {
       const float logit = logits.shift();
@@ -236,13 +256,17 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
 }
 
 // The smallest logit whose strictly larger ones weigh less than wanted.
-template <typename Weight, typename Row>
-DD2_DEVICE float select_logit(const Row& row, int vocabulary, const Weight& weight, Selection& s) {
+template <int kBlock, typename Weight, typename Row>
+DD2_DEVICE float select_logit(const Row& row, int vocabulary, const Weight& weight,
+                              Selection<kBlock>& s) {
+  constexpr int kBins = Selection<kBlock>::kBins;
   Search<Weight> search{};
-  search_bins(row, vocabulary, LinearBins(weight.largest, weight.floor), weight, true, search, s);
+  search_bins(row, vocabulary, LinearBins<kBins>(weight.largest, weight.floor), weight, true,
+              search, s);
   while (!search.done) {
     __syncthreads();
-    search_bins(row, vocabulary, KeyBins(search.least, search.greatest), weight, false, search, s);
+    search_bins(row, vocabulary, KeyBins<kBins>(search.least, search.greatest), weight, false,
+                search, s);
   }
   return search.answer;
 }
@@ -266,9 +290,9 @@ DD2_DEVICE float normal_quantile(float upper_tail) {
 
 // The k-th largest of the row's logits, 1 <= k < finite. Were they normal, a few more than k would
 // be counted.
-template <typename Row>
+template <int kBlock, typename Row>
 DD2_DEVICE float row_kth_largest(const Row& row, int vocabulary, int k, const RowSummary& summary,
-                                 Selection& s) {
+                                 Selection<kBlock>& s) {
   const float count = static_cast<float>(k);
   const float tail = __fdividef(count - 0.5f, static_cast<float>(summary.finite));
   const float margin = fused_multiply_add(0.5f, rsqrtf(count), 0.25f);
@@ -283,9 +307,9 @@ DD2_DEVICE float row_kth_largest(const Row& row, int vocabulary, int k, const Ro
 
 // The smallest logit, of those >= floor, whose strictly larger ones hold less than `top_p` of the
 // mass of all those.
-template <typename Row>
+template <int kBlock, typename Row>
 DD2_DEVICE float row_nucleus(const Row& row, int vocabulary, float floor, float top_p,
-                             float largest, Selection& s) {
+                             float largest, Selection<kBlock>& s) {
   const float from = Max()(floor, lowest_with_mass(largest));
   return select_logit(row, vocabulary, Weighing{largest, from, top_p}, s);
 }

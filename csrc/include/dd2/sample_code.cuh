@@ -1,8 +1,9 @@
 // One categorical draw a row on NVIDIA GPUs: one block a row, inverse CDF in code order.
 //
 // The row's logits are staged in shared memory where they fit, and its threshold found there. Then
-// the CDF of masses in fixed point is inverted without being written: each warp weighs an eighth of
-// the row, and in the eighth that holds the target every thread weighs its share of the codes.
+// the CDF of masses in fixed point is inverted without being written: every thread weighs a share of
+// the codes, in order, and the warp that finds the target among its shares weighs that one's codes.
+// A row that does not fit is shared among warps, and the target's share again, until it is short.
 #pragma once
 
 #include "dd2/filter_row.cuh"
@@ -33,96 +34,149 @@ struct TemperedRow {
   }
 };
 
-// Calls visit(logits), of Logits, for this lane's share of logits begin, ..., end - 1 of a row; begin
-// is a multiple of 4, and so is an end inside the row.
-template <typename Row, typename Visit>
-DD2_DEVICE void for_each_of_warp(const Row& row, int begin, int end, const Visit& visit) {
-  for (int j = begin + lane_index(); j < end; j += kWarp) visit(Logits<1>{{row(j)}});
+using MassSum = unsigned long long;
+
+// What codes weigh in a draw: those that are kept their mass.
+struct KeptMasses {
+  float largest;
+  float floor;
+
+  DD2_DEVICE explicit KeptMasses(const RowFilter& filter)
+      : largest(filter.largest),
+        floor(Max()(filter.threshold, lowest_with_mass(filter.largest))) {}
+
+  template <int kCount>
+  DD2_DEVICE unsigned of(const Logits<kCount>& logits) const {
+    unsigned sum = 0;
+    for (const float logit : logits.value) add_where(sum, mass_of(logit - largest), logit, floor);
+    return sum;
+  }
+};
+
+// The target mass of a row whose masses are `total` in all, below it. Rounded, so that no compiler's
+// choice moves a draw.
+DD2_DEVICE MassSum target_of(double uniform, MassSum total) {
+  return Min()(static_cast<MassSum>(__dmul_rn(uniform, static_cast<double>(total))), total - 1);
 }
 
-template <typename Visit>
-DD2_DEVICE void for_each_of_warp(const StagedRow& row, int begin, int end, const Visit& visit) {
-  DD2_UNROLL(kLoadsAhead)
-  for (int j = begin + 4 * lane_index(); j < end; j += 4 * kWarp) {
-    const float4 v = *reinterpret_cast<const float4*>(row.guided + j);
-    visit(Logits<4>{{v.x, v.y, v.z, v.w}});
+// Which of the first `lanes` lanes has the target among its weights, of which `up_to` is the scan;
+// what the lanes before it weigh is taken off the target.
+DD2_DEVICE int find_lane(MassSum weight, MassSum up_to, int lanes, MassSum& target) {
+  const unsigned passed = __ballot_sync(kAllLanes, lane_index() < lanes && up_to <= target);
+  const int lane = __popc(passed);
+  target -= __shfl_sync(kAllLanes, up_to - weight, lane < kWarp ? lane : 0);
+  return lane;
+}
+
+// The code of `begin`, ... that the target falls on, for the lane that finds it; -1 for the others of
+// the warp.
+template <typename Row>
+DD2_DEVICE int find_code(const Row& row, int begin, int vocabulary, const KeptMasses& masses,
+                         MassSum target) {
+  for (int j = begin + lane_index();; j += kWarp) {
+    const MassSum mass = j < vocabulary ? masses.of(Logits<1>{{row(j)}}) : 0u;
+    const MassSum up_to = warp_scan(mass, kWarp);
+    const MassSum all = __shfl_sync(kAllLanes, up_to, kWarp - 1);
+    if (all > target) return up_to > target && up_to - mass <= target ? j : -1;
+    target -= all;
   }
 }
 
 // The first code whose running mass exceeds uniform * total mass, for the thread that finds it; -1
 // for the others. `uniform` is in shared memory.
-template <typename Row>
-DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter,
+template <int kBlock>
+DD2_DEVICE int draw_code(const StagedRow& row, int vocabulary, const RowFilter& filter,
                          const double& uniform) {
-  using Sum = unsigned long long;
-  __shared__ Sum parts[kWarps];
-  const float floor = Max()(filter.threshold, lowest_with_mass(filter.largest));
-  const auto mass = [&](float logit) {
-    return logit >= floor ? mass_of(logit - filter.largest) : 0u;
-  };
-  const int share = (vocabulary + 4 * kThreads - 1) / (4 * kThreads) * (4 * kWarp);
-  const int begin = warp_index() * share;
-  const int end = begin + share < vocabulary ? begin + share : vocabulary;
-  Sum sum = 0;
-  for_each_of_warp(row, begin, end, [&](const auto& logits) {
-    unsigned some = 0;
-    for (const float logit : logits.value) some += mass(logit);
-    sum += some;
-  });
-  sum = warp_reduce(sum, Add());
-  if (lane_index() == 0) parts[warp_index()] = sum;
-  __syncthreads();
-  const Sum part = parts[lane_index() % kWarps], up_to = warp_scan(part, kWarps);
-  const Sum total = __shfl_sync(kAllLanes, up_to, kWarps - 1);
-  // Rounded, so that no compiler's choice moves a draw.
-  Sum target = static_cast<Sum>(__dmul_rn(uniform, static_cast<double>(total)));
-  target = Min()(target, total - 1);
-  const unsigned passed = __ballot_sync(kAllLanes, lane_index() < kWarps && up_to <= target);
-  target -= __shfl_sync(kAllLanes, up_to - part, __popc(passed));
-  const int first = __popc(passed) * share;
-  const int own = share / kThreads + (share % kThreads != 0);
-  const int mine = first + own * static_cast<int>(threadIdx.x);
-  const auto is_mine = [&](int j) {
-    return j < mine + own && j < first + share && j < vocabulary;
-  };
-  sum = 0;
-  for (int j = mine; is_mine(j); ++j) sum += mass(row(j));
-  const Scan<Sum> scan = block_scan(sum);
-  if (target < scan.before || target - scan.before >= sum) return -1;
-  target -= scan.before;
-  for (int j = mine;; ++j) {
-    const unsigned m = mass(row(j));
-    if (target < m) return j;
-    target -= m;
+  constexpr int kWarps = kBlock / kWarp;
+  __shared__ MassSum parts[kWarps];
+  const KeptMasses masses(filter);
+  // An odd number of fours a thread: no two of eight lanes read the same banks.
+  const int fours = (vocabulary + 4 * kBlock - 1) / (4 * kBlock) | 1;
+  const int first = fours * static_cast<int>(threadIdx.x);
+  const int left = (vocabulary + 3) / 4 - first, count = left < fours ? left : fours;
+  const float4* mine = reinterpret_cast<const float4*>(row.guided) + first;
+  MassSum sum = 0;
+  DD2_UNROLL(kLoadsAhead)
+  for (int i = 0; i < count; ++i) {
+    const float4 v = mine[i];
+    sum += masses.of(Logits<4>{{v.x, v.y, v.z, v.w}});
   }
+  const MassSum up_to = warp_scan(sum, kWarp);
+  if (lane_index() == kWarp - 1) parts[warp_index()] = up_to;
+  __syncthreads();
+  const MassSum part = parts[lane_index() % kWarps], parts_up_to = warp_scan(part, kWarps);
+  const MassSum total = __shfl_sync(kAllLanes, parts_up_to, kWarps - 1);
+  MassSum target = target_of(uniform, total);
+  if (find_lane(part, parts_up_to, kWarps, target) != warp_index()) return -1;
+  const int lane = find_lane(sum, up_to, kWarp, target);
+  return find_code(row, 4 * fours * (warp_index() * kWarp + lane), vocabulary, masses, target);
 }
 
-// grid (rows); kStaged: the row fits in shared memory, staged_floats. Four blocks a
-// multiprocessor leave the 64 registers that the streaming variants need not to spill.
-template <LogitType kType, bool kStaged>
-__global__ void __launch_bounds__(kThreads, 4) sample_code_fwd_kernel(const SampleCodeParams p) {
+// Likewise of a row in memory, which warps read side by side.
+template <int kBlock, typename Row>
+DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter,
+                         const double& uniform) {
+  constexpr int kWarps = kBlock / kWarp;
+  __shared__ MassSum parts[kWarps];
+  const KeptMasses masses(filter);
+  MassSum target = 0;
+  int begin = 0, end = vocabulary;
+  do {
+    const int share = (end - begin + kWarps - 1) / kWarps, own = begin + warp_index() * share;
+    MassSum sum = 0;
+    for (int j = own + lane_index(); j < own + share && j < end; j += kWarp) {
+      sum += masses.of(Logits<1>{{row(j)}});
+    }
+    sum = warp_reduce(sum, Add());
+    __syncthreads();
+    if (lane_index() == 0) parts[warp_index()] = sum;
+    __syncthreads();
+    const MassSum part = parts[lane_index() % kWarps], up_to = warp_scan(part, kWarps);
+    if (end - begin == vocabulary) {
+      target = target_of(uniform, __shfl_sync(kAllLanes, up_to, kWarps - 1));
+    }
+    begin += find_lane(part, up_to, kWarps, target) * share;
+    end = begin + share < end ? begin + share : end;
+  } while (end - begin > kWarp);
+  return warp_index() == 0 ? find_code(row, begin, vocabulary, masses, target) : -1;
+}
+
+// grid (rows). kStaged: the row, of any type of logits, fits in shared memory, staged_floats, and
+// kType says nothing. The blocks of a multiprocessor leave 64 registers a thread, which the
+// streaming variants need not to spill.
+template <int kBlock, bool kStaged, LogitType kType>
+__global__ void __launch_bounds__(kBlock, 1024 / kBlock)
+    sample_code_fwd_kernel(const SampleCodeParams p) {
   DD2_DYNAMIC_SHARED(float, staged);
-  __shared__ Selection selection;
+  __shared__ Selection<kBlock> selection;
   __shared__ double uniform;
   const long long row_index = blockIdx.x;
   const int vocabulary = static_cast<int>(p.teacher.vocabulary);
-  const TemperedRow<kType> row{GuidedRow<kType>(p.teacher, row_index), p.inverse_temperature};
   if (threadIdx.x == 0) {
     const long long counter = p.index != nullptr ? p.index[row_index] : row_index;
     uniform = row_uniform(p.seed[row_index * p.seed_stride], counter, kSampleStream);
   }
-  const RowFilter filter = filter_row<kStaged>(row, p.teacher, staged, selection);
-  if (filter.invalid) {
-    if (threadIdx.x == 0) p.out[row_index] = -1;
-    return;
-  }
-  int code;
+  selection.clear();
+  int code = -1;
+  const auto draw = [&](const auto& row, const RowSummary& summary) {
+    const RowFilter filter = filter_summarized(row, p.teacher, summary, selection);
+    if (filter.invalid) return threadIdx.x == 0;
+    code = draw_code<kBlock>(row, vocabulary, filter, uniform);
+    return code >= 0;
+  };
+  bool writes;
   if constexpr (kStaged) {
-    code = draw_code(StagedRow{staged}, vocabulary, filter, uniform);
+    const RowSummary summary = with_logit_type(p.teacher.logit_type, [&](auto type) {
+      const TemperedRow<type.value> row{GuidedRow<type.value>(p.teacher, row_index),
+                                        p.inverse_temperature};
+      return summarize<kBlock, true>(row, vocabulary, staged);
+    });
+    writes = draw(StagedRow{staged}, summary);
   } else {
-    code = draw_code(row, vocabulary, filter, uniform);
+    const TemperedRow<kType> row{GuidedRow<kType>(p.teacher, row_index), p.inverse_temperature};
+    writes = draw(row, summarize<kBlock, false>(row, vocabulary, nullptr));
   }
-  if (code >= 0) p.out[row_index] = code;
+  if (writes) p.out[row_index] = code;
 }
 
 }  // namespace dd2

@@ -11,6 +11,11 @@ enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // In place of a LogitType that a kernel learns at run time.
 constexpr LogitType kAnyType = static_cast<LogitType>(3);
 
+// Threads of a block that filters a short row in shared memory, of so many logits at most: what does
+// not depend on the row's length costs each thread the same.
+constexpr int kFewThreads = 128;
+constexpr long long kFewThreadsRow = 8192;
+
 struct TeacherRows {
   const void* logits;  // [rows, vocabulary], rows logits_stride elements apart
   const void* uncond;  // likewise with uncond_stride, or null for no guidance

@@ -62,6 +62,7 @@ inline float __uint_as_float(unsigned) { return {}; }
 inline double __dmul_rn(double, double) { return {}; }
 inline float __fmul_rn(float, float) { return {}; }
 namespace no_device {
+inline void add_where(unsigned&, unsigned, float, float) {}
 inline unsigned char* shared_address(const void*) { return {}; }
 inline void count_in_shared(unsigned char*, unsigned, float, float) {}
 template <int>
