@@ -7,9 +7,9 @@ namespace dd2::cuda {
 
 void launch_sample_code(const SampleCodeParams& p, void* stream) {
   run_all(plan_sample_code(p, current_device()), [&](const Launch& launch) {
-    return run<Values<kFewThreads, kThreads>, Values<true>, Values<LogitType::kFloat32>>(
+    return run<Values<LogitType::kFloat32>, Values<kFewThreads, kThreads>, Values<true>>(
                DD2_KERNEL(sample_code_fwd_kernel), launch, p, stream) ||
-           run<Values<kThreads>, Values<false>, LogitTypes>(DD2_KERNEL(sample_code_fwd_kernel),
+           run<LogitTypes, Values<kThreads>, Values<false>>(DD2_KERNEL(sample_code_fwd_kernel),
                                                             launch, p, stream);
   });
 }

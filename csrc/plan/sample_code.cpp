@@ -15,7 +15,7 @@ Plan plan_sample_code(const SampleCodeParams& p, const Device& device) {
   const bool staged = device.holds(row);
   const int threads = staged && p.teacher.vocabulary <= kFewThreadsRow ? kFewThreads : kThreads;
   const LogitType type = staged ? LogitType::kFloat32 : p.teacher.logit_type;
-  return {{{"sample_code_fwd_kernel", {threads, staged, type}, {p.teacher.rows, 1}, threads,
+  return {{{"sample_code_fwd_kernel", {type, threads, staged}, {p.teacher.rows, 1}, threads,
             staged ? row : 0}}};
 }
 

@@ -179,8 +179,8 @@ FAULTS = {
     ),
     "shared_memory_overrun": Planted(
         "kept_codes.cuh",
-        "staged[count + i] = row(__float_as_int(staged[i]));",
-        "staged[2 * count + i] = row(__float_as_int(staged[i]));",
+        "staged[kept.count + i] = row(__float_as_int(staged[i]));",
+        "staged[2 * kept.count + i] = row(__float_as_int(staged[i]));",
         flow, "out of bounds", "write past the end",
     ),
     "shuffle_mask": Planted(

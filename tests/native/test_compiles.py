@@ -143,7 +143,7 @@ def test_products_that_must_round_are_not_fused() -> None:
     require_nvrtc()
     source, streaming = (
         nvrtc.source_of("sample_code"),
-        "sample_code_fwd_kernel<256, false, LogitType(0)>",
+        "sample_code_fwd_kernel<LogitType(0), 256, false>",
     )
     ptx = nvrtc.compile_program(source, [streaming], "compute_80").image
     assert b"mul.rn.f32" in ptx and b"mul.rn.f64" in ptx

@@ -100,7 +100,7 @@ def test_rows_to_draw_from_are_staged_where_they_fit(logit_type: int, fits: bool
     vocabulary = (H200_SHARED - OWN) // 4 + (not fits)
     rows = teacher(vocabulary=vocabulary, logit_type=logit_type)
     assert the_launch("sample_code", SampleCodeParams(teacher=rows)) == Launch(
-        f"sample_code_fwd_kernel<256, {str(fits).lower()}, LogitType({0 if fits else logit_type})>",
+        f"sample_code_fwd_kernel<LogitType({0 if fits else logit_type}), 256, {str(fits).lower()}>",
         (5, 1), 256, 4 * vocabulary if fits else 0,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_rows_to_draw_from_are_staged_where_they_fit(logit_type: int, fits: bool
 def test_short_rows_to_draw_from_take_fewer_threads(vocabulary: int, threads: int) -> None:
     launch = the_launch("sample_code", SampleCodeParams(teacher=teacher(vocabulary=vocabulary)))
     assert launch.threads == threads
-    assert launch.kernel == f"sample_code_fwd_kernel<{threads}, true, LogitType(0)>"
+    assert launch.kernel == f"sample_code_fwd_kernel<LogitType(0), {threads}, true>"
 
 
 # dim, and the width and number of the blocks that a row takes
@@ -276,7 +276,9 @@ def kernels() -> dict[str, set[str]]:
 
     for logit_type, vocabulary, top_k in product(range(3), (9, 10**6), (0, 5)):
         rows = teacher(vocabulary=vocabulary, top_k=top_k, logit_type=logit_type)
-        add("sample_code", SampleCodeParams(teacher=rows))
+        for size in (vocabulary, 9000):
+            sampled = teacher(vocabulary=size, top_k=top_k, logit_type=logit_type)
+            add("sample_code", SampleCodeParams(teacher=sampled))
         for dim in (8, 16, 32, 64):
             add("flow_solve", FlowSolveParams(teacher=rows, dim=dim, draws=1, steps=1))
             for direction, workspace in product((0, ADDRESS), (0, ADDRESS)):

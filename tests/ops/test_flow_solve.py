@@ -40,6 +40,7 @@ REGIMES = {
     "two_steps": (200, 50, 3, None, True, 0, 1.0, 2),
     "three_steps_draws": (30, 50, 3, 9, True, 30, 0.9, 3),
     "fine_steps": (12, 64, 8, None, True, 0, 1.0, 120),
+    "wide_codes": (20, 60, 70, None, False, 0, 1.0, 3),
 }
 
 

@@ -144,7 +144,7 @@ DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter
 // grid (rows). kStaged: the row, of any type of logits, fits in shared memory, staged_floats, and
 // kType says nothing. The blocks of a multiprocessor leave 64 registers a thread, which the
 // streaming variants need not to spill.
-template <int kBlock, bool kStaged, LogitType kType>
+template <LogitType kType, int kBlock, bool kStaged>
 __global__ void __launch_bounds__(kBlock, 1024 / kBlock)
     sample_code_fwd_kernel(const SampleCodeParams p) {
   DD2_DYNAMIC_SHARED(float, staged);

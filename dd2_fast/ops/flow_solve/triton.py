@@ -81,6 +81,14 @@ def _code_block(p_codebook, p_code, first, count, BLOCK_V: tl.constexpr, BLOCK_C
 
 
 @triton.jit
+def _squared_length(b_x):
+    """The same in every lane: squares are exact in float64, so that one which is fused into the first
+    addition of two lanes' sum rounds as the other does."""
+    b_double = b_x.to(tl.float64)
+    return tl.sum(b_double * b_double, 0).to(tl.float32)
+
+
+@triton.jit
 def _posterior_mean(
     row, largest, p_codebook, p_code, b_x, t,
     GUIDED: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -97,9 +105,9 @@ def _posterior_mean(
     last = tl.maximum(row[4] - 1, 0)
     b_end, b_ends = _code_block(p_codebook, p_code, last, row[4], 1, BLOCK_C)
     b_apart = b_r - signal * tl.sum(b_ends, 0)
-    square = tl.sum((b_x - b_r) * (b_x - b_r), 0)
+    square = _squared_length(b_x - b_r)
     far = (t >= 0.5) & (square > 2.0 * BLOCK_C * two_t2)
-    far = far & (square > 16.0 * tl.sum(b_apart * b_apart, 0))
+    far = far & (square > 16.0 * _squared_length(b_apart))
     b_mirror = 2.0 * b_x - b_r
     exponent = LOG2E / two_t2
     best = tl.full([BLOCK_V], float("-inf"), tl.float32)
