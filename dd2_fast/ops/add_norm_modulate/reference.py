@@ -37,12 +37,10 @@ def add_norm_modulate(
             added = added * gate.to(wide)
         total = (h.to(wide) + added).to(h.dtype)
     x = total.to(wide)
+    mean = x.mean(-1, keepdim=True) if centred else x.new_empty(0)
     if centred:
-        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
         x = x - mean
-    else:
-        variance, mean = x.square().mean(-1, keepdim=True), x.new_empty(0)
-    rstd = (variance + eps).rsqrt()
+    rstd = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     y = x * rstd
     if gain is not None:
         y = y * (gain.to(wide) + 1 if plus_one else gain.to(wide))
