@@ -122,5 +122,5 @@ operators=(bench/bench_{conditional_score,csd_loss,sample_code,nearest_code}.py)
 bench operators $(((end - SECONDS) * 40 / 100)) "${operators[@]}" -k "cuda and (filtered or nearest)"
 bench training $(((end - SECONDS) * 45 / 100)) bench/bench_training.py -k "cuda and (d16 or llamagen_l)"
 bench sampling $(((end - SECONDS) * 50 / 100)) bench/bench_sampling.py -m "slow or not slow"
-more=(bench/bench_{attention,batching,flow_solve,image_normal,linear_conditional_score,scaling}.py)
+more=(bench/bench_{add_norm_modulate,attention,batching,flow_solve,image_normal,linear_conditional_score,scaling}.py)
 bench more $((end - SECONDS)) "${more[@]}" -k "cuda and not tiny"

@@ -20,7 +20,7 @@ from ..triton_rows import OPTIONS, on_device_of, unit_stride
 LARGEST_WIDTH = 16384
 _VALUES = 32  # of a row that a lane holds forward, and backward
 _VALUES_BACKWARD = 8
-_SUMMED_ROWS, _SUMMED_COLUMNS = 32, 64  # of the sums that a program of the last kernel reads
+_PROGRAMS = 640  # backward: five for each multiprocessor of a large GPU have 40 KB in flight
 # Whose sum a gradient is: nobody's (it is not wanted), an image's rows', all rows', one row's.
 NONE, IMAGE, ALL, ROW = range(4)
 _NONE, _IMAGE, _ALL, _ROW = map(tl.constexpr, range(4))
@@ -275,9 +275,7 @@ def add_norm_modulate_backward(
     rows, values = (gate, gain, shift), (2, 4, 5)
     kinds = {i: _kind(value, wants[i]) for i, value in zip(values, rows, strict=True)}
     kinds[3] = ALL if wants[3] and bias is not None else NONE
-    # Enough programs for a GPU of many multiprocessors, of long enough tiles that their sums are
-    # few beside the rows.
-    tile = min(32, max(4, triton.next_power_of_2(images * count // 2048)))
+    tile = _tile(images * count)
     tiles = triton.cdiv(count, tile)
     sums = [
         ([grads[i] for i in sorted(kinds) if kinds[i] == kind], groups)
@@ -304,11 +302,12 @@ def add_norm_modulate_backward(
         )  # fmt: skip
         for (of, groups), part in zip(sums, parts, strict=True):
             if part is not None:
-                grid = (groups, len(of), triton.cdiv(size, _SUMMED_COLUMNS))
+                count = images * tiles // groups
+                together, columns = (32, 64) if count <= 32 else (128, 32)
+                grid = (groups, len(of), triton.cdiv(size, columns))
                 add_norm_modulate_sum_kernel[grid](
-                    *of, *[None] * (4 - len(of)), part, images * tiles // groups, KINDS=len(of),
-                    SIZE=size, BLOCK_P=_SUMMED_ROWS, BLOCK_D=_SUMMED_COLUMNS, num_warps=4,
-                    **OPTIONS,
+                    *of, *[None] * (4 - len(of)), part, count, KINDS=len(of), SIZE=size,
+                    BLOCK_P=together, BLOCK_D=columns, num_warps=4, **OPTIONS,
                 )  # fmt: skip
     return tuple(grads)
 
@@ -338,6 +337,11 @@ def _kind(x: Tensor | None, wanted: bool) -> int:
     if _by_row(x):
         return ROW
     return IMAGE if x.shape[0] > 1 else ALL
+
+
+def _tile(rows: int) -> int:
+    """Rows of a program backward: so many that their sums are few beside them."""
+    return min(32, max(4, rows // _PROGRAMS))
 
 
 def _layout(size: int, values: int) -> tuple[int, int]:
