@@ -106,7 +106,11 @@ def problem(size: str, device: str, passes: str) -> Problem:
     [
         (device, variant)
         for device in DEVICES
-        for variant in ("eager", "compile", *(b for b in usable(device) if b in ("torch", "triton")))
+        for variant in (
+            "eager",
+            "compile",
+            *(b for b in usable(device) if b in ("torch", "triton")),
+        )
     ],
     ids=lambda v: v,
 )

@@ -48,10 +48,13 @@ FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
 SMALL = "small_generator"  # whose rows are images of the bundled digits
 DIGIT_PIXELS = 64
-# Triton's add_norm_modulate: rows of an image as blocks have them, and values that have to be read
-# and written for each of a row's, forward and backward; bfloat16, 1024 channels.
+# Triton's add_norm_modulate in bfloat16, and how many values have to be read and written for each
+# channel of a row.
 NORM_WIDTH = 1024
-NORMS = {"add_norm_modulate": 4, "add_norm_modulate_backward": 6}
+NORMS = {
+    "var": {"add_norm_modulate": 4, "add_norm_modulate_backward": 6},
+    "llamagen": {"add_norm_modulate": 4, "add_norm_modulate_backward": 4},
+}
 # Kernels, by backend, that filter rows, and the rows counted: of CUDA's as many as in the table of
 # the operators.
 FILTERS = {("cuda", "row_filter"): 128, ("triton", "filter_rows"): 8, ("triton", "sample_code"): 8}
@@ -293,7 +296,7 @@ def count_norms() -> list[dict[str, Any]]:
                 triton._tile = lambda rows, of=rows_of_all: tile(of)
                 size = Size(model, "normal", rows_of_all, image, PROCESSORS)
                 outputs: tuple[torch.Tensor, ...] = ()
-                for operator, passes in NORMS.items():
+                for operator, passes in NORMS[model].items():
                     executor.clear()
                     if outputs:
                         torch.autograd.grad(outputs, list(given.values()), outputs)
@@ -327,8 +330,8 @@ def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
 
 
 NORMS_LEGEND = f"""Triton's kernels between two products of a block, of {NORM_WIDTH} channels: VAR's,
-modulated and gated, and LlamaGen's. "Reading" is the time of what has to be read and written:
-{NORMS["add_norm_modulate"]} and {NORMS["add_norm_modulate_backward"]} values a channel; a logit is a channel.
+modulated and gated, and LlamaGen's, with a weight. "Reading" is the time of what has to be read and
+written, 4 values a channel forward and 6 and 4 backward; a logit is a channel.
 """
 
 

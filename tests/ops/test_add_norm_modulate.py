@@ -293,9 +293,7 @@ def test_strides_and_empty_inputs(backend: str) -> None:
     assert torch.equal(run(given | expanded, backend)[1], run(given | once, backend)[1])
     for shape in ((0, 5, 64), (2, 0, 64)):
         images, rows_, _ = shape
-        empty = {
-            n: (v[:images, :rows_] if v.ndim == 3 else v[:images]) for n, v in tensors.items()
-        }
+        empty = {n: (v[:images, :rows_] if v.ndim == 3 else v[:images]) for n, v in tensors.items()}
         total, y, _, grads = run({**given, **empty}, backend)
         assert total.shape == y.shape == shape
         assert all(grad.shape == empty[n].shape and not grad.any() for n, grad in grads.items())

@@ -29,9 +29,7 @@ def add_modulate(
 ) -> tuple[Tensor, Tensor]:
     """``h + gate branch``, and that as :func:`modulate` has it."""
     if has_fused_norm(h):
-        return add_norm_modulate(
-            h, branch=branch, gate=gate, scale=scale, shift=shift, eps=EPSILON
-        )
+        return add_norm_modulate(h, branch=branch, gate=gate, scale=scale, shift=shift, eps=EPSILON)
     h = torch.addcmul(h, gate, branch)
     return h, modulate(h, scale, shift)
 
