@@ -329,9 +329,9 @@ def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
         ops.conditional_score(**data, prediction="x0", backend=backend)
 
 
-NORMS_LEGEND = f"""Triton's kernels between two products of a block, of {NORM_WIDTH} channels: VAR's,
-modulated and gated, and LlamaGen's, with a weight. "Reading" is the time of what has to be read and
-written, 4 values a channel forward and 6 and 4 backward; a logit is a channel.
+NORMS_LEGEND = f"""Triton's kernels between two products of a block of {NORM_WIDTH} channels: VAR's,
+modulated and gated, and LlamaGen's, with a weight. "Reading" is the time of what has to be read
+and written, 4 values a channel forward, 6 and 4 backward; a logit is a channel.
 """
 
 

@@ -106,7 +106,7 @@ def fused_blocks(head: Any, h: Tensor, modulation: Tensor, *, ones: bool) -> Ten
     factor = "weight" if ones else "scale"
 
     def normed(h: Tensor, i: int, **added: Tensor) -> tuple[Tensor, Tensor]:
-        given = {"shift": rows[3 * i], factor: rows[3 * i + 1], **added}
+        given: dict[str, Any] = {"shift": rows[3 * i], factor: rows[3 * i + 1], **added}
         return add_norm_modulate(h, eps=EPSILON, **given)
 
     h, y = normed(h, 0)

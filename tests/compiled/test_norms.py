@@ -1,5 +1,5 @@
-"""Training with the kernels of ``add_norm_modulate`` as compiled, executed on the CPU: whole networks
-against float64, and the trainer beside the reference one."""
+"""Training with the kernels of ``add_norm_modulate`` as compiled, executed on the CPU: whole
+networks against float64, and the trainer beside the reference one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Networks that take ``add_norm_modulate``, by its definition in float64, compute what their modules
-do, forward and backward; its kernels are in tests/compiled/test_norms.py."""
+"""Networks that take ``add_norm_modulate``, by its definition in float64, compute what their
+modules do, forward and backward; tests/compiled/test_norms.py has its kernels."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_rows_and_images_do_not_depend_on_others(backend: str) -> None:
     total, y, _, grads = run(given, backend)
     again = run(given, backend)
     assert torch.equal(again[1], y) and all(torch.equal(again[3][n], grads[n]) for n in grads)
-    for name, value in given.items():
+    for value in given.values():
         if isinstance(value, Tensor):
             value[1] = 7
     for found, before in zip(run(given, backend)[:2], (total, y), strict=True):

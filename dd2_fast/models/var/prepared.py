@@ -124,7 +124,7 @@ class FoldedHeadNorm(nn.Module):
 
     def __init__(self, source: HeadNorm) -> None:
         super().__init__()
-        self.fused = prepares_fused_norm(source.ada_lin[1].weight)
+        self.fused = prepares_fused_norm(source.ada_lin[1].get_parameter("weight"))
 
     def forward(self, h: Tensor | Pending, condition: Tensor) -> Tensor:
         gain, shift = condition

@@ -31,10 +31,7 @@ def _load(p_x, image_stride, row_stride, i_b, i_n, SIZE: tl.constexpr, BLOCK: tl
     """A row in float32, zero beyond its end; strides of 0 where rows share it."""
     o_d = tl.arange(0, BLOCK)
     p_row = p_x + i_b.to(tl.int64) * image_stride + i_n.to(tl.int64) * row_stride + o_d
-    if BLOCK == SIZE:
-        b_x = tl.load(p_row)
-    else:
-        b_x = tl.load(p_row, mask=o_d < SIZE, other=0.0)
+    b_x = tl.load(p_row) if BLOCK == SIZE else tl.load(p_row, mask=o_d < SIZE, other=0.0)
     return b_x.to(tl.float32)
 
 
