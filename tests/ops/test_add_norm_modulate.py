@@ -425,6 +425,22 @@ def test_constants_from_inference_mode() -> None:
     assert torch.equal(torch.autograd.grad(outputs, h, grads)[0], wanted)
 
 
+def test_meta_tensors_give_shapes() -> None:
+    given = make_inputs(REGIMES["odd_width"], KINDS["var"], torch.bfloat16)
+    moved = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in given.items()}
+    for found, wanted in zip(add_norm_modulate(**moved), add_norm_modulate(**given), strict=True):
+        assert found.is_meta and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+
+
+def test_released_storage_is_an_error() -> None:
+    given = make_inputs(REGIMES["odd_width"], KINDS["var"], torch.float32)
+    y = add_norm_modulate(**given | {"h": given["h"].requires_grad_()})[1]
+    given["scale"].untyped_storage().resize_(0)
+    for call in (lambda: add_norm_modulate(**given), lambda: y.sum().backward()):
+        with pytest.raises(ValueError, match="^scale: expected .*storage has been released"):
+            call()
+
+
 H = torch.zeros(2, 3, 6)
 BAD = {
     "h type": ({"h": [0.0]}, TypeError, "h: expected a torch.Tensor, got list"),

@@ -33,7 +33,7 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may hav
 # Of the tests that every backend has to pass, those that take the interpreter least: every kernel,
 # filtered and not, every dtype.
 QUICK = {
-    "add_norm_modulate": "triton and (one_value or several_tiles) and not bfloat16",
+    "add_norm_modulate": "triton and (one_value-layer or tiles-modulated or tiles-rms_every)",
     "conditional_score": "one_code-float32 or ragged-bfloat16 or dense_draws-float16 "
     "or test_minus_infinity_removes_codes[k or test_no_tokens",
     "csd_loss": "paper-one_code or dmd-ragged or alpha_two-ragged or test_no_rows",

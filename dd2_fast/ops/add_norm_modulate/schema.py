@@ -22,7 +22,6 @@ _library.define(
     f"rstd, {_TENSORS}, bool plus_one, bool centred, bool[] wants, str backend) -> (Tensor h, "
     "Tensor branch, Tensor gate, Tensor bias, Tensor gain, Tensor shift)"
 )
-_NAMES = ("h", "branch", "gate", "bias", "gain", "shift")
 
 
 @registry.exact_products
@@ -89,7 +88,8 @@ def _backward(
     x, mean, rstd, *saved = ctx.saved_tensors
     present = iter(saved)
     tensors = [next(present) if there else None for there in ctx.there]
-    checks.check_memory(**dict(zip(_NAMES, (x, *tensors), strict=True)))
+    names = ("h", "branch", "gate", "bias", "scale" if ctx.plus_one else "weight", "shift")
+    checks.check_memory(**dict(zip(names, (x, *tensors), strict=True)))
     branch, gate = tensors[:2]
     wants = list(ctx.needs_input_grad[:6])
     # An ungated branch has the gradient of h.

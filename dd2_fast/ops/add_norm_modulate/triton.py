@@ -30,7 +30,7 @@ _NONE, _IMAGE, _ALL, _ROW = map(tl.constexpr, range(4))
 def _load(p_x, image_stride, row_stride, i_b, i_n, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """A row in float32, zero beyond its end; strides of 0 where rows share it."""
     o_d = tl.arange(0, BLOCK)
-    p_row = p_x + i_b.to(tl.int64) * image_stride + i_n.to(tl.int64) * row_stride + o_d
+    p_row = p_x + tl.cast(i_b, tl.int64) * image_stride + tl.cast(i_n, tl.int64) * row_stride + o_d
     b_x = tl.load(p_row) if BLOCK == SIZE else tl.load(p_row, mask=o_d < SIZE, other=0.0)
     return b_x.to(tl.float32)
 
@@ -39,7 +39,7 @@ def _load(p_x, image_stride, row_stride, i_b, i_n, SIZE: tl.constexpr, BLOCK: tl
 def _store(p_x, i_r, b_x, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Row ``i_r`` of a contiguous tensor."""
     o_d = tl.arange(0, BLOCK)
-    p_row = p_x + i_r.to(tl.int64) * SIZE + o_d
+    p_row = p_x + tl.cast(i_r, tl.int64) * SIZE + o_d
     b_x = b_x.to(p_x.dtype.element_ty)
     if BLOCK == SIZE:
         tl.store(p_row, b_x)
