@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BENCH = Path(__file__).resolve().parents[1]
 COUNTS = BENCH / "results" / "counted"
 FILE, FILTERS_FILE = COUNTS / "cuda.json", COUNTS / "filters.json"
+NORMS_FILE = COUNTS / "norms.json"
 # An H200: multiprocessors, their clock under load, bytes/s of a copy (measured).
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12
 ROWS = {"var": (680, 43_520), "llamagen": (256, 16_384)}  # of an image, and of 64
@@ -47,6 +48,13 @@ FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
 SMALL = "small_generator"  # whose rows are images of the bundled digits
 DIGIT_PIXELS = 64
+# Triton's add_norm_modulate in bfloat16, and how many values have to be read and written for each
+# channel of a row.
+NORM_WIDTH = 1024
+NORMS = {
+    "var": {"add_norm_modulate": 4, "add_norm_modulate_backward": 6},
+    "llamagen": {"add_norm_modulate": 4, "add_norm_modulate_backward": 4},
+}
 # Kernels, by backend, that filter rows, and the rows counted: of CUDA's as many as in the table of
 # the operators.
 FILTERS = {("cuda", "row_filter"): 128, ("triton", "filter_rows"): 8, ("triton", "sample_code"): 8}
@@ -158,8 +166,10 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
     return summary(operator, size, launched(operator, replace(size, rows=0), executor))
 
 
-def summary(operator: str, size: Size, log: list[Any]) -> dict[str, Any]:
-    """A row of a table from what the kernels counted."""
+def summary(
+    operator: str, size: Size, log: list[Any], values: int = 0, limit: float = 0.0
+) -> dict[str, Any]:
+    """A row of a table from what the kernels counted, of other than logits a row's ``values``."""
     from ptxrun.cost import bound
 
     from cases import SHAPES
@@ -184,11 +194,14 @@ def summary(operator: str, size: Size, log: list[Any]) -> dict[str, Any]:
         requests += sum(max(c.warps, c.bytes / 128) for c in in_shared) * scale
         wavefronts += sum(c.transactions for c in in_shared) * scale
         kernels.append(name_of(counters.kernel))
-    if shape is None:
+    if values:
+        logits = values
+    elif shape is None:
         logits = DIGIT_PIXELS
     else:
         logits = shape.vocabulary if operator != "image_normal" else shape.dim
-    limit = 0.0 if operator in (*PLAIN, SMALL) else 4 * logits * size.rows / BANDWIDTH
+    if not values and operator not in (*PLAIN, SMALL):
+        limit = 4 * logits * size.rows / BANDWIDTH
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
         "counted_rows": size.counted, "kernels": kernels,
@@ -254,6 +267,49 @@ def count_filters() -> list[dict[str, Any]]:
     return entries
 
 
+def count_norms() -> list[dict[str, Any]]:
+    """Every row of the table of norms: VAR's second of a block, modulated and gated by image, and
+    LlamaGen's, with a weight."""
+    import torch
+
+    sys.path += [str(BENCH), str(BENCH.parent / "tests")]
+    from compiled.backends import installed
+    from compiled.executor import Executor
+
+    from dd2_fast.ops import add_norm_modulate
+    from dd2_fast.ops.add_norm_modulate import triton
+
+    executor, entries = Executor(90), []
+    tile = triton._tile
+    generator = torch.Generator().manual_seed(0)
+    with installed("triton", executor):
+        for model, (image, batch) in ROWS.items():
+            names = ("gate", "scale", "shift") if model == "var" else ("weight",)
+            shape = (1, NORM_WIDTH) if model == "var" else (NORM_WIDTH,)
+            rows = [torch.randn(1, image, NORM_WIDTH, generator=generator) for _ in range(2)]
+            given = dict(zip(("h", "branch"), rows, strict=True))
+            given |= {name: torch.randn(shape, generator=generator) for name in names}
+            given = {name: value.bfloat16().requires_grad_() for name, value in given.items()}
+            norm = "layer" if model == "var" else "rms"
+            for rows_of_all in (image, batch):
+                # Of a batch, an image by the tiles that its blocks have.
+                triton._tile = lambda rows, of=rows_of_all: tile(of)
+                size = Size(model, "normal", rows_of_all, image, PROCESSORS)
+                outputs: tuple[torch.Tensor, ...] = ()
+                for operator, passes in NORMS[model].items():
+                    executor.clear()
+                    if outputs:
+                        torch.autograd.grad(outputs, list(given.values()), outputs)
+                    else:
+                        outputs = add_norm_modulate(**given, norm=norm, eps=1e-6)
+                    assert executor.log and not executor.faults, executor.faults
+                    log = [counters for counters, _ in executor.log]
+                    limit = 2 * passes * NORM_WIDTH * rows_of_all / BANDWIDTH
+                    entries.append(summary(operator, size, log, NORM_WIDTH, limit))
+    triton._tile = tile
+    return entries
+
+
 def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
     """Launches a kernel of FILTERS."""
     import torch
@@ -271,6 +327,12 @@ def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
         ops.sample_code(**data, seed=0, backend=backend)
     else:
         ops.conditional_score(**data, prediction="x0", backend=backend)
+
+
+NORMS_LEGEND = f"""Triton's kernels between two products of a block of {NORM_WIDTH} channels: VAR's,
+modulated and gated, and LlamaGen's, with a weight. "Reading" is the time of what has to be read
+and written, 4 values a channel forward, 6 and 4 backward; a logit is a channel.
+"""
 
 
 UNITS = ("issue", "alu", "fma", "mufu", "l1", "lsu", "shared", "shfl", "mma")
@@ -315,10 +377,12 @@ def markdown(entries: list[dict[str, Any]]) -> str:
 
 def section() -> str:
     """Of RESULTS.md."""
-    tables = [markdown(json.loads(f.read_text())["entries"]) for f in (FILE, FILTERS_FILE)]
+    files = (FILE, FILTERS_FILE, NORMS_FILE)
+    tables = [markdown(json.loads(f.read_text())["entries"]) for f in files]
     return (
         f"## Counted, not measured: GPU kernels\n\n{LEGEND}\n{tables[0]}\n"
-        f"### What filters a row\n\n{FILTERS_LEGEND}\n{tables[1]}"
+        f"### What filters a row\n\n{FILTERS_LEGEND}\n{tables[1]}\n"
+        f"### Norms\n\n{NORMS_LEGEND}\n{tables[2]}"
     )
 
 
@@ -346,20 +410,23 @@ def against(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = (*FILTERED, *PLAIN, SMALL, "filters")
+    names = (*FILTERED, *PLAIN, SMALL, "filters", "norms")
     parser.add_argument("--operator", choices=names, help="count and print one")
     parser.add_argument("--out", type=Path, default=COUNTS, help="folder of the files")
-    parser.add_argument("--file", choices=("cuda", "filters"), help="write that one alone")
+    parser.add_argument("--file", choices=("cuda", "filters", "norms"), help="write that one alone")
     options = parser.parse_args()
     if options.operator:
         wanted = options.operator
-        print(markdown(count_filters() if wanted == "filters" else count_all((wanted,))), end="")
+        counts = {"filters": count_filters, "norms": count_norms}
+        entries = counts[wanted]() if wanted in counts else count_all((wanted,))
+        print(markdown(entries), end="")
         return 0
     options.out.mkdir(exist_ok=True)
-    for file, counts in ((FILE, count_all), (FILTERS_FILE, count_filters)):
+    files = {FILE: count_all, FILTERS_FILE: count_filters, NORMS_FILE: count_norms}
+    for file, made in files.items():
         if options.file in (None, file.stem):
             out = options.out / file.name
-            out.write_text(json.dumps({"arch": "sm_90a", "entries": counts()}, indent=1) + "\n")
+            out.write_text(json.dumps({"arch": "sm_90a", "entries": made()}, indent=1) + "\n")
             print(f"wrote {out}")
     return 0
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .head import FlowHead, time_embedding
-from .kernels import fold_upsampling, linear
+from .head import FlowHead, fused_blocks, time_embedding
+from .kernels import fold_upsampling, linear, prepares_fused_norm
 
 
 class Folded(nn.Module):
@@ -100,6 +100,7 @@ class FoldedHead(Folded):
         self.features, self.rows = source.condition, source.modulation
         self.input, self.output = source.input, source.output
         self.expand, self.contract = source.expand, source.contract
+        self.fused = prepares_fused_norm(self.input.weight)
 
     def fold(self) -> dict[str, Tensor]:
         head: Any = self.source
@@ -118,8 +119,11 @@ class FoldedHead(Folded):
         if t != 1.0:
             raise ValueError(f"t: expected 1.0, for which the head is prepared, got {t}")
         c = F.silu(linear(features, self.features.weight, self.condition), inplace=True)
-        rows = linear(c, self.rows.weight, self.modulation).chunk(3 * self.blocks + 2, dim=-1)
+        modulation = linear(c, self.rows.weight, self.modulation)
         h = self.input(x_t.to(self.input.weight.dtype))
+        if self.fused:
+            return self.output(fused_blocks(self, h, modulation, ones=True))
+        rows = modulation.chunk(3 * self.blocks + 2, dim=-1)
         shape = h.shape[-1:]
         for i, (expand, contract) in enumerate(zip(self.expand, self.contract, strict=True)):
             shift, gain, gate = rows[3 * i : 3 * i + 3]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import add_norm_modulate
 from .constants import Constants
-from .kernels import Linear
+from .kernels import Linear, has_fused_norm
 
+EPSILON = 1e-5
 _FREQUENCIES = 16
 
 
@@ -71,8 +74,11 @@ class FlowHead(nn.Module):
             t = t.to(x_t.device, wide)
         time = time_embedding(t, self.constants.frequencies.to(wide))
         c = F.silu(self.time(time.to(dtype)) + condition)
-        modulation = self.modulation(c).chunk(3 * self.blocks + 2, dim=-1)
+        modulation = self.modulation(c)
         h = self.input(x_t.to(dtype))
+        if has_fused_norm(h):
+            return self.output(fused_blocks(self, h, modulation, ones=False))
+        modulation = modulation.chunk(3 * self.blocks + 2, dim=-1)
         shape = h.shape[-1:]
         for i, (expand, contract) in enumerate(zip(self.expand, self.contract, strict=True)):
             shift, scale, gate = modulation[3 * i : 3 * i + 3]
@@ -80,3 +86,31 @@ class FlowHead(nn.Module):
             h = torch.addcmul(h, gate, contract(F.silu(expand(modulated))))
         shift, scale = modulation[-2:]
         return self.output(torch.addcmul(shift, F.layer_norm(h, shape), 1 + scale))
+
+
+def fused_blocks(head: Any, h: Tensor, modulation: Tensor, *, ones: bool) -> Tensor:
+    """What the output layer reads of ``h [*, W]``: the blocks with every addition, norm and
+    modulation as one kernel.
+
+    Args:
+        head: a :class:`FlowHead`, or a part with its blocks.
+        modulation: ``[*, (3 blocks + 2) W]``, of which the last axis but one may be 1.
+        ones: whether the scales have the ones of ``1 + scale`` in them.
+    """
+    shape = h.shape
+    if modulation.shape[:-1] == shape[:-1]:
+        h, modulation = h.flatten(0, -2)[None], modulation.flatten(0, -2)[None]
+    else:  # what shares a modulation is an image
+        h, modulation = (x[None].flatten(0, -3) for x in (h, modulation))
+    rows = modulation.chunk(3 * head.blocks + 2, dim=-1)
+    factor = "weight" if ones else "scale"
+
+    def normed(h: Tensor, i: int, **added: Tensor) -> tuple[Tensor, Tensor]:
+        given: dict[str, Any] = {"shift": rows[3 * i], factor: rows[3 * i + 1], **added}
+        return add_norm_modulate(h, eps=EPSILON, **given)
+
+    h, y = normed(h, 0)
+    for i, (expand, contract) in enumerate(zip(head.expand, head.contract, strict=True)):
+        branch = contract(F.silu(expand(y)))
+        h, y = normed(h, i + 1, branch=branch, gate=rows[3 * i + 2])
+    return y.view(shape)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import add_norm_modulate
 from ..ops.registry import has_kernel
 
 # Pairs of positions from which two bfloat16 matrix products win over the fused kernel on a CPU:
@@ -119,6 +120,45 @@ def takes_fused_attention(qkv: Tensor) -> bool:
     """Whether it may be called: it has no derivative, and what is exported is to run anywhere."""
     exporting = torch.compiler.is_exporting()
     return not (qkv.requires_grad or exporting or qkv.shape[-1] > _LARGEST_FUSED_HEAD)
+
+
+def has_fused_norm(like: Tensor) -> bool:
+    """Whether a kernel of :func:`dd2_fast.ops.add_norm_modulate` takes what is on the device and in
+    the dtype of ``like``; not while code is traced, which has the operations apart, to be fused
+    with others."""
+    if torch.compiler.is_compiling():
+        return False
+    return has_kernel("add_norm_modulate", like.device, like.dtype)
+
+
+def prepares_fused_norm(like: Tensor) -> bool:
+    """The same of prepared networks, for good: traced, the operator is its operations."""
+    # The meta device stands for CUDA where launches are counted.
+    if like.device.type == "meta":
+        return like.dtype != torch.float64
+    return has_kernel("add_norm_modulate", like.device, like.dtype)
+
+
+class Pending(NamedTuple):
+    """``h + gate branch``, which prepared networks leave to the norm that comes next."""
+
+    h: Tensor
+    branch: Tensor
+    gate: Tensor | None = None
+
+
+def added(h: Tensor | Pending) -> Tensor:
+    """The sum, where no norm comes next."""
+    if isinstance(h, Tensor):
+        return h
+    return h.h + h.branch if h.gate is None else torch.addcmul(h.h, h.gate, h.branch)
+
+
+def add_norm(h: Tensor | Pending, **norm: Any) -> tuple[Tensor, Tensor]:
+    """:func:`dd2_fast.ops.add_norm_modulate` of what may be pending."""
+    if isinstance(h, Tensor):
+        return add_norm_modulate(h, **norm)
+    return add_norm_modulate(h.h, branch=h.branch, gate=h.gate, **norm)
 
 
 def upsample_conv(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

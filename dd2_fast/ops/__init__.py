@@ -1,5 +1,6 @@
 """Public operators. Shapes, units and formulas are in each function's docstring."""
 
+from .add_norm_modulate import add_norm_modulate
 from .block_causal_attention import block_causal_attention
 from .conditional_score import conditional_score
 from .csd_loss import csd_loss
@@ -10,6 +11,7 @@ from .registry import available_backends, default_backend
 from .sample_code import sample_code
 
 __all__ = [
+    "add_norm_modulate",
     "available_backends",
     "block_causal_attention",
     "conditional_score",

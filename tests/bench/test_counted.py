@@ -24,11 +24,11 @@ def entries(path: Path) -> dict[tuple, dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cuda", "filters"])
+@pytest.mark.parametrize("name", ["cuda", "filters", "norms"])
 def test_counts_are_the_committed_ones(name: str, tmp_path: Path) -> None:
     """Within 1%: what is faster or slower is counted anew, ``python bench/tools/counted.py``."""
     require_nvrtc()
-    if name == "filters":
+    if name != "cuda":
         pytest.importorskip("triton")
     command = [str(BENCH / "tools" / "counted.py"), "--out", str(tmp_path), "--file", name]
     run_python(*command, folder=tmp_path, timeout=1200)

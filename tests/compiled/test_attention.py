@@ -1,4 +1,5 @@
-"""Whole networks with the attention's kernel as compiled: prepared ones, executed on the CPU."""
+"""Whole prepared networks with the kernels of attention and norms as compiled, executed on the
+CPU."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from compiled.backends import installed
 from compiled.executor import Executor
+from models.test_fused_norms import NETWORKS
 from models.test_prepared import GENERATORS, converted, error, inputs
 
 from dd2_fast.models.prepared import prepare
@@ -27,7 +29,7 @@ from dd2_fast.models.prepared import prepare
     ],
 )
 @torch.no_grad()
-def test_generators_by_the_kernel(name: str, arch: int) -> None:
+def test_generators_by_the_kernels(name: str, arch: int) -> None:
     """Against float64 on the same rounded weights: half again the error of the modules at most."""
     pytest.importorskip("triton")
     executor = Executor(arch)
@@ -40,7 +42,10 @@ def test_generators_by_the_kernel(name: str, arch: int) -> None:
         with installed("triton", executor):
             found = prepare(network)(noise, labels) - noise
         blocks = getattr(network, "backbone", network).blocks
-        assert len(executor.log) == len(blocks) and not executor.faults, executor.faults
+        launched = [counters.kernel for counters, _ in executor.log]
+        assert sum("attention" in kernel for kernel in launched) == len(blocks)
+        assert sum("add_norm" in kernel for kernel in launched) == NETWORKS[name][1]
+        assert not executor.faults, executor.faults
         executor.clear()
         limit = max(1.5 * modules, 4 * torch.finfo(dtype).eps)
         assert error(found.double(), wanted) < limit

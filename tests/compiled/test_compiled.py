@@ -87,11 +87,13 @@ ATTENTION = {"block_causal_attention": "equals_the or head_of or later or stride
 FEW_OF_ATTENTION = {
     "block_causal_attention": "var_tiny or ragged_tiles-unit_strict or whole_tiles-unit or head_of"
 }
+NORMS = {"add_norm_modulate": "definition or widths or differ or returned or asked or strides"}
+FEW_NORMS = {"add_norm_modulate": "(var_d16 and bfloat16) or 1000 or strides"}
 # Of an operator that neither names, all tests.
 ALL = dict.fromkeys(operators(), "test_")
 TENSOR_CORES = {"gpu": "(scores_by_tensor and bfloat16 and not var) or losses_by_tensor"}
 OF_TRITON = {name: which for name, which in FEWER.items() if name != "small_generator"}
-OF_TRITON |= ATTENTION
+OF_TRITON |= ATTENTION | NORMS
 RUNS = {
     "cuda:90": ALL | QUICK | ACCURACY | TENSOR_CORES,
     "cupy:80": ALL | LEAST | TENSOR_CORES,
@@ -142,7 +144,7 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
     launched = execute(executed, RUNS[executed], tmp_path)
     if executed.startswith("triton"):
-        assert len(launched) == 10
+        assert len(launched) == 13
         return
     wanted = {header_of(kernel) for names in kernels().values() for kernel in names}
     if executed == "cupy:90":
@@ -182,6 +184,14 @@ def test_attention_in_a_few_regimes(arch: int, tmp_path: Path) -> None:
     assert launched == {"block_causal_attention_fwd_kernel"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.long)])
+def test_norms_in_a_few_regimes(arch: int, tmp_path: Path) -> None:
+    require(f"triton:{arch}")
+    launched = execute(f"triton:{arch}", FEW_NORMS, tmp_path)
+    assert launched == {f"add_norm_modulate_{name}_kernel" for name in ("fwd", "bwd", "sum")}
+
+
 @pytest.mark.long
 def test_as_nvcc_compiles(tmp_path: Path) -> None:
     """The rest runs what NVRTC makes of the same headers, kernel by kernel."""
@@ -205,7 +215,7 @@ def test_ptx_of_two_architectures_is_one() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("executed", ["cuda:80", "cuda:90", "cupy:90", "triton:80", "triton:90"])
-@pytest.mark.parametrize("operator", [*QUICK, *ATTENTION])
+@pytest.mark.parametrize("operator", [*QUICK, *ATTENTION, *NORMS])
 def test_all_tests_of_operators(executed: str, operator: str, tmp_path: Path) -> None:
     require(executed)
     backend = executed.split(":")[0]

@@ -33,6 +33,7 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may hav
 # Of the tests that every backend has to pass, those that take the interpreter least: every kernel,
 # filtered and not, every dtype.
 QUICK = {
+    "add_norm_modulate": "triton and (one_value-layer or tiles-modulated or tiles-rms_every)",
     "conditional_score": "one_code-float32 or ragged-bfloat16 or dense_draws-float16 "
     "or test_minus_infinity_removes_codes[k or test_no_tokens",
     "csd_loss": "paper-one_code or dmd-ragged or alpha_two-ragged or test_no_rows",
@@ -46,6 +47,8 @@ QUICK = {
 }
 # Those that take it seconds.
 SLOW = {
+    "add_norm_modulate": "triton and (definition or asked or strides or not_depend) "
+    "and not bfloat16",
     "conditional_score": "triton and (one_code or ragged-bfloat16 or dense_draws or dense_block "
     "or many_draws-float32 or wide_codes-float16 or ties or invalid or minus_inf or extreme "
     "or strided or leading or no_tokens or one_quantity or filtered-1e-45)",
@@ -145,6 +148,7 @@ def type_of(value: Any) -> str:
 
 def call_operators() -> None:
     """The backend's functions on every kind of input that has a kernel variant of its own."""
+    from dd2_fast.ops.add_norm_modulate import triton as norms
     from dd2_fast.ops.block_causal_attention import triton as attention
     from dd2_fast.ops.conditional_score import triton as conditional_score
     from dd2_fast.ops.csd_loss import triton as csd_loss
@@ -182,6 +186,23 @@ def call_operators() -> None:
             ((), None, rotary, False),
         ):
             attention.block_causal_attention(qkv, blocks, gained, turned, strict, 1.0)
+    # VAR's blocks, its flow head, LlamaGen's blocks and the small family's.
+    for width, dtype, shapes, plus_one, layer in (
+        (1024, half, (1, 1), True, True),
+        (2304, half, (1, 1), True, True),
+        (1024, wide, (1, 1), True, True),
+        (1024, half, (680, 680), True, True),
+        (1024, half, (None, 1), False, False),
+        (64, wide, (None, 1), False, True),
+    ):
+        h = torch.zeros(2, 680, width, dtype=dtype)
+        rows = [None if n is None else h[:, :n] for n in shapes]
+        gain = rows[1] if plus_one else rows[1][:1]  # of each image or row, or of all
+        for branch, gate in ((None, None), (h, rows[0])):
+            given = (branch, gate, None, gain, gain if layer else None)
+            _, y, mean, rstd = norms.add_norm_modulate(h, *given, plus_one, layer, 1e-6)
+            wants = [True, gate is not None, True, False, True, True]
+            norms.add_norm_modulate_backward(h, y, h, mean, rstd, *given, plus_one, layer, wants)
     nearest_code.nearest_code(x_t[:, 0], codebook)
     image_normal.image_normal(None, 1, torch.arange(64), (680, 32), 0)
     posterior = (x_t, t, *teacher, codebook, top_k, top_p)
@@ -250,7 +271,7 @@ def assert_compile(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = launches(monkeypatch, capability // 10)
-    assert len({launch.source.name for launch in found}) == 10
+    assert len({launch.source.name for launch in found}) == 13
     for launch in found[part]:
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(launch.source, target=target, options=launch.options)

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...condition import ClassCondition
+from ...ops import add_norm_modulate
 from ..cache import KVCache
-from ..kernels import Linear
+from ..kernels import Linear, has_fused_norm
+
+
+def _normed(h: Tensor, norm: nn.LayerNorm, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``h``, plus a ``branch``, and its norm: where there is a kernel, in one."""
+    if has_fused_norm(h):
+        weight, shift = norm.weight, norm.bias
+        return add_norm_modulate(h, branch=branch, weight=weight, shift=shift, eps=norm.eps)
+    h = h if branch is None else h + branch
+    return h, norm(h)
 
 
 class Block(nn.Module):
@@ -29,14 +39,16 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, width = h.shape
-        qkv = self.qkv(self.attention_norm(h))
+        _, y = _normed(h, self.attention_norm)
+        qkv = self.qkv(y)
         q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.append(k, v)
         # Several tokens at a time are a whole prefix: they come first.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
-        h = h + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
-        return h + self.contract(F.gelu(self.expand(self.mlp_norm(h)), approximate="tanh"))
+        branch = self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
+        h, y = _normed(h, self.mlp_norm, branch)
+        return h + self.contract(F.gelu(self.expand(y), approximate="tanh"))
 
 
 class CausalTransformer(nn.Module):

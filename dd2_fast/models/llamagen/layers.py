@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cache import KVCache
-from ..kernels import Linear
+from ..kernels import Linear, Pending, add_norm, has_fused_norm
 
 EPS = 1e-5
 
@@ -87,5 +87,14 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(width, eps=EPS)
 
     def forward(self, h: Tensor, rotation: Tensor, cache: KVCache | None = None) -> Tensor:
-        h = h + self.attention(self.attention_norm(h), rotation, cache)
-        return h + self.feed_forward(self.ffn_norm(h))
+        if not has_fused_norm(h):
+            h = h + self.attention(self.attention_norm(h), rotation, cache)
+            return h + self.feed_forward(self.ffn_norm(h))
+        h, y = add_rms_norm(h, self.attention_norm)
+        h, y = add_rms_norm(Pending(h, self.attention(y, rotation, cache)), self.ffn_norm)
+        return h + self.feed_forward(y)
+
+
+def add_rms_norm(h: Tensor | Pending, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+    """The sum and its norm in one kernel."""
+    return add_norm(h, weight=norm.weight, norm="rms", eps=EPS)

@@ -12,8 +12,15 @@ from torch.nn import functional as F
 from ...ops import block_causal_attention
 from ..cache import KVCache
 from ..folded import Folded, FoldedUpsampling, convolution
-from ..kernels import attention, has_fused_attention, linear, takes_fused_attention
-from .layers import Attention, FeedForward
+from ..kernels import (
+    Pending,
+    attention,
+    has_fused_attention,
+    linear,
+    prepares_fused_norm,
+    takes_fused_attention,
+)
+from .layers import Attention, Block, FeedForward, add_rms_norm
 from .vq import AttentionBlock, Upsample
 
 
@@ -54,6 +61,27 @@ class FoldedFeedForward(Folded):
         return self.w2(F.silu(gate).mul_(value))
 
 
+class FusedBlock(nn.Module):
+    """:class:`Block` whose last addition is left to the next norm."""
+
+    def __init__(self, source: Block) -> None:
+        super().__init__()
+        self.attention = _attention(source.attention)
+        self.feed_forward = FoldedFeedForward(source.feed_forward)
+        self.attention_norm, self.ffn_norm = source.attention_norm, source.ffn_norm
+
+    def forward(
+        self, h: Tensor | Pending, rotation: Tensor, cache: KVCache | None = None
+    ) -> Pending:
+        h, y = add_rms_norm(h, self.attention_norm)
+        h, y = add_rms_norm(Pending(h, self.attention(y, rotation, cache)), self.ffn_norm)
+        return Pending(h, self.feed_forward(y))
+
+
+def _block(source: Block) -> nn.Module:
+    return FusedBlock(source) if prepares_fused_norm(source.ffn_norm.weight) else source
+
+
 class FoldedAttentionBlock(Folded):
     """:class:`AttentionBlock` with queries, keys and values by one convolution."""
 
@@ -79,6 +107,7 @@ class FoldedAttentionBlock(Folded):
 
 
 PREPARED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    Block: _block,
     Attention: _attention,
     FeedForward: FoldedFeedForward,
     AttentionBlock: FoldedAttentionBlock,

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...ops import add_norm_modulate
 from ..checks import check_embeddings
+from ..kernels import has_fused_norm
 from ..sampling import likeliest_codes
 from .transformer import LlamaGenTransformer
+
+EPSILON = 1e-6
 
 
 class ContinuousHead(nn.Module):
@@ -24,7 +28,11 @@ class ContinuousHead(nn.Module):
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         """Code vectors ``[B, m, C]`` of ``h [B, m, D]`` and ``condition [B, 1, D]``."""
         shift, scale = (self.scale_shift_table + condition).chunk(2, dim=1)
-        return self.linear(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale))
+        if has_fused_norm(h):
+            _, y = add_norm_modulate(h, scale=scale, shift=shift, eps=EPSILON)
+        else:
+            y = torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=EPSILON), 1 + scale)
+        return self.linear(y)
 
 
 class DD1LlamaGenStudent(LlamaGenTransformer):

@@ -11,6 +11,7 @@ from ...condition import ClassCondition
 from ..attached import Attached
 from ..cache import KVCache
 from ..constants import Constants
+from ..kernels import added
 from .layers import EPS, Block, rotary_table
 from .tokenizer import LlamaGenTokenizer
 
@@ -120,7 +121,7 @@ class LlamaGenTransformer(Attached):
         rotation = self.constants.rotary[: h.shape[1]]
         for block in self.layers:
             h = block(h, rotation)
-        return h
+        return added(h)
 
     def new_cache(self, batch: int) -> list[KVCache]:
         """An empty cache for :meth:`run_step`, one entry per block."""
@@ -133,4 +134,4 @@ class LlamaGenTransformer(Attached):
         rotation = self.constants.rotary[start : start + h.shape[1]]
         for block, entry in zip(self.layers, cache, strict=True):
             h = block(h, rotation, entry)
-        return h
+        return added(h)

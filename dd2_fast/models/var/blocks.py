@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import Linear, linear
+from ...ops import add_norm_modulate
+from ..kernels import Linear, has_fused_norm, linear
 from .attention import Attend
 
 EPSILON = 1e-6
@@ -18,7 +19,19 @@ LARGEST_SCALE = math.log(100.0)
 
 def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``LN(h) (1 + scale) + shift``, a LayerNorm without weights."""
+    if has_fused_norm(h):
+        return add_norm_modulate(h, scale=scale, shift=shift, eps=EPSILON)[1]
     return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=EPSILON), 1 + scale)
+
+
+def add_modulate(
+    h: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``h + gate branch``, and that as :func:`modulate` has it."""
+    if has_fused_norm(h):
+        return add_norm_modulate(h, branch=branch, gate=gate, scale=scale, shift=shift, eps=EPSILON)
+    h = torch.addcmul(h, gate, branch)
+    return h, modulate(h, scale, shift)
 
 
 class SelfAttention(nn.Module):
@@ -104,9 +117,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """``h [B, m, D]`` after the block; ``between`` is added between its two halves."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        h = torch.addcmul(h, gamma1, self.attn(modulate(h, scale1, shift1), attend))
+        branch = self.attn(modulate(h, scale1, shift1), attend)
         h = h if between is None else h + between
-        return torch.addcmul(h, gamma2, self.ffn(modulate(h, scale2, shift2)))
+        h, y = add_modulate(h, branch, gamma1, scale2, shift2)
+        return torch.addcmul(h, gamma2, self.ffn(y))
 
 
 class HeadNorm(nn.Module):

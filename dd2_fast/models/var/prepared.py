@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from ...ambient import outside_autocast
 from ..folded import Folded, FoldedUpsampling, convolution, wide
-from ..kernels import linear, linear_gelu, takes_fused_attention
+from ..kernels import (
+    Pending,
+    add_norm,
+    added,
+    linear,
+    linear_gelu,
+    prepares_fused_norm,
+    takes_fused_attention,
+)
 from .attention import Attend, InFewCalls
 from .backbone import OfClass, VARBackbone, VARTransformer
 from .blocks import EPSILON, LARGEST_SCALE, Block, HeadNorm, SelfAttention
@@ -32,6 +40,11 @@ def _modulated(h: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and len(h) == 1:
         return F.layer_norm(h, shape, gain.view(shape), shift.view(shape), EPSILON)
     return torch.addcmul(shift, F.layer_norm(h, shape, eps=EPSILON), gain)
+
+
+def _fused(h: Tensor | Pending, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """``h`` with what is pending, and that as :func:`_modulated` has it."""
+    return add_norm(h, weight=gain, shift=shift, eps=EPSILON)
 
 
 class FoldedAttention(Folded):
@@ -71,18 +84,34 @@ class FoldedAttention(Folded):
 
 
 class FoldedBlock(nn.Module):
-    """:class:`Block`; its modulations have the ones of ``1 + scale`` in them."""
+    """:class:`Block`; its modulations have the ones of ``1 + scale`` in them.
+
+    Where a kernel adds, norms and modulates, a block leaves its last addition to the next norm.
+    """
 
     def __init__(self, source: Block) -> None:
         super().__init__()
         self.attn = FoldedAttention(source.attn)
         self.fc1, self.fc2 = source.ffn.fc1, source.ffn.fc2
+        self.fused = prepares_fused_norm(self.fc1.weight)
 
     def forward(
-        self, h: Tensor, modulation: Tensor, attend: Attend, between: Tensor | None = None
-    ) -> Tensor:
+        self,
+        h: Tensor | Pending,
+        modulation: Tensor,
+        attend: Attend,
+        between: Tensor | None = None,
+    ) -> Tensor | Pending:
         """``h [B, m, D]``, which is changed in place, after the block."""
         gamma1, gamma2, gain1, gain2, shift1, shift2 = modulation
+        if self.fused:
+            h, y = _fused(h, gain1, shift1)
+            branch = self.attn(y, attend)
+            h = h if between is None else h + between
+            h, y = _fused(Pending(h, branch, gamma1), gain2, shift2)
+            inner = linear_gelu(y, self.fc1.weight, self.fc1.bias)
+            return Pending(h, self.fc2(inner), gamma2)
+        h = added(h)
         h.addcmul_(gamma1, self.attn(_modulated(h, gain1, shift1), attend))
         if between is not None:
             h.add_(between)
@@ -95,10 +124,13 @@ class FoldedHeadNorm(nn.Module):
 
     def __init__(self, source: HeadNorm) -> None:
         super().__init__()
+        self.fused = prepares_fused_norm(source.ada_lin[1].get_parameter("weight"))
 
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, h: Tensor | Pending, condition: Tensor) -> Tensor:
         gain, shift = condition
-        return _modulated(h, gain, shift)
+        if self.fused:
+            return _fused(h, gain, shift)[1]
+        return _modulated(added(h), gain, shift)
 
 
 class ClassRows(Folded):

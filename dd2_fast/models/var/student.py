@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_embeddings
+from ..kernels import added
 from ..sampling import likeliest_codes
 from .attention import StrictlyLowerScales
 from .backbone import OfClass, VARTransformer
@@ -130,7 +131,7 @@ class DD1VARStudent(VARTransformer):
         attend = self._attention(h.device) if self.prepared is None else self.prepared.attend
         for block, modulation, mark in zip(self.blocks, of_class.blocks, marks[1:], strict=False):
             h = block(h, modulation, attend, mark)
-        h = (h + marks[-1])[:, 1:]
+        h = (added(h) + marks[-1])[:, 1:]
         split = max(known, self._split)
         logits = self.head(self.head_nm(h[:, known:split], of_class.head))
         codes = likeliest_codes(logits, self.codebook)
