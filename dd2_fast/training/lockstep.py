@@ -83,7 +83,7 @@ def compare(
 def shorten(config: Any, steps: int) -> Any:
     """The recipe's configuration with at most ``steps`` steps per stage, stage 1's two
     halves together."""
-    stage1, distill = config.stage1, config.distill
+    stage1, distill, logits = config.stage1, config.distill, config.logits
     head = min(stage1.head_steps, steps // 2)
 
     def least(value: int) -> int:
@@ -100,6 +100,12 @@ def shorten(config: Any, steps: int) -> Any:
             steps=least(distill.steps),
             align_steps=least(distill.align_steps),
             aligned_steps=least(distill.aligned_steps),
+        ),
+        logits=dataclasses.replace(
+            logits,
+            pairs=least(logits.pairs),
+            pair_steps=least(logits.pair_steps),
+            steps=least(logits.steps),
         ),
     )
 
