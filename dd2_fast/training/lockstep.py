@@ -111,10 +111,11 @@ def shorten(config: Any, steps: int) -> Any:
 
 
 def _loss_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    return max(
+    differences = (
         abs(float(ours[name]) - float(value)) / max(abs(float(value)), 1.0)
         for name, value in theirs.items()
     )
+    return max(differences, default=0.0)
 
 
 def _gradients(network: nn.Module) -> list[Tensor]:

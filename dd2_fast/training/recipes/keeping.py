@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STAGE1, TEACHER = "stage1.safetensors", "teacher.safetensors"
 WEIGHTS = "weights"
+_CHANGING = ("distill", "aligned", "logits_start", "logits")  # stages, of the average generator
 _SECTIONS = ("network.", "samples.", "score.", "stage1.")
 
 
@@ -87,10 +88,7 @@ class Keeper:
             if networks.adapting and parallel.rank == 0:
                 save(self.out / TEACHER, as_module(networks.teacher), self.metadata)
             write_network(self.out / STAGE1, networks.guidance, parallel, metadata)
-        changes = stage.name in ("distill", "aligned") or networks.config.method in (
-            "dd1",
-            "logits",
-        )
+        changes = stage.name in _CHANGING or networks.config.method == "dd1"
         if self.every and changes and step // self.every > before // self.every:
             if parallel.rank == 0:
                 (self.out / WEIGHTS).mkdir(exist_ok=True)
