@@ -1,4 +1,5 @@
-"""Losses of the paper: GTS (Eq. 6), FCS (Eq. 5), CSD (Eq. 4), DD1's regression, and the logit student's."""
+"""Losses of the paper: GTS (Eq. 6), FCS (Eq. 5), CSD (Eq. 4); DD1's regression; and the logit
+student's."""
 
 from .csd import csd_loss
 from .dd1 import dd1_loss, flow_pairs

@@ -42,7 +42,8 @@ def logit_distillation_loss(logits: Tensor, teacher: TeacherDistribution) -> Ten
         )
         p = filter_logits(guided, teacher.top_k, teacher.top_p).softmax(-1)
         entropy = torch.special.entr(p).sum(-1)
-    return (F.cross_entropy(student, p, reduction="none") - entropy).reshape(rows)
+    loss: Tensor = F.cross_entropy(student, p, reduction="none") - entropy
+    return loss.reshape(rows)
 
 
 def _rows(logits: Tensor) -> Tensor:

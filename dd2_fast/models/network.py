@@ -1,4 +1,4 @@
-"""A network over any family's backbone: what DD2's networks and the logit student have in common."""
+"""A network over any family's backbone: what DD2's networks and the logit student share."""
 
 from __future__ import annotations
 

@@ -171,8 +171,8 @@ def _check_networks(sampler: Sampler) -> None:
     pass of torch's own operators that a file holds."""
     if sampler.jacobi:
         raise ValueError(
-            f"jacobi: expected 0 for a file, got {sampler.jacobi}: a file is one pass from noise to "
-            "images, without the teacher"
+            f"jacobi: expected 0 for a file, got {sampler.jacobi}: a file is one pass from noise "
+            "to images, without the teacher"
         )
     if isinstance(sampler.generator, LogitStudent):
         raise ValueError(

@@ -360,9 +360,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
             with annotate("dd2_fast.refine"):
                 if self.jacobi:
                     flow_steps = getattr(self.generator, "flow_steps", _FLOW_STEPS)
-                    tokens = jacobi(
-                        *by_teacher, passes=self.jacobi, flow_steps=flow_steps, **given
-                    )
+                    tokens = jacobi(*by_teacher, passes=self.jacobi, flow_steps=flow_steps, **given)
                 else:
                     tokens = refine(*by_teacher, steps=self.teacher_steps - 1, **given)
                 look("teacher", tokens)
@@ -435,8 +433,8 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
             )
         if dtype == "int8":
             raise ValueError(
-                f'jacobi: expected 0 with dtype "int8", got {passes}: the passes are the teacher\'s '
-                "in float32, beside which the generator's own in eight bits saves next to nothing"
+                f'jacobi: expected 0 with dtype "int8", got {passes}: the passes are in float32, '
+                "beside which the generator's own in eight bits saves next to nothing"
             )
         return passes
 

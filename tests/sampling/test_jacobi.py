@@ -161,7 +161,14 @@ def test_a_teacher_is_given_to_what_comes_without(tmp_path: Path, capsys: Any) -
     digits: Any = Sampler("digits")
     student = LogitStudent.from_teacher(digits.teacher)
     save(tmp_path / "student.safetensors", student, tokenizer=digits.tokenizer)
-    argv = ["sample", "--labels", "3,1", "--quiet", "--model", str(tmp_path / "student.safetensors")]
+    argv = [
+        "sample",
+        "--labels",
+        "3,1",
+        "--quiet",
+        "--model",
+        str(tmp_path / "student.safetensors"),
+    ]
     argv += ["--out", str(tmp_path / "out"), "--jacobi", "2"]
     assert main(argv) == 2
     assert "jacobi: 2 needs a model with a teacher" in capsys.readouterr().err

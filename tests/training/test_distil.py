@@ -252,7 +252,9 @@ def test_a_logit_student_samples(student: tuple[str, Path]) -> None:
     generator.teacher = load_teacher(f"random-{family}")
     assert Sampler(generator, jacobi=2, cfg=2.0)([1, 2]).isfinite().all()
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert {"kl", "grad/generator", "lr/generator"} <= {n for line in logged for n in line["values"]}
+    assert {"kl", "grad/generator", "lr/generator"} <= {
+        n for line in logged for n in line["values"]
+    }
     assert (out / "samples" / "logits-0000004.png").is_file()
 
 

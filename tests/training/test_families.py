@@ -167,9 +167,7 @@ CASES = {
         ("student.", "student_ema."),
         frozenset({"kl", "generator_norm"}),
     ),
-    "logits": Case(
-        logits, ("student.", "student_ema."), frozenset({"kl", "generator_norm"})
-    ),
+    "logits": Case(logits, ("student.", "student_ema."), frozenset({"kl", "generator_norm"})),
     "auxiliary": Case(
         lambda s: csd(s, s.pairs, auxiliary=0.5),
         ("guidance.", "generator.", "ema."),

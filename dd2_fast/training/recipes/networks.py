@@ -14,6 +14,7 @@ from ...condition import condition_of
 from ...models import DD2Generator, DD2Guidance, LogitStudent
 from ...models.families import backbone_of
 from ...models.family import Family, Teacher, Tokenizer, as_module
+from ...models.network import BackboneNetwork
 from ..parallel import Parallel
 from ..samples.pool import PairPool
 from ..samples.shards import sha256_of_weights
@@ -62,7 +63,7 @@ class Networks:
             network.teacher = self.teacher
             parallel.prepare(network)
 
-    def _dd2(self) -> tuple[nn.Module, ...]:
+    def _dd2(self) -> tuple[BackboneNetwork, ...]:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -73,7 +74,7 @@ class Networks:
         self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
         return self.guidance, self.generator, self.ema
 
-    def _logit_students(self, family: Family) -> tuple[nn.Module, ...]:
+    def _logit_students(self, family: Family) -> tuple[BackboneNetwork, ...]:
         config, teacher = self.config, self.teacher
         reads_noise = family.adapt(teacher, config.seed)
         settings: dict[str, Any] = dict(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...condition import Rows, condition_of
 from ...losses import ImageRandom
+from ...models.network import BackboneNetwork
 from ..samples.draws import Source, draw_seed
 
 # Of a part of a batch: its image numbers [m] -> noise [m, n, C], conditions and, for noise that
@@ -17,7 +18,7 @@ Inputs = Callable[[Tensor], tuple[Tensor, Rows, Tensor | None]]
 
 
 def fresh_inputs(
-    network: torch.nn.Module, batch: int, rng: torch.Generator, device: torch.device
+    network: BackboneNetwork, batch: int, rng: torch.Generator, device: torch.device
 ) -> Inputs:
     """New noise for a one-step network, and random conditions."""
     condition = condition_of(network)
