@@ -207,7 +207,7 @@ class LogitsConfig(Checked):
     pair_batch: int = 500
     pair_steps: Count = 1000
     pair_rate: Amount = 2e-3
-    steps: int = 2000
+    steps: Count = 2000
     rate: Amount = 1e-3
     batch: int = 64
     betas: tuple[float, float] = (0.9, 0.99)

@@ -61,6 +61,30 @@ def test_value_and_gradient(top_k: int, top_p: float, guided: bool) -> None:
             assert student.grad[b, i].tolist() == pytest.approx(gradient, abs=1e-12)
 
 
+def test_rows_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for values in (1 << 24, 2 * VOCABULARY):
+        monkeypatch.setattr("dd2_fast.losses.logit_distillation._VALUES", values)
+        student = rand(BATCH, TOKENS, VOCABULARY, seed=1).requires_grad_()
+        cond, uncond = (rand(BATCH, TOKENS, VOCABULARY, seed=s) for s in (2, 3))
+        scale = torch.tensor([1.0, 1.5, 3.0], dtype=torch.float64)
+        teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=4), cond, uncond, scale, 5, 0.9)
+        loss = logit_distillation_loss(student, teacher)
+        loss.square().sum().backward()
+        found.append((loss.detach(), student.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_its_gradient_is_taken_once() -> None:
+    student = rand(4, VOCABULARY, seed=1).requires_grad_()
+    teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=3), rand(4, VOCABULARY, seed=2))
+    loss = logit_distillation_loss(student, teacher).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="logits: expected one backward pass"):
+        loss.backward()
+
+
 def test_zero_where_both_agree() -> None:
     cond, uncond = rand(4, VOCABULARY, seed=1), rand(4, VOCABULARY, seed=2)
     teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=3), cond, uncond, 2.5)
@@ -70,13 +94,18 @@ def test_zero_where_both_agree() -> None:
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    student, cond = rand(4, VOCABULARY, seed=1).bfloat16(), rand(4, VOCABULARY, seed=2).bfloat16()
+    student = rand(4, VOCABULARY, seed=1).bfloat16().requires_grad_()
+    cond = rand(4, VOCABULARY, seed=2).bfloat16()
     teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=3), cond)
     wide = TeacherDistribution(teacher.codebook, cond.double())
     loss = logit_distillation_loss(student, teacher)
     assert loss.dtype == torch.float32
     expected = logit_distillation_loss(student.double(), wide)
     torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+    loss.sum().backward()
+    assert student.grad is not None and student.grad.dtype == torch.bfloat16
+    wanted = student.detach().double().softmax(-1) - cond.double().softmax(-1)
+    torch.testing.assert_close(student.grad.double(), wanted, atol=2e-3, rtol=1e-2)
 
 
 def test_another_shape_is_refused() -> None:

@@ -378,7 +378,7 @@ BAD = {
     "method": ({"method": "dd3"}, ValueError, "method: expected one of dd2, dd1, logits"),
     "dd1": ({"method": "dd1"}, ValueError, "regression.steps: expected at least 1"),
     "start": ({"method": "logits", "start": "a:stage1"}, ValueError, "nothing for method logits"),
-    "logits": ({"logits": {"steps": 0}}, ValueError, "logits.steps: expected a positive"),
+    "logits": ({"logits": {"steps": -1}}, ValueError, "logits.steps: expected zero or more"),
     "precision": ({"execution": {"precision": "int8"}}, ValueError, "precision: expected one of"),
     "report": ({"execution": {"report_every": 0}}, ValueError, "report_every: expected at least"),
     "sign": ({"stage1": {"batch": 0}}, ValueError, "batch: expected a positive number"),
