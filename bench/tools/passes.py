@@ -26,7 +26,8 @@ from dd2_fast.checkpoints.files import write_atomic
 from dd2_fast.losses import TeacherScore
 from dd2_fast.metrics.image_report import evaluate_images
 from dd2_fast.ops import nearest_code
-from dd2_fast.sampling import Sampler, bundled_path
+from dd2_fast.sampling import Sampler
+from dd2_fast.sampling.sources import bundled_path
 from dd2_fast.training.config import ExecutionConfig
 from dd2_fast.training.image_config import DataConfig
 from dd2_fast.training.parallel import Parallel

@@ -42,7 +42,7 @@ def jacobi(
     """
     codebook, condition = teacher.codebook, condition_of(teacher)
     score = TeacherScore(teacher, cfg=cfg, top_k=top_k, top_p=top_p)
-    noise = image_noise(seed, indices, (tokens.shape[1], codebook.shape[1]))
+    noise = image_noise(seed, indices, (tokens.shape[1], codebook.shape[1])).to(codebook.dtype)
     size = max(1, _VALUES // (tokens.shape[1] * len(codebook)))
     parts = []
     for part, eps, rows in zip(

@@ -278,6 +278,11 @@ def test_a_logit_student_goes_on_where_it_stopped(
     distil.run(settings, tmp_path, progress=False)
     ours, theirs = student_weights(tmp_path), student_weights(out)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    longer = logits_config(family, logits={**LOGITS, "steps": 5})
+    distil.run(longer, tmp_path, progress=False)  # a finished one, extended
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["logits"]["steps"] == 5
+    further = student_weights(tmp_path)
+    assert any(not torch.equal(value, further[name]) for name, value in ours.items())
 
 
 def train_student_of_two(family: str, sharding: str) -> None:
