@@ -3,6 +3,7 @@ to the exact flow map."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .network import BackboneNetwork
 
 
 class LogitStudent(BackboneNetwork):
-    """All tokens in one pass: ``q_i = flow_solve(eps_i, l_i)``, ``l_i = W f_i``, ``f_i`` reads
+    """All tokens in one pass: ``q_i = flow_solve(eps_i, l_i / T)``, ``l_i = W f_i``, ``f_i`` reads
     ``eps_<i``.
 
     The logits ``l_i`` stand for the teacher's guided and filtered ones at the codes that the same
@@ -27,6 +28,8 @@ class LogitStudent(BackboneNetwork):
         family: of the backbone, one of :data:`.families.FAMILIES`.
         codes: V. bias: whether the classifier has one.
         flow_steps: Heun steps of :func:`dd2_fast.ops.flow_solve`.
+        temperature: what logits are divided by before they make codes; below 1 gives likelier
+            images of less variety.
         backbone: arguments of the family's backbone.
     """
 
@@ -37,20 +40,27 @@ class LogitStudent(BackboneNetwork):
         codes: int,
         bias: bool = True,
         flow_steps: int = 20,
+        temperature: float = 1.0,
         **backbone: Any,
     ) -> None:
         super().__init__(family, backbone)
-        self.flow_steps = flow_steps
+        self.flow_steps, self.temperature = flow_steps, _positive(temperature)
         self.head = nn.Linear(self.backbone.width, codes, bias=bias)
-        self.config.update(codes=codes, bias=bias, flow_steps=flow_steps)
+        self.config.update(codes=codes, bias=bias, flow_steps=flow_steps, temperature=temperature)
 
     @classmethod
     def from_teacher(
-        cls, teacher: Teacher | Backbone, *, flow_steps: int = 20, exact: bool = True
+        cls,
+        teacher: Teacher | Backbone,
+        *,
+        flow_steps: int = 20,
+        temperature: float = 1.0,
+        exact: bool = True,
     ) -> LogitStudent:
         """A copy of a teacher that reads any vector, its classifier included.
 
         Args:
+            flow_steps, temperature: of codes.
             exact: whether to copy the units, one per code, that ``adapt`` adds to a LlamaGen
                 teacher.
         """
@@ -58,10 +68,18 @@ class LogitStudent(BackboneNetwork):
         classifier = getattr(teacher, family.classifier)
         config = source.network_config(exact)
         codes, bias = classifier.out_features, classifier.bias is not None
-        config.update(family=family.name, codes=codes, bias=bias, flow_steps=flow_steps)
+        config.update(family=family.name, codes=codes, bias=bias)
+        config.update(flow_steps=flow_steps, temperature=temperature)
         student = cls._over(source, config, getattr(teacher, "tokenizer", None))
         student.head.load_state_dict(classifier.state_dict())
         return student
+
+    def at_temperature(self, temperature: float) -> LogitStudent:
+        """The student of the same weights, shared, whose codes are made at another temperature."""
+        other = copy.copy(self)
+        other.temperature = _positive(temperature)
+        other.config = {**self.config, "temperature": temperature}
+        return other
 
     @property
     def codebook(self) -> Tensor:
@@ -90,7 +108,10 @@ class LogitStudent(BackboneNetwork):
         return codes.where((tokens >= 0)[..., None], torch.nan)
 
     def tokens(self, noise: Tensor, logits: Tensor) -> Tensor:
-        """int64 codes ``[B, n]`` to which ``noise [B, n, C]`` flows under ``logits [B, n, V]``."""
+        """int64 codes ``[B, n]`` to which ``noise [B, n, C]`` flows under ``logits [B, n, V]``
+        divided by the temperature."""
+        if self.temperature != 1:
+            logits = logits / self.temperature
         return flow_solve(noise, logits, self.codebook, steps=self.flow_steps)
 
     def _fitting(self, tokenizer: Any) -> Any:
@@ -99,3 +120,9 @@ class LogitStudent(BackboneNetwork):
         if codes != self.head.out_features:
             raise ValueError(f"tokenizer: expected {self.head.out_features} codes, got {codes}")
         return tokenizer
+
+
+def _positive(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    return temperature

@@ -200,7 +200,8 @@ class LogitsConfig(Checked):
     """The logit student: ``pair_steps`` at DD1's tokens, then ``steps`` at its own.
 
     ``pairs`` are drawn once, ``pair_batch`` at a time; 0: they come from ``source.data``, or are
-    drawn for every batch. ``flow_steps``: Heun steps from noise to a code.
+    drawn for every batch. ``flow_steps``: Heun steps from noise to a code. ``temperature``: of the
+    student's codes, in training and after it.
     """
 
     pairs: Count = 0
@@ -216,6 +217,7 @@ class LogitsConfig(Checked):
     hold: float = 0.5
     ema_decay: Amount = 0.997
     flow_steps: int = 20
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)

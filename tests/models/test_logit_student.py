@@ -58,6 +58,22 @@ def test_its_codes_are_the_flow_of_its_logits(student: LogitStudent) -> None:
     assert torch.equal(student.tokens(noise, logits), tokens) and tokens.unique().numel() > 4
 
 
+def test_a_temperature_is_of_the_codes_alone(student: LogitStudent, tmp_path: Path) -> None:
+    noise = noise_of(student)
+    logits = student(noise, LABELS, True)
+    prepare(student)
+    cold = student.at_temperature(0.5)
+    tokens = flow_solve(noise, 2 * logits, student.codebook, steps=6)
+    assert not torch.equal(tokens, student.tokens(noise, logits))
+    assert torch.equal(cold(noise, LABELS), student.codebook[tokens])
+    assert torch.equal(cold(noise, LABELS, True), logits) and student.temperature == 1
+    assert torch.equal(prepare(cold)(noise, LABELS), cold(noise, LABELS))
+    save(tmp_path / "cold.safetensors", cold)
+    assert load(tmp_path / "cold.safetensors").temperature == 0.5
+    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
+        student.at_temperature(0)
+
+
 def test_a_teacher_that_reads_nothing_is_matched(teacher: Any) -> None:
     """Where logits do not depend on earlier tokens, one pass gives DD1's map of the noise."""
     head = getattr(teacher, FAMILIES[_family(teacher)].classifier)

@@ -78,7 +78,9 @@ class Networks:
         config, teacher = self.config, self.teacher
         reads_noise = family.adapt(teacher, config.seed)
         settings: dict[str, Any] = dict(
-            flow_steps=config.logits.flow_steps, exact=config.network.exact
+            flow_steps=config.logits.flow_steps,
+            temperature=config.logits.temperature,
+            exact=config.network.exact,
         )
         self.generator, self.ema = (
             LogitStudent.from_teacher(reads_noise, **settings) for _ in range(2)
