@@ -15,6 +15,8 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dd2_fast import checkpoints
 from dd2_fast.checkpoints.files import write_atomic
 from dd2_fast.losses import TeacherScore
 from dd2_fast.metrics.image_report import evaluate_images
+from dd2_fast.models.sampling import draw_tokens
 from dd2_fast.ops import nearest_code
 from dd2_fast.sampling import Sampler
 from dd2_fast.sampling.sources import bundled_path
@@ -76,15 +79,21 @@ def held_out(name: str, data: Path | None, samples: int, settings: Any) -> tuple
     return _Parts(images, numbers, 250), images.labels(numbers)
 
 
-def milliseconds(generator: Any, passes: int, sampling: dict[str, Any]) -> float:
+@torch.no_grad()
+def milliseconds(make: Callable[[], Any]) -> float:
     """CPU time of one image."""
-    sampler = Sampler(generator, jacobi=passes, **(sampling if passes else {}))
     seconds = []
     for _ in range(_RUNS + 3):
         began = time.process_time()
-        sampler([3])
+        make()
         seconds.append(time.process_time() - began)
     return 1000 * min(seconds[3:])
+
+
+def by_teacher(bundle: Any, sampling: dict[str, Any]) -> Tensor:
+    tokens = draw_tokens(bundle.teacher, torch.tensor([3]), **sampling)
+    images: Tensor = bundle.tokenizer.decode(bundle.tokenizer.embed(tokens))
+    return images
 
 
 def main() -> int:
@@ -92,6 +101,7 @@ def main() -> int:
     parser.add_argument("name", help="of the bundled teacher")
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--data", type=Path, help="the images it was trained on")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[1.0])
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation")
     parser.add_argument("--out", type=Path, required=True)
@@ -105,7 +115,9 @@ def main() -> int:
     for run in options.runs:
         generator = checkpoints.load(run / "generator.safetensors")
         generator.tokenizer, generator.teacher = bundle.tokenizer, bundle.teacher
-        generators[run.name] = generator
+        for temperature in options.temperatures:
+            at = f"{run.name}, temperature {temperature:g}"
+            generators[run.name if temperature == 1 else at] = generator.at_temperature(temperature)
         report = json.loads((run / "run.json").read_text())
         runs[run.name] = {"seconds": report["seconds"], "logits": report["settings"]["logits"]}
     score = TeacherScore(bundle.teacher, **sampling)
@@ -129,7 +141,9 @@ def main() -> int:
     )
     for name, generator in generators.items():
         for count in range(MOST + 1):
-            told["rows"][f"{name}+{count}"]["ms"] = milliseconds(generator, count, sampling)
+            sampler = Sampler(generator, jacobi=count, **(sampling if count else {}))
+            told["rows"][f"{name}+{count}"]["ms"] = milliseconds(partial(sampler, [3]))
+    told["rows"]["teacher"]["ms"] = milliseconds(partial(by_teacher, bundle, sampling))
     report = {"name": options.name, "seed": options.seed, "runs": runs, **told}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
