@@ -39,7 +39,6 @@ from dd2_fast.training.samples.digits import load_digits
 from dd2_fast.training.samples.image_batches import ImageData
 from dd2_fast.training.settings import configure
 
-MOST = 3
 _RUNS = 40
 
 
@@ -101,6 +100,7 @@ def main() -> int:
     parser.add_argument("name", help="of the bundled teacher")
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--data", type=Path, help="the images it was trained on")
+    parser.add_argument("--most", type=int, default=3, help="passes of the teacher")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[1.0])
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation")
@@ -111,20 +111,19 @@ def main() -> int:
     settings = bundle.settings["settings"]
     sampling = {k: settings["score"][k] for k in ("cfg", "top_k", "top_p")}
     generators: dict[str, Any] = {"dd2": bundle.generator}
-    runs = {"dd2": {"seconds": bundle.settings["seconds"]}}
+    runs: dict[str, Any] = {}
     for run in options.runs:
         generator = checkpoints.load(run / "generator.safetensors")
         generator.tokenizer, generator.teacher = bundle.tokenizer, bundle.teacher
         for temperature in options.temperatures:
             at = f"{run.name}, temperature {temperature:g}"
             generators[run.name if temperature == 1 else at] = generator.at_temperature(temperature)
-        report = json.loads((run / "run.json").read_text())
-        runs[run.name] = {"seconds": report["seconds"], "logits": report["settings"]["logits"]}
+        runs[run.name] = json.loads((run / "run.json").read_text())["settings"]["logits"]
     score = TeacherScore(bundle.teacher, **sampling)
     ways: dict[str, Any] = {}
     for name, generator in generators.items():
         before = None
-        for count in range(MOST + 1):
+        for count in range(options.most + 1):
             before = ways[f"{name}+{count}"] = Passes(generator, score, count, before)
     images, labels = held_out(options.name, options.data, options.samples, settings)
     told = evaluate_images(
@@ -140,7 +139,7 @@ def main() -> int:
         sampling=sampling,
     )
     for name, generator in generators.items():
-        for count in range(MOST + 1):
+        for count in range(options.most + 1):
             sampler = Sampler(generator, jacobi=count, **(sampling if count else {}))
             told["rows"][f"{name}+{count}"]["ms"] = milliseconds(partial(sampler, [3]))
     told["rows"]["teacher"]["ms"] = milliseconds(partial(by_teacher, bundle, sampling))
