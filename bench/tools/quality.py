@@ -1,9 +1,9 @@
 """Prints the sections of bench/QUALITY.md.
 
-    python bench/tools/quality.py [RUN...] [--ablations DIR]
+    python bench/tools/quality.py [RUN...] [--ablations DIR] [--passes DIR]
 
 Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``ablations.py`` wrote
-the comparison of methods.
+the comparison of methods; of what ``passes.py`` wrote generators with Jacobi passes after them.
 """
 
 from __future__ import annotations
@@ -130,10 +130,47 @@ def _compared(
     ]
 
 
+PASSES = {
+    "accuracy": ("accuracy", 3),
+    "fd": ("FD", 2),
+    "fd_class": ("FD per class", 2),
+    "fd_pixel": ("FD pixel", 3),
+    "to_teacher": ("FD to the teacher", 3),
+    "to_teacher_class": ("per class to the teacher", 2),
+    "to_teacher_pixel": ("pixel to the teacher", 3),
+    "recall": ("recall", 3),
+    "nll": ("NLL", 2),
+    "ms": ("ms", 2),
+}
+
+
+def passes(folder: Path) -> str:
+    """A table for each bundled teacher."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        rows = []
+        for key, found in report["rows"].items():
+            name, _, count = key.partition("+")
+            if count:
+                text = "DD2, bundled" if name == "dd2" else f"logit student {name}"
+                told = [text, str(int(count) + 1)]
+            elif key in ("teacher", "set_prediction"):
+                told = [key.replace("_", " "), ""]
+            else:
+                continue
+            cells = [f"{found[c]:.{d}f}" if c in found else "" for c, (_, d) in PASSES.items()]
+            rows.append([*told, *cells])
+        header = ["", "passes", *(name for name, _ in PASSES.values())]
+        parts.append(f"### {report['name']}\n\n{table(header, rows)}")
+    return "\n\n".join(parts)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--ablations", type=Path, help="folder that bench/tools/ablations.py wrote")
+    parser.add_argument("--passes", type=Path, help="folder that bench/tools/passes.py wrote")
     options = parser.parse_args()
     runs = [json.loads((folder / "run.json").read_text()) for folder in options.runs]
     found = {name: [run for run in runs if run["recipe"] == name] for name in ("digits", "toy")}
@@ -142,6 +179,8 @@ def main() -> int:
         parts.append(f"## Digits\n\n{digits(found['digits'])}")
     if options.ablations:
         parts.append(f"## Methods at equal training time\n\n{ablations(options.ablations)}")
+    if options.passes:
+        parts.append(f"## Jacobi passes\n\n{passes(options.passes)}")
     if found["toy"]:
         parts.append(f"## Toys\n\n{toys(found['toy'])}")
     print("\n\n".join(parts))

@@ -19,6 +19,7 @@ _LONGEST = 300
 _PAPER = "Distilled Decoding 2 ([arXiv 2510.21003](https://arxiv.org/abs/2510.21003))"
 _ABOUT = {
     "generator": f"A one-step image generator, by {_PAPER}.",
+    "logit_student": "A one-step image generator that predicts its teacher's logits from noise.",
     "student": "A one-step student of Distilled Decoding 1.",
     "teacher": "An autoregressive teacher of images.",
     "tokenizer": "A tokenizer: images to codes and back.",
@@ -52,7 +53,7 @@ def card(
     lines = ["---", "library_name: dd2_fast", "tags:", "- image-generation", f"- {kind}"]
     if licence is not None:
         lines.append(f"license: {licence}")
-    lines += ["---", "", f"# {kind}", "", _ABOUT.get(sort, f"A {sort}.")]
+    lines += ["---", "", f"# {kind}", "", _ABOUT.get(kind) or _ABOUT.get(sort, f"A {sort}.")]
     if picture is not None:
         lines += ["", f"![Samples]({picture})"]
     lines += ["", "```python", *_usage(sort), "```", "", "## Model", ""]

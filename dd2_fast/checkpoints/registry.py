@@ -12,6 +12,7 @@ from ..models.families import FAMILIES
 KINDS = {
     "dd2_generator": "dd2_fast.models.dd2:DD2Generator",
     "dd2_guidance": "dd2_fast.models.dd2:DD2Guidance",
+    "logit_student": "dd2_fast.models.logit_student:LogitStudent",
     **{
         kind: f"{model.__module__}:{model.__qualname__}"
         for family in FAMILIES.values()

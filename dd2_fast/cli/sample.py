@@ -61,7 +61,18 @@ def add_parser(commands: Any) -> None:
         default=0,
         help="k > 1 draws the last k - 1 steps anew from the teacher (default 0: one step)",
     )
-    parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps")
+    parser.add_argument(
+        "--jacobi",
+        type=integer(0),
+        default=0,
+        metavar="K",
+        help="passes of the teacher over all tokens at once, with the same noise (default 0)",
+    )
+    parser.add_argument(
+        "--teacher",
+        help="the teacher of a model that comes without: a bundled name, a bundle or a checkpoint",
+    )
+    parser.add_argument("--cfg", type=float, help="guidance of the teacher's steps or passes")
     parser.add_argument(
         "--top-k", type=integer(0), default=0, help="logits they keep (default 0: all)"
     )
@@ -105,10 +116,14 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     from ..sampling import NpzFile, PngFolder, Sampler, run_job
 
     try:
+        model = one_step_model(arguments.model, arguments.tokenizer, arguments.config)
+        if arguments.teacher is not None:
+            _attach_teacher(model, arguments.teacher)
         sampler = Sampler(
-            one_step_model(arguments.model, arguments.tokenizer, arguments.config),
+            model,
             steps=arguments.steps,
             teacher_steps=arguments.teacher_steps,
+            jacobi=arguments.jacobi,
             batch_size=arguments.batch_size,
             cfg=arguments.cfg,
             top_k=arguments.top_k,
@@ -136,9 +151,28 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     sink = NpzFile(arguments.out) if npz else PngFolder(arguments.out, arguments.scale)
     names = ("steps", "teacher_steps", "cfg", "top_k", "top_p", "scale")
     settings = {name: str(getattr(arguments, name)) for name in names}
+    if arguments.jacobi:  # what came later counts where it is not what earlier versions did
+        settings["jacobi"] = str(arguments.jacobi)
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
     _write_grid(arguments, sampler, labels)
     return len(labels)
+
+
+def _attach_teacher(model: Any, source: str) -> None:
+    """Give a one-step generator the teacher of a bundle or of a file; it takes the generator's
+    tokenizer."""
+    from .. import checkpoints
+    from ..checkpoints.bundle import load_bundle
+    from ..sampling import resolve_path
+
+    if getattr(model, "teacher", None) is not None:
+        raise ValueError("--teacher: expected a model without one, got a model that has its own")
+    path = resolve_path(source)
+    teacher = load_bundle(path).teacher if (path / "run.json").is_file() else checkpoints.load(path)
+    if not hasattr(teacher, "logits"):
+        raise ValueError(f"--teacher: expected a teacher, got a {type(teacher).__name__} in {path}")
+    teacher.tokenizer = model.tokenizer
+    model.teacher = teacher
 
 
 def _wanted(arguments: argparse.Namespace, num_classes: int, *, shuffled: bool) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..condition import Condition, Rows, condition_of
-from ..ops import conditional_score
+from ..ops import conditional_score, flow_solve
 
 _SCORED = ("codebook", "logits", "guidance_scale")
 
@@ -38,6 +38,19 @@ class TeacherDistribution:
             top_k=self.top_k,
             top_p=self.top_p,
             prediction=prediction,
+        )
+
+    def flow(self, noise: Tensor, steps: int = 20) -> Tensor:
+        """int64 codes ``[*]`` to which ``noise [*, C]`` flows (:func:`dd2_fast.ops.flow_solve`)."""
+        return flow_solve(
+            noise,
+            self.logits,
+            self.codebook,
+            steps=steps,
+            uncond_logits=self.uncond_logits,
+            guidance_scale=self.guidance_scale,
+            top_k=self.top_k,
+            top_p=self.top_p,
         )
 
 

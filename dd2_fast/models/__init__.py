@@ -1,9 +1,10 @@
-"""Teachers, tokenizers, and the DD2 generator and guidance network."""
+"""Teachers, tokenizers, the DD2 generator and guidance network, and the logit student."""
 
 from .causal import ARTeacher, CausalTransformer, TableTeacher, VQTokenizer
 from .dd2 import DD2Generator, DD2Guidance
 from .head import FlowHead
 from .llamagen import DD1LlamaGenStudent, LlamaGenBackbone, LlamaGenTeacher, LlamaGenTokenizer
+from .logit_student import LogitStudent
 from .prepared import prepare
 from .var import DD1VARStudent, VARBackbone, VARTeacher, VARTokenizer
 
@@ -18,6 +19,7 @@ __all__ = [
     "LlamaGenBackbone",
     "LlamaGenTeacher",
     "LlamaGenTokenizer",
+    "LogitStudent",
     "TableTeacher",
     "VARBackbone",
     "VARTeacher",

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..condition import Condition, Rows
-from .attached import Attached
-from .checks import check_embeddings
-from .families import FAMILIES, backbone_of
+from ..condition import Rows
+from .families import backbone_of
 from .family import Backbone, Teacher
 from .head import FlowHead
+from .network import BackboneNetwork
 
 Network = TypeVar("Network", bound="DD2Network")
 
 
-class DD2Network(Attached):
+class DD2Network(BackboneNetwork):
     """A causal backbone and a flow head: what the generator and the guidance network both are.
 
     A backbone that reads through a tokenizer gets the one attached here.
@@ -33,30 +32,14 @@ class DD2Network(Attached):
     def __init__(
         self, *, family: str = "causal", head_width: int = 96, head_depth: int = 2, **backbone: Any
     ) -> None:
-        super().__init__()
-        if family not in FAMILIES:
-            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
-        self.backbone: Backbone = FAMILIES[family].backbone(**backbone)
-        self.num_tokens: int = self.backbone.num_tokens
-        self.condition: Condition = self.backbone.condition
-        self.dimension: int = self.backbone.dimension
+        super().__init__(family, backbone)
         self.head = FlowHead(
             dimension=self.dimension,
             features=self.backbone.width,
             width=head_width,
             blocks=head_depth,
         )
-        self.config: dict[str, Any] = {
-            "family": family,
-            **self.backbone.backbone_config,
-            "head_width": head_width,
-            "head_depth": head_depth,
-        }
-
-    @property
-    def num_classes(self) -> int:
-        """Classes without the null class, if images are conditioned on classes."""
-        return cast(Any, self.backbone).num_classes
+        self.config.update(head_width=head_width, head_depth=head_depth)
 
     @classmethod
     def from_teacher(
@@ -80,37 +63,7 @@ class DD2Network(Attached):
         family, source = backbone_of(teacher)
         config = source.network_config(exact)
         config.update(family=family.name, head_width=head_width, head_depth=head_depth)
-        network = cls._beside(source, config)
-        own = network.backbone.state_dict()
-        network.backbone.load_state_dict({k: v for k, v in source.state_dict().items() if k in own})
-        network.tokenizer = getattr(teacher, "tokenizer", None)
-        return network
-
-    @classmethod
-    def _beside(
-        cls: type[Network], source: Backbone | nn.Module, config: dict[str, Any]
-    ) -> Network:
-        """A network on another's device, trainable even if made in inference mode."""
-        with torch.inference_mode(False), next(source.parameters()).device:
-            return cls(**config)
-
-    def _fitting(self, tokenizer: Any) -> Any:
-        if isinstance(self.backbone, Attached):
-            self.backbone.tokenizer = tokenizer
-            return self.backbone.tokenizer  # at the backbone's scales
-        codebook, count = tokenizer.codebook, getattr(tokenizer, "num_tokens", self.num_tokens)
-        if codebook.shape[1] != self.dimension:
-            raise ValueError(
-                f"tokenizer: expected codes of dimension {self.dimension}, got {codebook.shape[1]}"
-            )
-        if count != self.num_tokens:
-            raise ValueError(f"tokenizer: expected {self.num_tokens} tokens, got {count}")
-        return tokenizer
-
-    def _check(self, name: str, value: Tensor, labels: Rows) -> None:
-        device = self.head.input.weight.device
-        check_embeddings(name, value, self.num_tokens, self.dimension, device)
-        self.condition.check(labels, value.shape[0], device)
+        return cls._over(source, config, getattr(teacher, "tokenizer", None))
 
 
 class DD2Generator(DD2Network):

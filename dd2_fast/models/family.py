@@ -234,6 +234,7 @@ class Family:
         adapt: makes of a ``teacher`` that reads codes only, and a ``seed``, a copy that reads any
             vector.
         images: how it is trained on images; None: it is not.
+        classifier: the name of its teachers' last layer, an ``nn.Linear``: features to logits.
         prepared: by classes of modules, what stands for one when images are drawn: another module,
             or the same with constants added as its ``prepared`` (:func:`.prepared.prepare`).
     """
@@ -246,6 +247,7 @@ class Family:
     unsupported: tuple[Unsupported, ...] = ()
     adapt: Callable[[Any, int], Any] = _as_it_is
     images: FromImages | None = None
+    classifier: str = "head"
     prepared: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ from .families import FAMILIES
 from .folded import Folded, FoldedHead
 from .head import FlowHead
 from .int8 import to_int8
+from .logit_student import LogitStudent
 from .watch import Watch, same_layers
 
 Network = TypeVar("Network")
@@ -122,7 +123,7 @@ def _folding(network: nn.Module) -> Iterator[None]:
 def _is_covered(network: Any) -> bool:
     kind = type(network)
     known = kind in _KINDS
-    if kind is DD2Generator:
+    if kind in (DD2Generator, LogitStudent):
         known = bool(FAMILIES[network.config["family"]].prepared)
     compiled = getattr(network, "_compiled_call_impl", None) is not None
     return known and not compiled and not torch.compiler.is_compiling()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import integer
-from ..models import int8
+from ..models import LogitStudent, int8
 from ..models.sampling import check_seed
 
 
@@ -99,6 +99,10 @@ def check_int8(generator: nn.Module, *prepared: nn.Module) -> None:
     why = int8.missing()
     if why is None and (weight.device.type != "cpu" or weight.dtype != torch.float32):
         why = f"the networks are {weight.dtype} on {weight.device}"
+    if why is None and isinstance(generator, LogitStudent):
+        why = (
+            "a LogitStudent's codes flip where its logits are rounded, which has not been measured"
+        )
     layers = (int8.Int8Linear, int8.Int8Conv)
     if why is None and not any(isinstance(m, layers) for p in prepared for m in p.modules()):
         why = (

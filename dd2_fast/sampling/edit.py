@@ -70,6 +70,11 @@ class EditingSampler:
                 "output: expected images (or 'tokens', without keep_pixels) of an edit, "
                 f"got {output!r}"
             )
+        if self.jacobi:
+            raise ValueError(
+                f"jacobi: expected a sampler with 0 for edits, got {self.jacobi}: what is known of "
+                "an image came from no noise"
+            )
         steps = self.teacher_steps
         if teacher_steps is not None:
             steps = self._check_teacher_steps(teacher_steps)

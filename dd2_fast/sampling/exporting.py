@@ -22,6 +22,7 @@ from ..ambient import outside_autocast
 from ..checkpoints.files import check_file, replacing
 from ..condition import Rows
 from ..metrics.evaluation_mode import evaluation_mode
+from ..models import LogitStudent
 from ..models.prepared import prepare
 from .arguments import integer
 from .outputs import pixels
@@ -83,6 +84,7 @@ def export(
     check_one_pass(teacher_steps)
     if not isinstance(model, Sampler):
         sampler = Sampler(model, steps=steps)
+    _check_networks(sampler)
     check_file(path)
     settings = {name: str(value) for name, value in sampler.condition.settings.items()}
     program = exported(sampler, batch, uint8)
@@ -161,6 +163,21 @@ def check_one_pass(teacher_steps: int) -> None:
             "draw random tokens one after the other and keep what they have read between them, "
             "where a file is one pass from noise to images; refine with dd2_fast.Sampler(model, "
             f"teacher_steps={teacher_steps})"
+        )
+
+
+def _check_networks(sampler: Sampler) -> None:
+    """Raise ValueError, with the reason, for a sampler whose images come from more than the one
+    pass of torch's own operators that a file holds."""
+    if sampler.jacobi:
+        raise ValueError(
+            f"jacobi: expected 0 for a file, got {sampler.jacobi}: a file is one pass from noise "
+            "to images, without the teacher"
+        )
+    if isinstance(sampler.generator, LogitStudent):
+        raise ValueError(
+            "model: expected a generator of torch's own operators for a file, got a LogitStudent, "
+            "whose codes dd2_fast.ops.flow_solve makes"
         )
 
 

@@ -92,7 +92,7 @@ def run_job(
 
 def _weights(sampler: Sampler) -> str:
     """What tells the networks that the images are drawn with."""
-    teacher = sampler.teacher if sampler.teacher_steps > 1 else None
+    teacher = sampler.teacher if sampler.teacher_steps > 1 or sampler.jacobi else None
     networks = (sampler.generator, sampler.tokenizer, teacher)
     return fingerprint(*(network for network in networks if network is not None))
 

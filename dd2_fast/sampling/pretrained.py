@@ -43,7 +43,7 @@ class PretrainedSampler(Pushable):
         """A sampler of the model in a folder, or in a repository of the Hub, which is fetched by
         `huggingface_hub` (extra `hub`).
 
-        Its teacher is fetched and loaded only where teacher steps need it.
+        Its teacher is fetched and loaded only where teacher steps or Jacobi passes need it.
 
         Args:
             source: a path of whatever `checkpoints.load` reads, `owner/name`, or a bundled name.
@@ -55,8 +55,8 @@ class PretrainedSampler(Pushable):
         """
         own = inspect.signature(cls.__init__).parameters
         config = {name: settings.pop(name) for name in list(settings) if name not in own}
-        steps = settings.get("teacher_steps", 0)
-        refines = isinstance(steps, int) and steps > 1
+        steps, passes = settings.get("teacher_steps", 0), settings.get("jacobi", 0)
+        refines = (isinstance(steps, int) and steps > 1) or bool(passes)
         if isinstance(source, str) and source in bundled_names():
             source = bundled_path(source)
         path = fetched(source, revision, teacher=refines)

@@ -36,6 +36,7 @@ from .at_once import AtOnce
 from .buckets import BucketedCall, Function, bucket_sizes
 from .edit import EditingSampler
 from .faults import Faults
+from .jacobi import NEEDS, jacobi
 from .noise import image_noise
 from .outputs import PIXELS, check_output, in_form, to_uint8
 from .pretrained import PretrainedSampler
@@ -44,6 +45,7 @@ from .sources import load_networks
 
 _BATCH = 256
 _REFINES = ("guidance_scale", "generate", "steps")  # what a teacher needs for its steps
+_FLOW_STEPS = 20  # of Jacobi passes after a generator that has none of its own
 _OFF = {"cfg": None, "top_k": 0, "top_p": 1.0}
 
 
@@ -60,9 +62,13 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         steps: passes of the generator: 2 for the second step of DD1's students, else 1.
         teacher_steps: 0 or 1 is the generator alone; k > 1 keeps its tokens, snapped to the
             codebook, and draws the last k - 1 anew from the teacher (paper Alg. 4).
+        jacobi: k passes of the teacher over all tokens at once, after the generator's: each maps
+            the noise that the tokens came from to codes under the teacher's logits of the tokens
+            before. Every pass brings images closer to the teacher's own; as many as it has steps
+            are exactly DD1's map. Not with teacher_steps.
         batch_size: images a pass; None takes 256. The images do not depend on it.
-        cfg, top_k, top_p: guidance and filters of the teacher's steps; off by default, and refused
-            where there are no such steps.
+        cfg, top_k, top_p: guidance and filters of the teacher's steps or passes; off by default,
+            and refused where there are none.
         device: where to move the networks; None leaves them where they are.
         dtype: what to convert the networks to; None leaves them as they are. torch.bfloat16 is
             the fast setting, on a CPU with its instructions too, and needs no `compile` there; a
@@ -85,6 +91,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         *,
         steps: int = 1,
         teacher_steps: int = 0,
+        jacobi: int = 0,
         batch_size: int | None = None,
         cfg: float | None = None,
         top_k: int = 0,
@@ -110,6 +117,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         self.condition = condition_of(self.generator)
         self.steps = self._check_steps(steps)
         self.teacher_steps = self._check_teacher_steps(teacher_steps)
+        self.jacobi = self._check_jacobi(jacobi, dtype)
         self._teacher_options = self._check_teacher_options(cfg, top_k, top_p)
         self._cuda_graphs = cuda_graphs
         self._compiling: dict[str, Any] | None = None
@@ -279,7 +287,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
 
         It has no part of torch's modes, each of which costs some percent of a digit.
         """
-        if self.teacher_steps > 1 or output == "tokens" or not self._plain():
+        if self.teacher_steps > 1 or self.jacobi or output == "tokens" or not self._plain():
             return None
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
@@ -346,17 +354,15 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         x = self._generated(draw, seed, indices, labels)
         look = functools.partial(faults.look, indices=indices, labels=labels, seed=seed)
         look("generator", x)
-        if self.teacher is not None and self.teacher_steps > 1:
+        if self.teacher is not None and (self.teacher_steps > 1 or self.jacobi):
+            given: dict[str, Any] = dict(seed=seed, **self._teacher_options)
+            by_teacher = prepare(self.teacher), nearest_code(x, codebook), labels, indices
             with annotate("dd2_fast.refine"):
-                tokens = refine(
-                    prepare(self.teacher),
-                    nearest_code(x, codebook),
-                    labels,
-                    indices,
-                    steps=self.teacher_steps - 1,
-                    seed=seed,
-                    **self._teacher_options,
-                )
+                if self.jacobi:
+                    flow_steps = getattr(self.generator, "flow_steps", _FLOW_STEPS)
+                    tokens = jacobi(*by_teacher, passes=self.jacobi, flow_steps=flow_steps, **given)
+                else:
+                    tokens = refine(*by_teacher, steps=self.teacher_steps - 1, **given)
                 look("teacher", tokens)
                 if output == "tokens":
                     return tokens
@@ -402,6 +408,36 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
             )
         return steps
 
+    def _check_jacobi(self, passes: int, dtype: Any) -> int:
+        passes = integer(passes, "jacobi")
+        most = self.num_tokens
+        if passes and self.teacher is not None:
+            check_teacher(self.teacher, NEEDS)
+            most = len(self.teacher.steps)
+        if not 0 <= passes <= most:
+            raise ValueError(
+                f"jacobi: expected 0 to {most}, the teacher's steps, after which nothing changes, "
+                f"got {passes}"
+            )
+        if not passes:
+            return 0
+        if self.teacher is None:
+            raise ValueError(
+                f"jacobi: {passes} needs a model with a teacher, and this one has none; load a "
+                "bundle folder, set the model's teacher, or set jacobi=0"
+            )
+        if self.teacher_steps > 1:
+            raise ValueError(
+                f"jacobi: expected with teacher_steps of 0 or 1, got {passes} with "
+                f"teacher_steps={self.teacher_steps}: both would replace the same tokens"
+            )
+        if dtype == "int8":
+            raise ValueError(
+                f'jacobi: expected 0 with dtype "int8", got {passes}: the passes are in float32, '
+                "beside which the generator's own in eight bits saves next to nothing"
+            )
+        return passes
+
     def _check_teacher_options(self, cfg: float | None, top_k: int, top_p: float) -> dict[str, Any]:
         """Return the options of the teacher's steps."""
         if cfg is not None:
@@ -410,10 +446,10 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         check_filters(top_k, top_p)
         options = {"cfg": cfg, "top_k": top_k, "top_p": top_p}
         given = [name for name, off in _OFF.items() if options[name] != off]
-        if given and self.teacher_steps < 2:
+        if given and self.teacher_steps < 2 and not self.jacobi:
             raise ValueError(
-                f"{', '.join(given)}: expected with teacher_steps of at least 2 alone, whose "
-                f"settings they are, got teacher_steps={self.teacher_steps}"
+                f"{', '.join(given)}: expected with teacher_steps of at least 2 or jacobi alone, "
+                f"whose settings they are, got teacher_steps={self.teacher_steps}, jacobi=0"
             )
         return options
 

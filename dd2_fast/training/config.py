@@ -196,6 +196,31 @@ DistillConfig = CsdConfig  # its name while it differed from DistilConfig by one
 
 
 @dataclass(frozen=True)
+class LogitsConfig(Checked):
+    """The logit student: ``pair_steps`` at DD1's tokens, then ``steps`` at its own.
+
+    ``pairs`` are drawn once, ``pair_batch`` at a time; 0: they come from ``source.data``, or are
+    drawn for every batch. ``flow_steps``: Heun steps from noise to a code. ``temperature``: of the
+    student's codes, in training and after it.
+    """
+
+    pairs: Count = 0
+    pair_batch: int = 500
+    pair_steps: Count = 1000
+    pair_rate: Amount = 2e-3
+    steps: Count = 2000
+    rate: Amount = 1e-3
+    batch: int = 64
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: Amount = 0.0
+    warmup: Count = 50
+    hold: float = 0.5
+    ema_decay: Amount = 0.997
+    flow_steps: int = 20
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class ExecutionConfig(Checked):
     """How a step's arithmetic is done; results change by rounding alone.
 

@@ -83,7 +83,7 @@ def compare(
 def shorten(config: Any, steps: int) -> Any:
     """The recipe's configuration with at most ``steps`` steps per stage, stage 1's two
     halves together."""
-    stage1, distill = config.stage1, config.distill
+    stage1, distill, logits = config.stage1, config.distill, config.logits
     head = min(stage1.head_steps, steps // 2)
 
     def least(value: int) -> int:
@@ -101,14 +101,21 @@ def shorten(config: Any, steps: int) -> Any:
             align_steps=least(distill.align_steps),
             aligned_steps=least(distill.aligned_steps),
         ),
+        logits=dataclasses.replace(
+            logits,
+            pairs=least(logits.pairs),
+            pair_steps=least(logits.pair_steps),
+            steps=least(logits.steps),
+        ),
     )
 
 
 def _loss_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    return max(
+    differences = (
         abs(float(ours[name]) - float(value)) / max(abs(float(value)), 1.0)
         for name, value in theirs.items()
     )
+    return max(differences, default=0.0)
 
 
 def _gradients(network: nn.Module) -> list[Tensor]:

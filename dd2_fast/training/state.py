@@ -23,7 +23,7 @@ from ..checkpoints.files import remove_leftovers, replacing
 from ..checkpoints.screen import screen_zip
 from ..differences import described, differences
 from ..reading import shown
-from .config import AdaptationConfig
+from .config import AdaptationConfig, LogitsConfig
 from .parallel import Parallel
 from .settings import flatten
 
@@ -35,6 +35,7 @@ _FORMAT = 2
 _LATER: dict[str, Any] = {
     **{"start": "", "family": "var", "pairs.count": 0, "pairs.batch": 250, "tokenizer.latents": 64},
     **{f"adaptation.{k}": v for k, v in flatten(AdaptationConfig(steps=0)).items()},
+    **{f"logits.{k}": v for k, v in flatten(LogitsConfig()).items()},
 }
 # Settings that change rounding, speed or what is shown; a run may go on with others.
 _FREE = ("overwrite", "device", "execution.", "watch.")

@@ -18,3 +18,14 @@ def test_the_committed_comparison_is_made_from_the_committed_files(tmp_path: Pat
     assert printed.startswith("## Methods at equal training time")
     table = printed.partition("\n\n")[2]
     assert table.count("\n") >= 9 and table in (BENCH / "QUALITY.md").read_text()
+
+
+def test_the_committed_passes_are_made_from_the_committed_files(tmp_path: Path) -> None:
+    folder = BENCH / "results" / "passes"
+    printed = run_python(
+        str(BENCH / "tools" / "quality.py"), "--passes", str(folder), folder=tmp_path
+    ).strip()
+    tables = printed.split("\n\n")[2::2]
+    quality = (BENCH / "QUALITY.md").read_text()
+    assert len(tables) == len(list(folder.glob("*.json"))) >= 1
+    assert all(table.count("\n") >= 9 and table in quality for table in tables)

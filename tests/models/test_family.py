@@ -63,6 +63,7 @@ def test_names_kinds_and_formats_are_those_of_files() -> None:
     assert set(KINDS) - {kind for one in FAMILIES.values() for kind in one.kinds} == {
         "dd2_generator",
         "dd2_guidance",
+        "logit_student",
         "digits_classifier",
         "image_classifier",
     }

@@ -46,7 +46,7 @@ def test_sizes_are_positive_and_rates_may_be_zero() -> None:
     sizes = {"batch", "draws", "heads", "layers", "width", "vocabulary", "dimension", "count"}
     sizes |= {"hold", "time_low", "head_width", "head_depth", "ode_steps", "images", "save_every"}
     sizes |= {"guidance_updates", "guidance_floor", "generator_time_low", "guidance_time_low"}
-    sizes |= {"report_every"}
+    sizes |= {"report_every", "flow_steps", "pair_batch", "temperature"}
     values = [value for m in (config, distil, watching) for value in vars(m).values()]
     kinds = {k for k in values if isinstance(k, type) and issubclass(k, Checked)} - {Checked}
     assert len(kinds) > 8

@@ -16,7 +16,7 @@ from dd2_fast import checkpoints
 from dd2_fast.cli import main
 from dd2_fast.cli.train import config_names
 from dd2_fast.losses import TeacherScore
-from dd2_fast.models import DD2Generator
+from dd2_fast.models import DD2Generator, LogitStudent
 from dd2_fast.ops import available_backends
 from dd2_fast.sampling import Sampler
 from dd2_fast.training.recipes import distil
@@ -24,7 +24,8 @@ from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.recipes.teachers import load_teacher, open_samples
 from dd2_fast.training.samples.make_shards import make_shards
 from dd2_fast.training.settings import configure, flatten
-from dd2_fast.training.state import lasting_settings
+from dd2_fast.training.stages import LogitStage
+from dd2_fast.training.state import RunState, lasting_settings
 
 FAMILIES = ("var", "llamagen")
 # Small enough for a few seconds, every stage there.
@@ -213,6 +214,109 @@ def test_dd1_alone(tmp_path: Path) -> None:
     assert any(moved)
 
 
+LOGITS = {"pairs": 12, "pair_batch": 6, "pair_steps": 2, "steps": 4, "batch": 8, "warmup": 1}
+
+
+def logits_config(family: str, **changes) -> DistilConfig:
+    settings = {"method": "logits", "logits": LOGITS, "ode_steps": 2, "samples": {"cfg": None}}
+    return config(family, **{**settings, **changes})
+
+
+def student_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.load(folder / "generator.safetensors").state_dict()
+
+
+@pytest.fixture(scope="module", params=("causal", *FAMILIES))
+def student(request, tmp_path_factory) -> tuple[str, Path]:
+    out = tmp_path_factory.mktemp("logits") / request.param
+    settings = logits_config(request.param, execution={"keep_every": 2})
+    return request.param, distil.run(settings, out, progress=False)
+
+
+def test_a_logit_student_samples(student: tuple[str, Path]) -> None:
+    family, out = student
+    report = json.loads((out / "run.json").read_text())
+    assert report["losses"].keys() == {"pairs", "logits_start", "logits"}
+    assert {p.name for p in out.glob("*.safetensors")} == {"generator.safetensors"}
+    names = {path.stem for path in (out / "weights").iterdir()}
+    assert names == {"logits_start-0000002", "logits-0000002", "logits-0000004"}
+    generator = checkpoints.load(out)
+    assert isinstance(generator, LogitStudent)
+    start = distil.Networks(logits_config(family), distil.Parallel()).generator
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(generator.parameters(), start.parameters(), strict=True)
+    ]
+    assert sum(moved) > 0.9 * len(moved)
+    assert Sampler(out)([1, 2]).isfinite().all()
+    generator.teacher = load_teacher(f"random-{family}")
+    assert Sampler(generator, jacobi=2, cfg=2.0)([1, 2]).isfinite().all()
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {"kl", "grad/generator", "lr/generator"} <= {
+        n for line in logged for n in line["values"]
+    }
+    assert (out / "samples" / "logits-0000004.png").is_file()
+
+
+def test_a_logit_student_goes_on_where_it_stopped(
+    student: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, out = student
+    settings = logits_config(family)
+    real, left = LogitStage.step, iter(range(3))
+
+    def stopping(self, index, rng):
+        if next(left, None) is None:  # in the first step on its own codes but one
+            raise KeyboardInterrupt
+        return real(self, index, rng)
+
+    monkeypatch.setattr(RunState, "due", lambda self: True)
+    monkeypatch.setattr(LogitStage, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        distil.run(settings, tmp_path, progress=False)
+    monkeypatch.setattr(LogitStage, "step", real)
+    distil.run(settings, tmp_path, progress=False)
+    ours, theirs = student_weights(tmp_path), student_weights(out)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    longer = logits_config(family, logits={**LOGITS, "steps": 5})
+    distil.run(longer, tmp_path, progress=False)  # a finished one, extended
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["logits"]["steps"] == 5
+    further = student_weights(tmp_path)
+    assert any(not torch.equal(value, further[name]) for name, value in ours.items())
+
+
+def train_student_of_two(family: str, sharding: str) -> None:
+    execution = {"sharding": sharding, "micro_batch": 2}
+    distil.run(logits_config(family, execution=execution), Path("out"), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_two_processes_train_the_same_student(
+    student: tuple[str, Path], tmp_path: Path, sharding: str
+) -> None:
+    family, out = student
+    run_together(train_student_of_two, family, sharding, folder=tmp_path)
+    ours, theirs = student_weights(tmp_path / "out"), student_weights(out)
+    assert max(float((value - theirs[name]).abs().max()) for name, value in ours.items()) < 1e-4
+
+
+def test_a_logit_student_of_fused_operators_and_of_plain_ones() -> None:
+    parts = list(distil.check_parity(logits_config("var"), 3))
+    assert [part.stage for part in parts] == ["logits_start", "logits"]
+    assert all(max(part.loss, part.gradient, part.weights) < 1e-4 for part in parts)
+
+
+def test_a_logit_student_of_shards(tmp_path: Path) -> None:
+    make_shards(TeacherScore(load_teacher("random-var")), tmp_path / "s", num=9, ode_steps=2)
+    source = {"teacher": "random-var", "data": str(tmp_path / "s")}
+    samples = {"cfg": None, "top_k": 0}
+    changes = {"source": source, "samples": samples, "logits": {**LOGITS, "pairs": 0}}
+    distil.run(logits_config("var", **changes), tmp_path / "o", progress=False)
+    with pytest.raises(ValueError, match="logits.pairs: expected 0 with source.data"):
+        logits_config("var", source=source)
+
+
 def test_samples_from_shards(tmp_path: Path, capsys) -> None:
     shards = tmp_path / "shards"
     teacher = load_teacher("random-llamagen")
@@ -276,8 +380,10 @@ BAD = {
     "nested": ({"stage1": {"speed": 1}}, ValueError, "stage1.speed: expected one of"),
     "type": ({"stage1": {"steps": 1.5}}, TypeError, "stage1.steps: expected an integer, got 1.5"),
     "table": ({"stage1": 3}, TypeError, "stage1: expected a table, got 3"),
-    "method": ({"method": "dd3"}, ValueError, "method: expected one of dd2, dd1"),
+    "method": ({"method": "dd3"}, ValueError, "method: expected one of dd2, dd1, logits"),
     "dd1": ({"method": "dd1"}, ValueError, "regression.steps: expected at least 1"),
+    "start": ({"method": "logits", "start": "a:stage1"}, ValueError, "nothing for method logits"),
+    "logits": ({"logits": {"steps": -1}}, ValueError, "logits.steps: expected zero or more"),
     "precision": ({"execution": {"precision": "int8"}}, ValueError, "precision: expected one of"),
     "report": ({"execution": {"report_every": 0}}, ValueError, "report_every: expected at least"),
     "sign": ({"stage1": {"batch": 0}}, ValueError, "batch: expected a positive number"),

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dd2_fast.losses import TeacherScore
-from dd2_fast.models import DD2Generator, DD2Guidance
+from dd2_fast.models import DD2Generator, DD2Guidance, LogitStudent
 from dd2_fast.models.families import FAMILIES
 from dd2_fast.training import stages
 from dd2_fast.training.config import (
     AdaptationConfig,
     CsdConfig,
+    LogitsConfig,
     RegressionConfig,
     Stage1Config,
 )
@@ -29,6 +30,7 @@ from dd2_fast.training.stages import (
     CsdStage,
     GroundTruthScoreStage,
     GuidanceStage,
+    LogitStage,
     PairsStage,
     RegressionStage,
 )
@@ -63,6 +65,8 @@ class Setup:
             nn.init.normal_(self.guidance.head.output.weight, std=0.1)
         self.generator = DD2Generator.from_guidance(self.guidance)
         self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
+        self.student = LogitStudent.from_teacher(self.teacher).requires_grad_()
+        self.student_ema = LogitStudent.from_teacher(self.teacher).requires_grad_(False)
         self.samples = TeacherScore(source, cfg=2.0, top_k=40)
         self.score = TeacherScore(self.teacher, cfg=2.0, top_k=40)
         self.pool = PairPool(6, self.teacher.num_tokens, self.teacher.codebook.shape[1])
@@ -72,6 +76,8 @@ class Setup:
             "guidance": self.guidance,
             "generator": self.generator,
             "ema": self.ema,
+            "student": self.student,
+            "student_ema": self.student_ema,
             "pool": self.pool,
         }
         if self.teacher is not source:
@@ -117,6 +123,13 @@ def csd(setup: Setup, pool: Any = None, **changes: Any) -> Stage:
     return CsdStage("distill", STEPS, *networks, pool, CsdConfig(**{**vars(CSD), **changes}))
 
 
+def logits(setup: Setup, pool: Any = None) -> Stage:
+    """The teacher that is learnt from is the source, which may read codes only."""
+    config = LogitsConfig(batch=BATCH, warmup=0, ema_decay=0.5)
+    networks = (setup.student, setup.student_ema, setup.samples)
+    return LogitStage("logits", STEPS, 1e-3, *networks, pool, config)
+
+
 CASES = {
     "adaptation": Case(adaptation, ("teacher.",), frozenset({"nll", "teacher_norm"})),
     "pairs": Case(
@@ -149,6 +162,12 @@ CASES = {
         )
         for objective in ("sid", "dmd")
     },
+    "logits_pairs": Case(
+        lambda s: logits(s, s.pairs),
+        ("student.", "student_ema."),
+        frozenset({"kl", "generator_norm"}),
+    ),
+    "logits": Case(logits, ("student.", "student_ema."), frozenset({"kl", "generator_norm"})),
     "auxiliary": Case(
         lambda s: csd(s, s.pairs, auxiliary=0.5),
         ("guidance.", "generator.", "ema."),
@@ -174,7 +193,7 @@ def test_a_stage_trains_what_it_says(
     for key, module in setup.modules.items():
         own = {k.removeprefix(f"{key}."): v for k, v in start.items() if k.startswith(f"{key}.")}
         module.load_state_dict(own)
-        module.requires_grad_(key in ("guidance", "generator"))
+        module.requires_grad_(key in ("guidance", "generator", "student"))
         module.zero_grad()
     stage = case.make(setup)
     rng = torch.Generator().manual_seed(1)

@@ -36,4 +36,5 @@ FAMILY = Family(
         "table_teacher": TableTeacher,
     },
     random=_random,
+    classifier="classifier",
 )

@@ -48,4 +48,5 @@ FAMILY = Family(
     prepared=PREPARED,
     unsupported=UNSUPPORTED,
     adapt=_adapt,
+    classifier="output",
 )

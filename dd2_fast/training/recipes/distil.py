@@ -1,5 +1,5 @@
 """The paper's recipe for a loaded teacher: stage 0 for one that reads codes only, stage 1, stage 2,
-alignment; or DD1's regression, the baseline."""
+alignment; or DD1's regression, the baseline; or a logit student."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ..config import (
     Count,
     CsdConfig,
     ExecutionConfig,
+    LogitsConfig,
     NetworkConfig,
     RegressionConfig,
     ScoreConfig,
@@ -42,13 +43,14 @@ from .keeping import (
     Keeper,
     write_network,
 )
+from .logits import logit_stages
 from .networks import Networks
 from .running import Made, carry_out
 from .stage2 import distillation_stages
 from .teachers import open_samples
 from .watching import WatchConfig
 
-METHODS = ("dd2", "dd1")
+METHODS = ("dd2", "dd1", "logits")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class DistilConfig(Checked):
     """Every setting of the recipe.
 
     Args:
-        method: ``"dd2"``, or ``"dd1"`` for the regression of pairs alone.
+        method: ``"dd2"``; ``"dd1"`` for the regression of pairs alone; ``"logits"`` for a
+            :class:`dd2_fast.models.LogitStudent`, which takes ``logits`` and ``network.exact`` in
+            the place of the settings of stages 0 to 2.
         device: ``"auto"`` is CUDA where there is one.
         samples: the distribution that stage 1 and DD1's pairs are drawn from.
         score: the one that is distilled. ode_steps: of pairs that are drawn when needed.
@@ -89,6 +93,7 @@ class DistilConfig(Checked):
     stage1: Stage1Config = field(default_factory=Stage1Config)
     regression: RegressionConfig = RegressionConfig(steps=0)
     distill: CsdConfig = field(default_factory=CsdConfig)
+    logits: LogitsConfig = field(default_factory=LogitsConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     ode_steps: int = 20
@@ -103,8 +108,15 @@ class DistilConfig(Checked):
         folder, _, stage = self.start.rpartition(":")
         if self.start and (not folder or stage != "stage1"):
             raise ValueError(f"start: expected RUN:stage1, got {self.start!r}")
-        if self.start and self.method == "dd1":
-            raise ValueError(f"start: expected nothing for method dd1, got {self.start!r}")
+        if self.start and self.method != "dd2":
+            raise ValueError(
+                f"start: expected nothing for method {self.method}, got {self.start!r}"
+            )
+        if self.method == "logits" and self.logits.pairs and self.source.data:
+            raise ValueError(
+                "logits.pairs: expected 0 with source.data, which has pairs, got "
+                f"{self.logits.pairs}"
+            )
 
 
 def run(config: DistilConfig, out: Path, *, progress: bool = True) -> Path:
@@ -137,7 +149,8 @@ def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) 
     def make() -> Made:
         networks = Networks(config, parallel)
         execution = config.execution
-        settings = networks.stage1_settings() if execution.keep_state else None
+        stage1 = execution.keep_state and config.method != "logits"
+        settings = networks.stage1_settings() if stage1 else None
         tokenizer = networks.own_tokenizer()
         keep = Keeper(out, networks, metadata, settings, execution.keep_every, tokenizer)
 
@@ -175,8 +188,8 @@ def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) 
 
 def last_steps(config: DistilConfig) -> str:
     """The setting that says how many steps the last stage takes."""
-    if config.method == "dd1":
-        return "regression.steps"
+    if config.method != "dd2":
+        return "regression.steps" if config.method == "dd1" else "logits.steps"
     return "distill.aligned_steps" if config.distill.align_steps else "distill.steps"
 
 
@@ -217,6 +230,8 @@ def choose_device(name: str) -> torch.device:
 
 def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
     """The stages in order; each starts from what the ones before left in ``networks``."""
+    if config.method == "logits":
+        return logit_stages(config, networks, parallel)
     teacher = networks.teacher
     samples = TeacherScore(networks.source, **dataclasses.asdict(config.samples))
     score = TeacherScore(teacher, **dataclasses.asdict(config.score))

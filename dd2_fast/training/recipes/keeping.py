@@ -12,8 +12,8 @@ from torch import nn
 from ... import checkpoints
 from ...checkpoints import save
 from ...differences import described, differences
-from ...models.dd2 import DD2Network
 from ...models.family import as_module
+from ...models.network import BackboneNetwork
 from ..loop import Stage
 from ..parallel import Parallel
 from ..settings import flatten
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 STAGE1, TEACHER = "stage1.safetensors", "teacher.safetensors"
 WEIGHTS = "weights"
+_CHANGING = ("distill", "aligned", "logits_start", "logits")  # stages, of the average generator
 _SECTIONS = ("network.", "samples.", "score.", "stage1.")
 
 
 def write_network(
     path: Path,
-    network: DD2Network,
+    network: BackboneNetwork,
     parallel: Parallel,
     metadata: Mapping[str, Any],
     tokenizer: nn.Module | None = None,
@@ -87,7 +88,7 @@ class Keeper:
             if networks.adapting and parallel.rank == 0:
                 save(self.out / TEACHER, as_module(networks.teacher), self.metadata)
             write_network(self.out / STAGE1, networks.guidance, parallel, metadata)
-        changes = stage.name in ("distill", "aligned") or networks.config.method == "dd1"
+        changes = stage.name in _CHANGING or networks.config.method == "dd1"
         if self.every and changes and step // self.every > before // self.every:
             if parallel.rank == 0:
                 (self.out / WEIGHTS).mkdir(exist_ok=True)

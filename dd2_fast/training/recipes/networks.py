@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ...models import DD2Generator, DD2Guidance
+from ...condition import condition_of
+from ...models import DD2Generator, DD2Guidance, LogitStudent
 from ...models.families import backbone_of
-from ...models.family import Teacher, Tokenizer, as_module
+from ...models.family import Family, Teacher, Tokenizer, as_module
+from ...models.network import BackboneNetwork
 from ..parallel import Parallel
+from ..samples.pool import PairPool
 from ..samples.shards import sha256_of_weights
 from ..settings import parse_config
 from .keeping import load_stage1, stage1_settings
@@ -29,8 +32,15 @@ class Networks:
     the teacher and the seed.
 
     ``teacher`` is frozen; of one that reads codes only it is a copy that reads any vector, in
-    float32 until stage 0 is over. ``source``, which draws samples, is the teacher as loaded.
+    float32 until stage 0 is over. ``source``, which draws samples, is the teacher as loaded. A
+    logit student learns from the teacher as loaded, which reads its codes: there is no stage 0 and
+    no ``guidance``, and ``pool`` has the pairs that are drawn before.
     """
+
+    guidance: DD2Guidance
+    generator: Any
+    ema: Any
+    pool: PairPool | None = None
 
     def __init__(self, config: DistilConfig, parallel: Parallel) -> None:
         self.parallel, self.config = parallel, config
@@ -38,7 +48,8 @@ class Networks:
         settings = parse_config(shlex.split(source.config), "source.config")
         teacher = load_teacher(source.teacher, source.tokenizer, config.seed, settings)
         family, backbone = backbone_of(teacher)
-        self.adapting = not backbone.adapted
+        logits = config.method == "logits"
+        self.adapting = not (backbone.adapted or logits)
         self.source: Teacher = teacher.to(parallel.device)
         self._source_sha256 = sha256_of_weights(as_module(teacher))  # before its precision changes
         if self.adapting:
@@ -47,6 +58,13 @@ class Networks:
         tokenizer = self.teacher.tokenizer
         assert tokenizer is not None, "load_teacher sees to it"
         self.tokenizer: Tokenizer = tokenizer.to(parallel.device)
+        made = self._logit_students(family) if logits else self._dd2()
+        for network in made:
+            network.teacher = self.teacher
+            parallel.prepare(network)
+
+    def _dd2(self) -> tuple[BackboneNetwork, ...]:
+        config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.guidance = DD2Guidance.from_teacher(
@@ -54,13 +72,32 @@ class Networks:
             )
         self.generator = DD2Generator.from_guidance(self.guidance)
         self.ema = DD2Generator.from_guidance(self.guidance).requires_grad_(False)
-        for network in (self.guidance, self.generator, self.ema):
-            network.teacher = self.teacher
-            parallel.prepare(network)
+        return self.guidance, self.generator, self.ema
+
+    def _logit_students(self, family: Family) -> tuple[BackboneNetwork, ...]:
+        config, teacher = self.config, self.teacher
+        reads_noise = family.adapt(teacher, config.seed)
+        settings: dict[str, Any] = dict(
+            flow_steps=config.logits.flow_steps,
+            temperature=config.logits.temperature,
+            exact=config.network.exact,
+        )
+        self.generator, self.ema = (
+            LogitStudent.from_teacher(reads_noise, **settings) for _ in range(2)
+        )
+        self.ema.requires_grad_(False)
+        if config.logits.pairs:
+            shape = teacher.num_tokens, teacher.codebook.shape[1]
+            self.pool = PairPool(config.logits.pairs, *shape, condition_of(teacher))
+            self.pool.to(self.parallel.device)
+        return self.generator, self.ema
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """What a saved state holds."""
-        names = ("guidance", "generator", "ema", *(["teacher"] if self.adapting else []))
+        if self.config.method == "logits":
+            names = ["generator", "ema", *(["pool"] if self.pool is not None else [])]
+        else:
+            names = ["guidance", "generator", "ema", *(["teacher"] if self.adapting else [])]
         return {name: getattr(self, name) for name in names}
 
     def freeze(self, done: Collection[str] | None = None) -> None:

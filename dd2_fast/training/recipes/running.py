@@ -14,7 +14,6 @@ from torch import nn
 from ...checkpoints.bundle import SETTINGS
 from ...checkpoints.files import check_writable, write_atomic
 from ...checkpoints.locks import locked
-from ...models import DD2Generator
 from ...models.family import Tokenizer
 from ...processes import together
 from ..loop import Stage, run_stages
@@ -41,7 +40,7 @@ class Made:
     modules: Mapping[str, nn.Module]
     stages: Callable[[Collection[str]], list[Stage]]
     write: Callable[[], Mapping[str, Any]]
-    ema: DD2Generator | None = None
+    ema: Any = None
     tokenizer: Tokenizer | None = None
     keep: Callable[[Stage, int, int], None] | None = None
     done: Collection[str] = ()

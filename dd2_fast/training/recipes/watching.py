@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...condition import condition_of
-from ...models import DD2Generator
 from ...models.family import Tokenizer
 from ...sampling.noise import image_noise
 from ..config import Checked, Count
@@ -20,6 +20,8 @@ from ..state import RunState
 from ..watch import RunLog, image_grid
 
 _COLUMNS = 8
+# Stages whose end is worth a look: they change the generator.
+_SHOWN = ("distill", "aligned", "regression", "logits_start", "logits")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class RunWatch(Watch):
         self,
         folder: Path,
         config: WatchConfig,
-        ema: DD2Generator | None,
+        ema: Any,
         parallel: Parallel,
         state: RunState,
         tokenizer: Tokenizer | None = None,
@@ -88,7 +90,7 @@ class RunWatch(Watch):
         every = self.config.images_every if self.ema is not None else 0
         before = self._reported[1] if self._reported[0] == stage.name else 0
         due = every and (step // every > before // every or step == stage.steps)
-        if due and stage.name in ("distill", "aligned", "regression"):
+        if due and stage.name in _SHOWN:
             self.show(stage.name, step)
         if self.keep is not None:
             self.keep(stage, before, step)

@@ -7,6 +7,7 @@ from .guidance import GuidanceStage
 from .image_classifier import ImageClassifierStage
 from .image_teacher import ImageTeacherStage
 from .image_tokenizer import ImageTokenizerStage
+from .logits import LogitStage
 from .pairs import PairsStage
 from .regression import RegressionStage
 from .teacher import TeacherStage
@@ -20,6 +21,7 @@ __all__ = [
     "ImageClassifierStage",
     "ImageTeacherStage",
     "ImageTokenizerStage",
+    "LogitStage",
     "PairsStage",
     "RegressionStage",
     "TeacherStage",

@@ -25,7 +25,8 @@ from ..parallel import Parallel
 from ..samples.draws import Source, draw_seed
 from ..schedule import ramp, update_ema
 from ..trained import Terms, Trained
-from .guidance import GuidanceUpdates, Inputs
+from .guidance import GuidanceUpdates
+from .inputs import pair_inputs
 
 _GAP_EVERY = 50
 
@@ -72,7 +73,7 @@ class CsdStage(Stage):
             self.update.on_fresh(guidance_rate, rng)
         auxiliary = config.auxiliary * (1 - index / self.steps)
         pool = self.pool if auxiliary > 0 else None
-        inputs = self.update.fresh(rng) if pool is None else self._pairs(pool, rng)
+        inputs = self.update.fresh(rng) if pool is None else pair_inputs(pool, config.batch, rng)
         # A batch of one pass is generated once for both networks, one of several twice.
         once = len(self.parallel.parts(config.batch)) == 1
         kept: list[tuple[Tensor, Rows, Tensor | None]] = []
@@ -103,15 +104,6 @@ class CsdStage(Stage):
         terms = generator.update("generator", rate, config.batch, loss)
         update_ema(self.ema, self.generator, index, config.ema_decay)
         return {**terms, **fcs}
-
-    def _pairs(self, pool: Source, rng: torch.Generator) -> Inputs:
-        chosen = pool.draw(self.config.batch, rng)
-
-        def inputs(part: Tensor) -> tuple[Tensor, Rows, Tensor]:
-            noise, tokens, labels = pool.take(chosen[part])
-            return noise, labels, tokens
-
-        return inputs
 
     def _distillation(
         self, x: Tensor, labels: Rows, random: ImageRandom, measure: bool

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...condition import Rows, condition_of
+from ...condition import Rows
 from ...losses import (
     ImageRandom,
     TimeDistribution,
@@ -21,11 +21,9 @@ from ..parallel import Parallel
 from ..samples.draws import draw_seed
 from ..schedule import ramp
 from ..trained import Terms, Trained
+from .inputs import Inputs, fresh_inputs
 
-# What a part of a batch is made from: its image numbers [m] -> noise [m, n, C], conditions and,
-# for noise that comes from pairs, the tokens [m, n] that DD1's map gives it.
-Inputs = Callable[[Tensor], tuple[Tensor, Rows, Tensor | None]]
-# The same -> generated tokens [m, n, C] and their conditions.
+# Image numbers [m] of a part of a batch -> generated tokens [m, n, C] and their conditions.
 Generate = Callable[[Tensor], tuple[Tensor, Rows]]
 
 
@@ -71,17 +69,7 @@ class GuidanceUpdates:
 
     def fresh(self, rng: torch.Generator) -> Inputs:
         """New noise and random conditions for a batch."""
-        generator, device = self.generator, self.parallel.device
-        condition = condition_of(generator)
-        every = condition.random(self.config.batch, rng)
-        seed = draw_seed(rng)
-
-        def inputs(part: Tensor) -> tuple[Tensor, Rows, None]:
-            random = ImageRandom(seed, part.to(device))
-            noise = random.normal(generator.num_tokens, generator.dimension)
-            return noise, condition.to(condition.take(every, part), device), None
-
-        return inputs
+        return fresh_inputs(self.generator, self.config.batch, rng, self.parallel.device)
 
 
 class GuidanceStage(Stage):
