@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..ambient import constant
 from ..condition import Rows
 from .checks import check_device
-from .sampling import guided_choice
+from .sampling import guided_choice, is_guided
 
 if TYPE_CHECKING:
     from .family import Teacher
@@ -112,25 +112,24 @@ def edit_tokens(
             whole steps. The others are those of :func:`.sampling.draw_tokens`, which this equals
             where everything is drawn.
     """
-    steps = known.steps if teacher is None else teacher.steps
-    wanted, parts = known.drawn.any(0).tolist(), []
-    for own in steps:
-        inside = torch.zeros_like(known.drawn[:, own], dtype=torch.int64)
-        if own.stop <= kept and start is not None:
-            inside = start[:, own]
-        elif any(wanted[own]):
-            break
-        parts.append(known.take(own, inside))
-    prefix = torch.cat(parts, 1) if parts else None
-    if prefix is not None and len(parts) == len(steps):
-        return prefix
-    assert teacher is not None
-    choose, guided = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
 
-    def mixed(here: slice, logits: Tensor, uncond_logits: Tensor | None) -> Tensor:
+    def undrawn(here: slice) -> Tensor:
+        if here.stop <= kept and start is not None:
+            return known.take(here, start[:, here])
+        return known.take(here, torch.zeros_like(known.drawn[:, here], dtype=torch.int64))
+
+    if teacher is None:
+        return torch.cat([undrawn(own) for own in known.steps], 1)
+    choose, scale = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
+
+    def mixed(here: slice, logits: Tensor | None, uncond_logits: Tensor | None) -> Tensor:
+        if logits is None:
+            return undrawn(here)
         return known.take(here, choose(here, logits, uncond_logits))
 
-    return teacher.generate(labels, mixed, guided=guided, prefix=prefix)
+    drawn = known.drawn.any(0).tolist()
+    drawn_steps = [own.stop > kept and any(drawn[own]) for own in teacher.steps]
+    return teacher.generate(labels, mixed, guided=is_guided(scale), drawn_steps=drawn_steps)
 
 
 class Edits:
