@@ -69,6 +69,16 @@ def integer(low: int, high: int = _WIDEST) -> Callable[[str], int]:
     return parse
 
 
+def class_list(text: str) -> list[int]:
+    """The type of an argument that is classes, separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected integers separated by commas, got {shown(text)}"
+        ) from None
+
+
 def load_model(path: Path, tokenizer: Path | None, assignments: Sequence[str]) -> Any:
     """Return the model of a file with what `--tokenizer` and `--config` say.
 

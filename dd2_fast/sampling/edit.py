@@ -75,7 +75,7 @@ class EditingSampler:
             steps = self._check_teacher_steps(teacher_steps)
         given = _floats(images)
         check_images(given)
-        where = check_mask(torch.from_numpy(mask) if isinstance(mask, np.ndarray) else mask, given)
+        where = check_mask(torch.tensor(mask) if isinstance(mask, np.ndarray) else mask, given)
         y, condition = self.check_labels(labels), self.condition
         count = condition.count(y)
         if count != len(given):
@@ -110,7 +110,8 @@ def _floats(images: Tensor | np.ndarray) -> Tensor:
             "images: expected a float tensor [B, c, H, W] or a uint8 array [B, H, W, c], "
             f"got an array of {images.dtype} {list(images.shape)}"
         )
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    # A copy: torch warns of arrays that may not be written, such as Pillow's.
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.inference_mode()

@@ -98,6 +98,13 @@ def test_the_mask_of_each_image_is_its_own(teacher: Any, images: Tensor) -> None
     assert ((made - images).abs() * both).flatten(1).amax(1).min() > 0.01
 
 
+def test_images_by_their_numbers(teacher: Any, images: Tensor) -> None:
+    mask = half(images)
+    both = teacher.edit(images, mask, LABELS, seed=5)
+    last = teacher.edit(images[1:], mask, LABELS[1:], seed=5, index=torch.tensor([1]))
+    torch.testing.assert_close(last, both[1:], atol=1e-5, rtol=0)
+
+
 def tokens_of(teacher: Any, known: Any, **settings: Any) -> Tensor:
     return edit_tokens(teacher, known, LABELS, **{**NONE, "seed": 3, **settings})
 
@@ -283,6 +290,14 @@ def test_wrong_arguments_are_named(teacher: Any, images: Tensor) -> None:
     ):
         with pytest.raises(error, match=message):
             teacher.edit(*wrong, LABELS)
+    for index, error, message in (
+        ([0, 1], TypeError, "index: expected an int64 .* got list"),
+        (torch.zeros(2), TypeError, "index: expected an int64 .* got torch.float32"),
+        (torch.zeros(3, dtype=torch.int64), ValueError, r"index: expected shape \[2\].* got \[3\]"),
+        (torch.tensor([0, -1]), ValueError, "index: expected at least 0, got -1"),
+    ):
+        with pytest.raises(error, match=message):
+            teacher.edit(images, mask, LABELS, index=index)
     with pytest.raises(ValueError, match=r"labels: expected shape \[2\], got \[1\]"):
         teacher.edit(images, mask, LABELS[:1])
     teacher.tokenizer = None
