@@ -168,7 +168,9 @@ class Graph:
                 for step in layers:
                     pair = step if isinstance(step[0], tuple) else (step,)
                     prefix = f"{NAMES[block]}."
-                    h = torch.cat([self._layer(prefix, layer, h, layer[4] == 1) for layer in pair], 1)
+                    h = torch.cat(
+                        [self._layer(prefix, layer, h, layer[4] == 1) for layer in pair], 1
+                    )
                 if block == "mixed_6" and not parts:
                     kept = h
                 parts.append(h)
