@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from .picture import check_png, tile, write_png
-from .settings import MOST, SEEDS, add_model_options, class_list, integer, one_step_model
+from .settings import (
+    MOST,
+    SEEDS,
+    add_model_options,
+    class_list,
+    device_here,
+    image_size,
+    integer,
+    one_step_model,
+)
 
 _BATCH = 64
 _LARGEST_SCALE = 1 << 10
@@ -124,9 +132,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_png(out)
     elif out.suffix and not out.is_dir():
         raise ValueError(f"--out: expected a folder or a .png file, got {out}")
-    names = [out] if one_file else _names(out, given, arguments.num)
+    files = [out] if one_file else _names(out, given, arguments.num)
     for path in (*given, *arguments.mask):
-        if any(name.exists() and path.exists() and name.samefile(path) for name in names):
+        if any(file.exists() and path.exists() and file.samefile(path) for file in files):
             raise ValueError(f"--out: expected another file than those given, got {path}")
     model, size, channels = _model(arguments)
     images, masks = _read(arguments, size, channels)
@@ -139,8 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
             columns = arguments.num if arguments.num > 1 else min(len(drawn), _COLUMNS)
             write_png(out, tile(drawn, columns=columns, scale=arguments.scale))
         else:
-            for name, image in zip(names, drawn, strict=True):
-                write_png(name, tile(image[None], columns=1, scale=arguments.scale))
+            for file, image in zip(files, drawn, strict=True):
+                write_png(file, tile(image[None], columns=1, scale=arguments.scale))
     print(f"wrote {len(drawn)} images to {out}")
     return 0
 
@@ -163,13 +171,9 @@ def _names(folder: Path, images: list[Path], num: int) -> list[Path]:
 
 def _model(arguments: argparse.Namespace) -> tuple[Any, int, int]:
     """A sampler, or the model where it is a teacher; pixels along a side, and channels."""
-    import torch
-
     from ..sampling import Sampler
-    from ..sampling.arguments import check_device
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = device_here(arguments.device)
     model = one_step_model(arguments.model, arguments.tokenizer, arguments.config)
     if hasattr(model, "logits"):
         if getattr(model, "tokenizer", None) is None or not hasattr(model, "edit"):
@@ -202,9 +206,7 @@ def _model(arguments: argparse.Namespace) -> tuple[Any, int, int]:
             )
         except TypeError as error:  # a model of the wrong kind
             raise ValueError(str(error)) from error
-    tokenizer = model.tokenizer
-    size = tokenizer.image_size or tokenizer.factor * math.isqrt(model.num_tokens)
-    return model, size, getattr(tokenizer, "image_channels", 3)
+    return model, image_size(model), getattr(model.tokenizer, "image_channels", 3)
 
 
 def _read(arguments: argparse.Namespace, size: int, channels: int) -> tuple[Any, Any]:

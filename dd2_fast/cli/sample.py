@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from .picture import check_png, tile, write_png
-from .settings import MOST, SEEDS, add_model_options, class_list, integer, one_step_model
+from .settings import (
+    MOST,
+    SEEDS,
+    add_model_options,
+    class_list,
+    device_here,
+    integer,
+    one_step_model,
+)
 
 _LARGEST_SCALE = 1 << 10
 _GRID = 10  # rows and columns
@@ -113,7 +121,7 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
             cfg=arguments.cfg,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
-            device=device,
+            device=device_here(device),
         )
     except TypeError as error:  # a model or a setting of the wrong kind
         raise ValueError(str(error)) from error

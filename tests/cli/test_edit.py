@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from snippets import snippet
 
 from dd2_fast.checkpoints import load
 from dd2_fast.cli import main
@@ -128,6 +130,23 @@ def test_a_teacher_s_checkpoint_draws_by_itself(given: np.ndarray) -> None:
     expected = (made.permute(0, 2, 3, 1) * 255).round().numpy()
     found = read(*(f"out/{n}_{i}.png" for n in "ab" for i in range(2)))
     assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    boot, bag = Sampler("fashion")([9, 8], seed=1, output="pil")
+    boot.save("boot.png")
+    bag.save("bag.png")
+    mask = np.zeros((28, 28), bool)
+    mask[4:24, 4:24] = True
+    Image.fromarray(mask).save("mask.png")
+    for line in snippet("dd2_fast/sampling/README.md", "edit_command").splitlines():
+        program, *argv = shlex.split(line)
+        assert program == "dd2-fast" and main(argv) == 0
+    assert len(list(Path("edited").iterdir())) == 12
+    around = read("around.png")[0][4:24, 4:24]
+    assert np.array_equal(around[..., 0], np.asarray(boot)[4:24, 4:24])
 
 
 def test_errors_name_the_argument(given: np.ndarray, tmp_path: Path, capsys) -> None:

@@ -21,7 +21,7 @@ SIZE, CLASSES, EPSILON = 299, 1008, 1e-3
 # TensorFlow's names of the blocks, and torchvision's.
 NAMES = {
     "mixed" + (f"_{i}" if i else ""): f"Mixed_{name}"
-    for i, name in enumerate("5b 5c 5d 6a 6b 6c 6d 6e 7a 7b 7c".split())
+    for i, name in enumerate(["5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"])
 }
 STEM = (  # and whether the padding is SAME, and what follows is pooled
     (("Conv2d_1a_3x3", 32, 3, 3, 2), False, False),
