@@ -192,7 +192,7 @@ class Edits:
             raise RuntimeError(f"tokenizer: {type(self).__name__} needs one to edit, and has none")
         check_device("images", images, tokenizer.codebook.device)
         self.condition.check(labels, len(images), images.device)
-        sampling = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sampling: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "seed": seed}
         if index is not None:
             sampling["index"] = check_index(index, len(images)).to(images.device)
         made: Tensor = self._drawn_anew(images, where, keep_pixels, labels, **sampling)
