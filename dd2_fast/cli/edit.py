@@ -109,8 +109,11 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the masked parts and write the images."""
+    import torch
+
     from ..checkpoints.files import check_writable
     from ..checkpoints.locks import locked
+    from ..sampling.outputs import to_pil
 
     given, out = arguments.images, arguments.out
     if bool(arguments.mask) == bool(arguments.box):
@@ -147,8 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
             columns = arguments.num if arguments.num > 1 else min(len(drawn), _COLUMNS)
             write_png(out, tile(drawn, columns=columns, scale=arguments.scale))
         else:
-            for file, image in zip(files, drawn, strict=True):
-                write_png(file, tile(image[None], columns=1, scale=arguments.scale))
+            larger = drawn.repeat(arguments.scale, 1).repeat(arguments.scale, 2)
+            for file, picture in zip(files, to_pil(torch.from_numpy(larger)), strict=True):
+                write_png(file, picture)
     print(f"wrote {len(drawn)} images to {out}")
     return 0
 

@@ -145,6 +145,7 @@ def test_the_commands_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         program, *argv = shlex.split(line)
         assert program == "dd2-fast" and main(argv) == 0
     assert len(list(Path("edited").iterdir())) == 12
+    assert Image.open("edited/bag_5.png").mode == "L"  # as the model's images are
     around = read("around.png")[0][4:24, 4:24]
     assert np.array_equal(around[..., 0], np.asarray(boot)[4:24, 4:24])
 
