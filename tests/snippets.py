@@ -13,5 +13,5 @@ def snippet(readme: str, name: str) -> str:
     assert found, f"{readme}: no block is marked {name}"
     opening, _, rest = after.partition("\n")
     code, closing, _ = rest.partition("\n```\n")
-    assert opening == "```python" and closing, f"{readme}: no Python block under {name}"
+    assert opening in ("```python", "```bash") and closing, f"{readme}: no code under {name}"
     return code + "\n"

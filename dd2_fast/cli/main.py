@@ -16,6 +16,7 @@ from . import (
     app,
     convert,
     demo,
+    edit,
     evaluate,
     export,
     fid,
@@ -29,7 +30,7 @@ from . import (
 
 PROGRAM = "dd2-fast"
 _COMMANDS = (  # as --help lists them
-    *(info, demo, app, sample, train, evaluate, plot),
+    *(info, demo, app, sample, edit, train, evaluate, plot),
     *(make_data, fid, inspect, convert, export),
 )
 EXIT_ERROR = 2

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .settings import MOST, SEEDS, add_config_option, integer, load_model
+from .settings import MOST, SEEDS, add_config_option, device_here, integer, load_model
 
 
 def add_parser(commands: Any) -> None:
@@ -118,10 +118,7 @@ def _score(arguments: argparse.Namespace, device: Any) -> Any:
             raise ValueError(
                 f"TEACHER: expected a teacher, got a {type(teacher).__name__} in {path}"
             )
-    if device is None:
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here(device)
     teacher.to(device)
     if getattr(teacher, "tokenizer", None) is not None:
         teacher.tokenizer.to(device)

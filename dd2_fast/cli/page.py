@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .picture import tile
+from .settings import device_here, image_size
 
 _MOST = 4  # images a side
 _SMALL = 64  # pixels of all images a side, up to which there are several and all is drawn at once
@@ -40,7 +41,7 @@ class Page:
         from ..metrics import teacher_sampling
         from ..sampling import Sampler
 
-        self._model, self.sampler = model, Sampler(model)
+        self._model, self.sampler = model, Sampler(model, device=device_here())
         self._drawing = threading.Lock()
         condition = self.sampler.condition
         if not isinstance(condition, ClassCondition):
@@ -49,7 +50,7 @@ class Page:
                 f"{type(condition).__name__}"
             )
         self.num_classes = condition.num_classes
-        size = int(self.sampler.tokenizer.image_size)
+        size = image_size(self.sampler)
         self.small = size <= _SMALL
         self._side = min(_MOST, max(1, _SMALL // size))
         self._scale = max(1, _SHOWN // (size * self._side))

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from .picture import check_png, tile, write_png
-from .settings import MOST, SEEDS, add_model_options, integer, one_step_model
+from .settings import (
+    MOST,
+    SEEDS,
+    add_model_options,
+    class_list,
+    device_here,
+    integer,
+    one_step_model,
+)
 
 _LARGEST_SCALE = 1 << 10
 _GRID = 10  # rows and columns
@@ -31,7 +39,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser, "--model")
     parser.add_argument(
         "--labels",
-        type=_labels,
+        type=class_list,
         help="classes, for example 0,1,2: one image each, or those of --num and --per-class",
     )
     wanted = parser.add_mutually_exclusive_group()
@@ -128,7 +136,7 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
             cfg=arguments.cfg,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
-            device=device,
+            device=device_here(device),
         )
     except TypeError as error:  # a model or a setting of the wrong kind
         raise ValueError(str(error)) from error
@@ -221,13 +229,3 @@ def _write_grid(arguments: argparse.Namespace, sampler: Any, labels: list[int]) 
 
     with locked(arguments.grid):
         agreed(draw)
-
-
-def _labels(text: str) -> list[int]:
-    """Return the classes of a comma-separated list."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected integers separated by commas, got {text!r}"
-        ) from None

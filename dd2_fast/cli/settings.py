@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,6 +70,16 @@ def integer(low: int, high: int = _WIDEST) -> Callable[[str], int]:
     return parse
 
 
+def class_list(text: str) -> list[int]:
+    """The type of an argument that is classes, separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected integers separated by commas, got {shown(text)}"
+        ) from None
+
+
 def load_model(path: Path, tokenizer: Path | None, assignments: Sequence[str]) -> Any:
     """Return the model of a file with what `--tokenizer` and `--config` say.
 
@@ -96,6 +107,25 @@ def one_step_model(model: str, tokenizer: Path | None, assignments: Sequence[str
             f"{path}, which holds none, got nothing"
         )
     return loaded
+
+
+def device_here(given: Any = None) -> Any:
+    """The device that is given, else CUDA where there is one; RuntimeError for one that torch
+    cannot use here."""
+    import torch
+
+    from ..sampling.arguments import check_device
+
+    device = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    return device
+
+
+def image_size(model: Any) -> int:
+    """Pixels along a side of the images of a sampler or a teacher."""
+    tokenizer = model.tokenizer
+    # A tokenizer of LlamaGen may take any raster.
+    return int(tokenizer.image_size or tokenizer.factor * math.isqrt(model.num_tokens))
 
 
 def check_new(out: Path, force: bool) -> None:

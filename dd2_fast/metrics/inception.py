@@ -17,7 +17,8 @@ _SPATIAL = 7  # channels of mixed_6/conv that ADM's evaluator takes
 
 class Features(NamedTuple):
     """What is kept of B images: ``pool [B, 2048]``; ``spatial [B, 2023]``, the first 7 channels of
-    the 17 x 17 map ``mixed_6/conv``; ``logits [B, 1008]``, without a bias, of the inception score.
+    the 17 x 17 map ``mixed_6/conv``, which torch-fidelity's table of converted weights calls
+    ``Mixed_6d.branch1x1``; ``logits [B, 1008]``, without a bias, of the inception score.
     """
 
     pool: Tensor

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..ambient import constant
 from ..condition import Rows
 from .checks import check_device
-from .sampling import guided_choice
+from .sampling import guided_choice, is_guided
 
 if TYPE_CHECKING:
     from .family import Teacher
@@ -90,6 +90,18 @@ def check_mask(mask: Any, images: Tensor) -> Tensor:
     return whole.to(images.device).expand(count, 1, *size)
 
 
+def check_index(index: Any, count: int) -> Tensor:
+    """``index``, int64 ``[count]`` and not negative, or TypeError or ValueError."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index: expected an int64 torch.Tensor, got {got}")
+    if list(index.shape) != [count]:
+        raise ValueError(f"index: expected shape {[count]}, one an image, got {list(index.shape)}")
+    if count and int(index.min()) < 0:
+        raise ValueError(f"index: expected at least 0, got {int(index.min())}")
+    return index
+
+
 def edit_tokens(
     teacher: Teacher | None,
     known: Known,
@@ -112,25 +124,24 @@ def edit_tokens(
             whole steps. The others are those of :func:`.sampling.draw_tokens`, which this equals
             where everything is drawn.
     """
-    steps = known.steps if teacher is None else teacher.steps
-    wanted, parts = known.drawn.any(0).tolist(), []
-    for own in steps:
-        inside = torch.zeros_like(known.drawn[:, own], dtype=torch.int64)
-        if own.stop <= kept and start is not None:
-            inside = start[:, own]
-        elif any(wanted[own]):
-            break
-        parts.append(known.take(own, inside))
-    prefix = torch.cat(parts, 1) if parts else None
-    if prefix is not None and len(parts) == len(steps):
-        return prefix
-    assert teacher is not None
-    choose, guided = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
 
-    def mixed(here: slice, logits: Tensor, uncond_logits: Tensor | None) -> Tensor:
+    def undrawn(here: slice) -> Tensor:
+        if here.stop <= kept and start is not None:
+            return known.take(here, start[:, here])
+        return known.take(here, torch.zeros_like(known.drawn[:, here], dtype=torch.int64))
+
+    if teacher is None:
+        return torch.cat([undrawn(own) for own in known.steps], 1)
+    choose, scale = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
+
+    def mixed(here: slice, logits: Tensor | None, uncond_logits: Tensor | None) -> Tensor:
+        if logits is None:
+            return undrawn(here)
         return known.take(here, choose(here, logits, uncond_logits))
 
-    return teacher.generate(labels, mixed, guided=guided, prefix=prefix)
+    drawn = known.drawn.any(0).tolist()
+    drawn_steps = [own.stop > kept and any(drawn[own]) for own in teacher.steps]
+    return teacher.generate(labels, mixed, guided=is_guided(scale), drawn_steps=drawn_steps)
 
 
 class Edits:
@@ -149,6 +160,7 @@ class Edits:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        index: Tensor | None = None,
     ) -> Tensor:
         """Images ``[B, c, H, W]`` with what is masked drawn anew: in- and out-painting, and of
         another class by its label. Nothing is trained.
@@ -166,6 +178,7 @@ class Edits:
             labels: int64 ``[B]``, or what else the teacher is conditioned on.
             keep_pixels: put the given pixels, not their reconstruction, where the mask is False.
             cfg, top_k, top_p, seed: as of ``sample``; cfg None is none.
+            index: int64 ``[B]``, the images' numbers under the seed; default 0, 1, ...
 
         Raises TypeError or ValueError for a wrong argument, RuntimeError without a tokenizer, and
         NotFiniteError, a ValueError, if the logits of an image have a NaN or infinity.
@@ -179,9 +192,10 @@ class Edits:
             raise RuntimeError(f"tokenizer: {type(self).__name__} needs one to edit, and has none")
         check_device("images", images, tokenizer.codebook.device)
         self.condition.check(labels, len(images), images.device)
-        made: Tensor = self._drawn_anew(
-            images, where, keep_pixels, labels, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed
-        )
+        sampling: dict[str, Any] = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "seed": seed}
+        if index is not None:
+            sampling["index"] = check_index(index, len(images)).to(images.device)
+        made: Tensor = self._drawn_anew(images, where, keep_pixels, labels, **sampling)
         return made
 
     @constant

@@ -139,8 +139,10 @@ class Teacher(Module, Protocol):
         *,
         guided: bool = False,
         prefix: Tensor | None = None,
+        drawn_steps: Sequence[bool] | None = None,
     ) -> Tensor:
-        """Tokens ``[B, n]`` that ``choose`` picks step by step after a ``prefix [B, m]``."""
+        """Tokens ``[B, n]`` that ``choose`` picks step by step after a ``prefix [B, m]``; where
+        ``drawn_steps`` has False for a step, it gets no logits."""
 
 
 class Student(Module, Protocol):

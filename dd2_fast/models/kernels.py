@@ -107,6 +107,17 @@ def attention(
     return torch.matmul(scores.softmax(-1), v)
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries ``[B, heads, n, size]``, the last of ``m`` positions, each to the keys
+    and values ``[B, heads, m, size]`` of its own and those before it."""
+    count, known = q.shape[-2], k.shape[-2]
+    if count == 1 or count == known:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=count > 1)
+    # torch's own causal mask would have the queries be the first.
+    mask = torch.ones(count, known, dtype=torch.bool, device=q.device).tril(known - count)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def has_fused_attention(like: Tensor) -> bool:
     """Whether a kernel of :func:`dd2_fast.ops.block_causal_attention` takes what is on the device
     and in the dtype of ``like``."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from .family import Teacher
 
 # choose(positions, logits [B, m, V], uncond_logits or None) -> int64 tokens [B, m] of the step at
-# the m positions: one token of a sequence, or all of a scale of VAR.
-Choose = Callable[[slice, Tensor, Tensor | None], Tensor]
+# the m positions: one token of a sequence, or all of a scale of VAR. Where a caller of `generate`
+# says that a step is not drawn, its logits are None.
+Choose = Callable[[slice, Any, Tensor | None], Tensor]
 
 
 def categorical(
@@ -104,14 +105,13 @@ def draw_tokens(
     Raises NotFiniteError where logits on a CPU have a NaN or infinity; elsewhere, where a look
     would wait for the device, such tokens are -1.
     """
-    choose, guided = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
+    choose, scale = guided_choice(teacher, labels, cfg, top_k, top_p, seed, index)
     at_once = getattr(teacher, "draw_at_once", None)
     if at_once is not None:
-        scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
         tokens = at_once(labels, scale, top_k, top_p, seed, index, prefix)
         if tokens is not None:
             return tokens
-    return teacher.generate(labels, choose, guided=guided, prefix=prefix)
+    return teacher.generate(labels, choose, guided=is_guided(scale), prefix=prefix)
 
 
 def guided_choice(
@@ -122,13 +122,17 @@ def guided_choice(
     top_p: float,
     seed: int | Tensor,
     index: Tensor | None,
-) -> tuple[Choose, bool]:
-    """How :func:`draw_tokens` chooses, and whether that takes unconditional logits."""
+) -> tuple[Choose, Tensor | float]:
+    """How :func:`draw_tokens` chooses, and by which scale of guidance."""
     warn_if_slow(teacher)
     scale = 1.0 if cfg is None else teacher.guidance_scale(cfg)
     about = functools.partial(condition_of(teacher).about, labels)
-    choose = categorical(scale, top_k, top_p, seed, index, about)
-    return choose, isinstance(scale, Tensor) or scale != 1.0
+    return categorical(scale, top_k, top_p, seed, index, about), scale
+
+
+def is_guided(scale: Tensor | float) -> bool:
+    """Whether a scale of guidance, a number or one a token, takes unconditional logits."""
+    return isinstance(scale, Tensor) or scale != 1.0
 
 
 def sample_tokens(teacher: Teacher, labels: Rows, **settings: Any) -> Tensor:

@@ -29,8 +29,8 @@ class EditingSampler:
 
     def edit(
         self: Any,
-        images: Tensor | np.ndarray,
-        mask: Tensor | np.ndarray,
+        images: Any,
+        mask: Any,
         labels: int | Sequence[int] | Tensor | np.ndarray,
         *,
         teacher_steps: int | None = None,
@@ -51,10 +51,10 @@ class EditingSampler:
         token.
 
         Args:
-            images: float tensor [B, c, H, W] in [0, 1], or uint8 array [B, H, W, c], of the
-                tokenizer's size. Known tokens beside the mask see what lies under it as far as the
-                encoder looks: paint over what they must not see.
-            mask: bool [H, W] or [B, 1, H, W], True where to draw.
+            images: float tensor [B, c, H, W] in [0, 1], uint8 array [B, H, W, c], or Pillow images,
+                of the tokenizer's size. Known tokens beside the mask see what lies under it as far
+                as the encoder looks: paint over what they must not see.
+            mask: bool [H, W] or [B, 1, H, W], True where to draw, or a Pillow image, white there.
             labels: one an image, as of the sampler's call.
             teacher_steps: as of `Sampler`; None: the sampler's own. All of the teacher's steps
                 alone, without the generator, are one more than it has; guidance and filters are
@@ -78,9 +78,9 @@ class EditingSampler:
         steps = self.teacher_steps
         if teacher_steps is not None:
             steps = self._check_teacher_steps(teacher_steps)
-        given = _floats(images)
+        given = _floats(images, getattr(self.tokenizer, "image_channels", 3))
         check_images(given)
-        where = check_mask(torch.from_numpy(mask) if isinstance(mask, np.ndarray) else mask, given)
+        where = check_mask(_masked(mask), given)
         y, condition = self.check_labels(labels), self.condition
         count = condition.count(y)
         if count != len(given):
@@ -106,16 +106,40 @@ class EditingSampler:
             return in_form(torch.cat(parts), output)
 
 
-def _floats(images: Tensor | np.ndarray) -> Tensor:
-    """Images [B, c, H, W] of a tensor, or of uint8 [B, H, W, c]."""
-    if not isinstance(images, np.ndarray):
+def _floats(images: Any, channels: int) -> Tensor:
+    """Images [B, c, H, W] of a tensor, of uint8 [B, H, W, c], or of Pillow images."""
+    if isinstance(images, Tensor):
         return images
-    if images.dtype != np.uint8 or images.ndim != 4:
+    pictures = [images] if _is_picture(images) else images
+    if isinstance(pictures, Sequence) and pictures and all(map(_is_picture, pictures)):
+        arrays = [np.asarray(one.convert("L" if channels == 1 else "RGB")) for one in pictures]
+        sizes = {array.shape[:2] for array in arrays}
+        if len(sizes) > 1:
+            raise ValueError(f"images: expected pictures of one size, got {sorted(sizes)}")
+        images = np.stack([a[..., None] if a.ndim == 2 else a for a in arrays])
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+        got = type(images).__name__
+        if isinstance(images, np.ndarray):
+            got = f"an array of {images.dtype} {list(images.shape)}"
         raise TypeError(
-            "images: expected a float tensor [B, c, H, W] or a uint8 array [B, H, W, c], "
-            f"got an array of {images.dtype} {list(images.shape)}"
+            "images: expected a float tensor [B, c, H, W], a uint8 array [B, H, W, c] or Pillow "
+            f"images, got {got}"
         )
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    # A copy: torch warns of arrays that may not be written, such as Pillow's.
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 255
+
+
+def _masked(mask: Any) -> Any:
+    """A tensor of a bool array or a Pillow image, whose white is True; others as they are."""
+    if _is_picture(mask):
+        mask = np.asarray(mask.convert("L")) > 127
+    return torch.tensor(mask) if isinstance(mask, np.ndarray) else mask
+
+
+def _is_picture(value: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
 
 
 @torch.inference_mode()

@@ -104,6 +104,7 @@ COMMANDS = {
     "inspect": ["x"],
     "convert": ["x", f"{OUT}.safetensors"],
     "export": ["x", f"{OUT}.onnx"],
+    "edit": ["digits", "x", "--box", "0,0,1,1", "--labels", "1", "--out", OUT],
     "app": [],
 }
 TOP = 2**63 - 1
@@ -136,6 +137,14 @@ INTEGERS = {  # every one there is, with its range
     "export --batch": (1, 2**31),
     "export --teacher-steps": (0, 2**31),
     "export --steps": (1, 2),
+    "edit --num": (1, 2**31),
+    "edit --seed": (-TOP - 1, TOP),
+    "edit --start-index": (0, TOP),
+    "edit --steps": (1, 2),
+    "edit --teacher-steps": (0, 2**31),
+    "edit --top-k": (0, 2**31),
+    "edit --batch-size": (1, 2**31),
+    "edit --scale": (1, 1024),
 }
 
 

@@ -160,3 +160,18 @@ def test_bad_arguments_are_one_line(tmp_path, capsys, argv, message) -> None:
     error = capsys.readouterr().err
     assert message in error and error.startswith("dd2-fast: error: ") and error.count("\n") == 1
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_gpu_is_taken_where_there_is_one(tmp_path: Path, monkeypatch) -> None:
+    class Made(Exception):
+        pass
+
+    def sampler(*args, device, **settings):
+        raise Made(device)
+
+    monkeypatch.setattr("dd2_fast.sampling.Sampler", sampler)
+    for there, wanted in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr("dd2_fast.sampling.arguments.check_device", lambda device: None)
+        with pytest.raises(Made, match=wanted):
+            main(["sample", "--num", "1", "--out", str(tmp_path / "a.png")])

@@ -20,7 +20,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from metrics import adm
+from metrics import adm, inception_graph
 from PIL import Image
 from torch import Tensor
 
@@ -271,34 +271,38 @@ def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch, folder: Pat
 
 
 @pytest.mark.slow
-def test_the_network_s_features_are_its_layers(library: Any, tmp_path: Path) -> None:
-    """Of random weights: the pooled ones and logits are what torch-fidelity returns, the spatial
-    ones the first branch of its Mixed_6d, which TensorFlow calls mixed_6/conv."""
-    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    load = module.load_state_dict_from_url
-    try:
-        module.load_state_dict_from_url = lambda *args, **settings: None
-        keep, torch.nn.Module.load_state_dict = torch.nn.Module.load_state_dict, lambda *args: None
-        made = module.FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"])
-    finally:
-        module.load_state_dict_from_url, torch.nn.Module.load_state_dict = load, keep
-    torch.save(made.state_dict(), tmp_path / "weights.pth")
-    inception = Inception(tmp_path / "weights.pth", device="cpu")
-    images = torch.from_numpy(MANY[:2]).permute(0, 3, 1, 2).contiguous()
-    inputs: list[Tensor] = []
-    made.Mixed_6d.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    pool, logits = made(images)
-    branch = made.Mixed_6d.branch1x1
-    maps = torch.nn.functional.conv2d(inputs[0], branch.conv.weight)
-    maps = torch.relu(branch.bn(maps)).numpy()[:, :7]
+@pytest.mark.parametrize("older", [False, True])
+def test_the_network_is_the_graph_of_2015(library: Any, tmp_path: Path, older: bool) -> None:
+    """Of random weights under the released names, in a file of either of torch's formats: every
+    name and shape is taken, and pooled features, `mixed_6/conv` as TensorFlow lays it out and
+    logits without a bias are those of the graph written out in float64."""
+    weights = inception_graph.random_weights(0)
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path, _use_new_zipfile_serialization=not older)
+    inception = Inception(path, device="cpu")
+    held = inception.network.state_dict()
+    assert {n: v.shape for n, v in weights.items()} == {
+        n: v.shape for n, v in held.items() if not n.endswith("num_batches_tracked")
+    }
+    images = torch.from_numpy(RNG.integers(0, 256, (2, 3, 60, 37), dtype=np.uint8))
+    pool, maps, logits = inception_graph.Graph(weights)(images)
+    spatial = np.stack([maps[:, :7, i // 17, i % 17].numpy() for i in range(289)], 1).reshape(2, -1)
     found = inception(images)
-    assert found.spatial.shape == (2, 2023) and found.pool.shape == (2, 2048)
-    expected = np.stack([maps[:, :, i // 17, i % 17] for i in range(289)], 1).reshape(2, -1)
-    np.testing.assert_allclose(found.spatial.numpy(), expected, atol=1e-6)
-    assert torch.equal(found.pool, pool) and torch.equal(found.logits, logits)
-    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="weights: expected the Inception network's, got"):
-        Inception(tmp_path / "weights.pth")
+    assert found.spatial.shape == (2, 2023) and found.logits.shape == (2, 1008)
+    for mine, graph in ((found.pool, pool), (found.spatial, spatial), (found.logits, logits)):
+        wanted = torch.as_tensor(graph)
+        error = (mine.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
+        assert error < 1e-5, error
+
+
+@pytest.mark.slow
+def test_weights_of_another_network_are_refused(library: Any, tmp_path: Path) -> None:
+    weights, path = inception_graph.random_weights(0), tmp_path / "weights.pth"
+    for name in ("Mixed_7c.branch_pool.conv.weight", "fc.weight"):
+        for changed in ({}, {name: weights[name][:-1]}):
+            torch.save({**{n: v for n, v in weights.items() if n != name}, **changed}, path)
+            with pytest.raises(ValueError, match="weights: expected the Inception network's, got"):
+                Inception(path)
 
 
 def test_other_sources_are_named(network: Network, folder: Path, tmp_path: Path) -> None:

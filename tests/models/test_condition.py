@@ -98,7 +98,13 @@ class PairTeacher(TokenByToken, Attached):
 
     @torch.no_grad()
     def generate(
-        self, labels: Pair, choose: Choose, *, guided: bool = False, prefix: Tensor | None = None
+        self,
+        labels: Pair,
+        choose: Choose,
+        *,
+        guided: bool = False,
+        prefix: Tensor | None = None,
+        drawn_steps: Any = None,
     ) -> Tensor:
         batch = self.condition.count(labels)
         tokens = torch.zeros(batch, self.num_tokens, dtype=torch.int64)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dd2_fast.models import VARTeacher
 from dd2_fast.models.editing import check_mask, edit_tokens, faded
 from dd2_fast.models.families import FAMILIES
 
@@ -97,6 +98,13 @@ def test_the_mask_of_each_image_is_its_own(teacher: Any, images: Tensor) -> None
     assert ((made - images).abs() * both).flatten(1).amax(1).min() > 0.01
 
 
+def test_images_by_their_numbers(teacher: Any, images: Tensor) -> None:
+    mask = half(images)
+    both = teacher.edit(images, mask, LABELS, seed=5)
+    last = teacher.edit(images[1:], mask, LABELS[1:], seed=5, index=torch.tensor([1]))
+    torch.testing.assert_close(last, both[1:], atol=1e-5, rtol=0)
+
+
 def tokens_of(teacher: Any, known: Any, **settings: Any) -> Tensor:
     return edit_tokens(teacher, known, LABELS, **{**NONE, "seed": 3, **settings})
 
@@ -137,6 +145,70 @@ def test_the_first_steps_are_those_of_the_start(teacher: Any, images: Tensor) ->
     again = known_of(teacher, images, half(images))
     whole = tokens_of(None, again, start=start, kept=teacher.num_tokens)
     assert torch.equal(whole[drawn], start[drawn])
+
+
+def passes_of(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled by every pass of the first block: how many tokens it reads."""
+    block, seen = teacher.backbone.blocks[0] if hasattr(teacher, "backbone") else None, []
+    block = teacher.blocks[0] if block is None else block
+    forward = block.forward
+
+    def run(h: Tensor, *args: Any, **settings: Any) -> Tensor:
+        seen.append(h.shape[1])
+        return forward(h, *args, **settings)
+
+    monkeypatch.setattr(block, "forward", run)
+    return seen
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_only_drawn_tokens_cost_a_pass(
+    teacher: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch, guided: bool
+) -> None:
+    """What is known up to the next drawn token is read by one, and what comes after the last drawn
+    one by none; the tokens are those of all steps one by one, in float64."""
+    teacher, images = teacher.double(), images.double()
+    teacher.tokenizer.double()
+    grid = teacher.tokenizer.grid or 4
+    pixels, cell = images.shape[-1], images.shape[-1] // grid
+    cells = [(0, 2), (1, 1), (1, 2)]  # rows and columns; of the second image the last one alone
+    mask = torch.zeros(2, 1, pixels, pixels, dtype=torch.bool)
+    for image, drawn in enumerate((cells, cells[-1:])):
+        for row, column in drawn:
+            mask[image, 0, row * cell, column * cell] = True
+    settings = {"cfg": 2.0 if guided else None, "top_k": 9}
+    seen = passes_of(teacher, monkeypatch)
+    found = tokens_of(teacher, known_of(teacher, images, mask), **settings)
+    counted = list(seen)
+
+    generate = teacher.generate
+    monkeypatch.setattr(
+        teacher, "generate", lambda *args, drawn_steps, **given: generate(*args, **given)
+    )
+    known, take = known_of(teacher, images, mask), []
+    monkeypatch.setattr(known, "take", lambda *a, f=known.take: (take.append(a[0]), f(*a))[1])
+    assert torch.equal(tokens_of(teacher, known, **settings), found)
+    assert take == teacher.steps
+    steps = [own.stop - own.start for own in teacher.steps]
+    assert seen[len(counted) :] == steps
+    if isinstance(teacher, VARTeacher):
+        assert counted == steps  # the finest scale is drawn, and scales are read one by one
+        return
+    places = [row * grid + column for row, column in cells]
+    assert counted == [places[0] + 1, *np.diff(places)]
+    assert len(counted) == 3 and len(steps) == 16
+
+
+def test_nothing_drawn_costs_no_pass(
+    teacher: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = passes_of(teacher, monkeypatch)
+    known = known_of(teacher, images, torch.zeros(images.shape[-2:], dtype=torch.bool))
+    assert torch.equal(tokens_of(teacher, known), teacher.tokenizer.encode(images))
+    start = torch.zeros(2, teacher.num_tokens, dtype=torch.int64)
+    whole = known_of(teacher, images, torch.ones(images.shape[-2:], dtype=torch.bool))
+    assert torch.equal(tokens_of(teacher, whole, start=start, kept=teacher.num_tokens), start)
+    assert not seen
 
 
 def test_known_tokens_of_a_raster_are_the_image_s() -> None:
@@ -218,6 +290,14 @@ def test_wrong_arguments_are_named(teacher: Any, images: Tensor) -> None:
     ):
         with pytest.raises(error, match=message):
             teacher.edit(*wrong, LABELS)
+    for index, error, message in (
+        ([0, 1], TypeError, "index: expected an int64 .* got list"),
+        (torch.zeros(2), TypeError, "index: expected an int64 .* got torch.float32"),
+        (torch.zeros(3, dtype=torch.int64), ValueError, r"index: expected shape \[2\].* got \[3\]"),
+        (torch.tensor([0, -1]), ValueError, "index: expected at least 0, got -1"),
+    ):
+        with pytest.raises(error, match=message):
+            teacher.edit(images, mask, LABELS, index=index)
     with pytest.raises(ValueError, match=r"labels: expected shape \[2\], got \[1\]"):
         teacher.edit(images, mask, LABELS[:1])
     teacher.tokenizer = None

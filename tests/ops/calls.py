@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dd2_fast.ops import (
+    block_causal_attention,
     conditional_score,
     csd_loss,
     flow_solve,
     linear_conditional_score,
     nearest_code,
+    registry,
     sample_code,
 )
 from dd2_fast.ops.philox import image_normal
@@ -40,6 +42,11 @@ def arguments(op: str) -> dict[str, Any]:
     }
     tokens = {"x_t": x_t, "t": t.reshape(ROWS, DRAWS), "codebook": codebook, **teacher}
     index = torch.arange(ROWS, device="cpu")
+    if op == "block_causal_attention":
+        tensors = {"qkv": _normal(2, ROWS, 3, 2, DIM), "gain": 1 + _normal(2).abs()}
+        angles = _normal(ROWS, DIM // 2)
+        tensors["rotary"] = torch.stack([angles.cos(), angles.sin()], -1)
+        return {**tensors, "ends": (1, ROWS), "strict": True}
     if op == "conditional_score":
         return tokens
     if op == "csd_loss":
@@ -62,6 +69,7 @@ def arguments(op: str) -> dict[str, Any]:
 
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "block_causal_attention": block_causal_attention,
     "conditional_score": conditional_score,
     "csd_loss": csd_loss,
     "flow_solve": flow_solve,
@@ -75,6 +83,13 @@ DIFFERENTIABLE = {
     "csd_loss": ("x", "x_t", "fake_x0"),
     "linear_conditional_score": ("x_t",),
 }
+
+
+def backed(backends: Sequence[str]) -> list[tuple[str, str]]:
+    """Every operator with each of the backends that it has."""
+    return [(op, name) for op in FUNCTIONS for name in backends if registry._exists(op, name)]
+
+
 TENSORS = [
     (op, name)
     for op in FUNCTIONS

@@ -35,7 +35,7 @@ extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) {
 CALLS = """
 import ctypes, sys
 import torch
-from ops.calls import FUNCTIONS, arguments
+from ops.calls import FUNCTIONS, arguments, backed
 from dd2_fast.ops import default_backend
 library = ctypes.CDLL(sys.argv[1])
 library.fail_after.argtypes = [ctypes.c_long]
@@ -43,7 +43,8 @@ library.still_left.restype = ctypes.c_long
 torch.set_num_threads(3)
 failures = {}
 with default_backend("cpu"):
-    for op, function in FUNCTIONS.items():
+    for op, _ in backed(["cpu"]):
+        function = FUNCTIONS[op]
         for filters in ({}, {"top_k": 0, "top_p": 1.0}):
             given = arguments(op)
             given |= filters if "top_k" in given else {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dd2_fast.checkpoints import load_bundle
@@ -121,6 +122,24 @@ def test_wrong_arguments_and_weights_are_named(bundle: Any, images: Tensor) -> N
     broken.generator.head.output.weight.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match=r"generator: .* image 0 \(label 3\) and 4 more"):
         Sampler(broken).edit(images, half(), LABELS)
+
+
+def test_pillow_images(bundle: Any, images: Tensor) -> None:
+    """What `output="pil"` returns, and a mask that is white where to draw; one image alone too."""
+    sampler = Sampler(bundle)
+    pictures = sampler(LABELS, seed=9, output="pil")
+    mask = Image.fromarray(half().numpy())
+    arrays = np.stack([np.asarray(one) for one in pictures])[..., None]
+    wanted = sampler.edit(arrays, half().numpy(), LABELS, seed=2)
+    assert torch.equal(sampler.edit(pictures, mask, LABELS, seed=2), wanted)
+    colour = [one.convert("RGB") for one in pictures]
+    assert torch.equal(sampler.edit(colour, mask.convert("L"), LABELS, seed=2), wanted)
+    torch.testing.assert_close(sampler.edit(pictures[0], mask, LABELS[0], seed=2), wanted[:1])
+    with pytest.raises(ValueError, match=r"images: expected pictures of one size, got \[\(28, 28"):
+        sampler.edit([pictures[0], pictures[1].resize((30, 30))], mask, LABELS[:2])
+    for wrong, got in ((["boot.png"], "list"), (arrays / 255, r"an array of float64 \[5, 28")):
+        with pytest.raises(TypeError, match=f"images: expected .* or Pillow images, got {got}"):
+            sampler.edit(wrong, mask, LABELS)
 
 
 @pytest.mark.skipif(

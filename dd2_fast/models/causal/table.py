@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,6 +106,7 @@ class TableTeacher(TokenByToken, Attached):
         *,
         guided: bool = False,
         prefix: Tensor | None = None,
+        drawn_steps: Sequence[bool] | None = None,
     ) -> Tensor:
         """Tokens ``[B, n]``; arguments as of :meth:`ARTeacher.generate`."""
         self.condition.check(labels, device=self.codebook.device)
@@ -113,7 +115,9 @@ class TableTeacher(TokenByToken, Attached):
         place = torch.zeros_like(labels)
         for here, log_probability in zip(self.steps, self._conditionals(), strict=True):
             if here.start >= first:
-                row = log_probability[place][:, None]
+                row = None
+                if drawn_steps is None or drawn_steps[here.start]:
+                    row = log_probability[place][:, None]
                 tokens[:, here] = choose(here, row, row if guided else None)
             place = place * vocabulary + tokens[:, here.start]
         return tokens

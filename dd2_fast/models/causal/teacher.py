@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -88,27 +89,34 @@ class ARTeacher(Edits, TokenByToken, Attached):
         *,
         guided: bool = False,
         prefix: Tensor | None = None,
+        drawn_steps: Sequence[bool] | None = None,
     ) -> Tensor:
         """Tokens ``[B, n]`` that ``choose(positions, logits, uncond_logits)`` picks one by one.
+
+        Tokens that are known before the next drawn one are read by one pass.
 
         Args:
             labels: int64 ``[B]``.
             choose: gets a slice of one position and logits ``[B, 1, V]``; returns int64 ``[B, 1]``.
             guided: whether ``uncond_logits`` are computed too (else None).
             prefix: int64 ``[B, m]``, the first tokens, which are kept.
+            drawn_steps: of each step, whether ``choose`` needs its logits; where not, it gets None
+                in their place. None: all do.
         """
         self.condition.check(labels, device=self.codebook.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, self.codebook.shape[0])
         batch = labels.shape[0]
         if guided:
             labels = self.condition.with_null(labels)
-        cache = self.backbone.new_cache(len(labels))
-        known = self.codebook[tokens[:, :first]]
+        cache, read = self.backbone.new_cache(len(labels)), 0
         for here in self.steps[first:]:
-            read = torch.cat([known, known]) if guided else known
-            logits = self.classifier(self.backbone.advance(read, labels, cache))[:, None]
-            tokens[:, here] = choose(here, logits[:batch], logits[batch:] if guided else None)
-            known = self.codebook[tokens[:, here]]
+            logits = uncond_logits = None
+            if drawn_steps is None or drawn_steps[here.start]:
+                known, read = self.codebook[tokens[:, read : here.start]], here.start
+                known = torch.cat([known, known]) if guided else known
+                every = self.classifier(self.backbone.advance(known, labels, cache))[:, None]
+                logits, uncond_logits = every[:batch], every[batch:] if guided else None
+            tokens[:, here] = choose(here, logits, uncond_logits)
         return tokens
 
     @constant

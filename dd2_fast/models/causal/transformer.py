@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...condition import ClassCondition
 from ...ops import add_norm_modulate
 from ..cache import KVCache
-from ..kernels import Linear, has_fused_norm
+from ..kernels import Linear, causal_attention, has_fused_norm
 
 
 def _normed(h: Tensor, norm: nn.LayerNorm, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -44,8 +44,7 @@ class Block(nn.Module):
         q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.append(k, v)
-        # Several tokens at a time are a whole prefix: they come first.
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        mixed = causal_attention(q, k, v)
         branch = self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
         h, y = _normed(h, self.mlp_norm, branch)
         return h + self.contract(F.gelu(self.expand(y), approximate="tanh"))
@@ -117,8 +116,7 @@ class CausalTransformer(nn.Module):
         """Features ``[B, D]`` of the next token.
 
         Args:
-            known: embeddings ``[B, m, C]`` of the tokens since the last call: any number at the
-                first, then one.
+            known: embeddings ``[B, m, C]`` of the tokens since the last call.
         """
         h, start = self.input(known.to(self.positions.dtype)), cache[0].filled
         if start == 0:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cache import KVCache
-from ..kernels import Linear, Pending, add_norm, has_fused_norm
+from ..kernels import Linear, Pending, add_norm, causal_attention, has_fused_norm
 
 EPS = 1e-5
 
@@ -58,8 +58,7 @@ class Attention(nn.Module):
         v = qkv[:, :, 2].transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        # Several rows at a time are a whole prefix: they come first.
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        mixed = causal_attention(q, k, v)
         return self.wo(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,8 +44,11 @@ class LlamaGenTeacher(Edits, TokenByToken, LlamaGenBackbone):
         *,
         guided: bool = False,
         prefix: Tensor | None = None,
+        drawn_steps: Sequence[bool] | None = None,
     ) -> Tensor:
         """Tokens ``[B, n]`` that ``choose(positions, logits, uncond_logits)`` picks one by one.
+
+        Tokens that are known before the next drawn one are read by one pass.
 
         Args:
             labels: int64 ``[B]``.
@@ -52,23 +56,27 @@ class LlamaGenTeacher(Edits, TokenByToken, LlamaGenBackbone):
                 tokens ``[B, 1]``.
             guided: whether ``uncond_logits`` are computed too (else None), in the same batch.
             prefix: int64 ``[B, m]``, the first tokens, which are kept.
+            drawn_steps: of each step, whether ``choose`` needs its logits; where not, it gets None
+                in their place. None: all do.
         """
         self.condition.check(labels, device=self.norm.weight.device)
         tokens, first = start_tokens(labels, self.num_tokens, prefix, self.vocabulary)
         batch = labels.shape[0]
         if guided:
             labels = self.condition.with_null(labels)
-        cache = self.new_cache(len(labels))
-        h = self.cls_embedding["embedding_table"](labels)[:, None]
-        if first:
-            known = self.embed_codes(tokens[:, :first].clamp(min=0))
-            h = torch.cat([h, torch.cat([known, known]) if guided else known], dim=1)
+        cache, read = self.new_cache(len(labels)), 0
+        rows = [self.cls_embedding["embedding_table"](labels)[:, None]]
         for here in self.steps[first:]:
-            logits = self.head(self.norm(self.run_step(h, cache)[:, -1:]))
-            chosen = choose(here, logits[:batch], logits[batch:] if guided else None)
+            logits = uncond_logits = None
+            if drawn_steps is None or drawn_steps[here.start]:
+                if here.start > read:
+                    # Where logits were not finite a token is -1, which no table on a GPU may read.
+                    h = self.embed_codes(tokens[:, read : here.start].clamp(min=0))
+                    rows.append(torch.cat([h, h]) if guided else h)
+                h, rows, read = torch.cat(rows, 1), [], here.start
+                every = self.head(self.norm(self.run_step(h, cache)[:, -1:]))
+                logits, uncond_logits = every[:batch], every[batch:] if guided else None
+            chosen = choose(here, logits, uncond_logits)
             check_tokens(chosen, 1, self.vocabulary)
             tokens[:, here] = chosen
-            # Where logits were not finite a token is -1, which a table on a GPU must not read.
-            h = self.embed_codes(tokens[:, here].clamp(min=0))
-            h = torch.cat([h, h]) if guided else h
         return tokens

@@ -129,7 +129,7 @@ class LlamaGenTransformer(Attached):
         return [KVCache(*sizes, like=self.norm.weight) for _ in self.layers]
 
     def run_step(self, h: Tensor, cache: list[KVCache]) -> Tensor:
-        """The next rows ``h [B, m, D]`` through every block: any number at first, then one."""
+        """The next rows ``h [B, m, D]`` through every block."""
         start = cache[0].filled
         rotation = self.constants.rotary[start : start + h.shape[1]]
         for block, entry in zip(self.layers, cache, strict=True):

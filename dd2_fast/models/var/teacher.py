@@ -89,6 +89,7 @@ class VARTeacher(Edits, VARBackbone):
         *,
         guided: bool = False,
         prefix: Tensor | None = None,
+        drawn_steps: Sequence[bool] | None = None,
     ) -> Tensor:
         """Tokens ``[B, n]`` that ``choose`` picks scale by scale, with a KV cache.
 
@@ -98,6 +99,8 @@ class VARTeacher(Edits, VARBackbone):
                 the unconditional ones; returns int64 ``[B, m]``.
             guided: whether unconditional logits are computed too, in the same batch (else None).
             prefix: int64 ``[B, m]``, the tokens of the first scales, which are kept.
+            drawn_steps: of each step, whether ``choose`` needs its logits; where not, it gets None
+                in their place. None: all do.
         """
         self.condition.check(labels, device=self.pos_1LC.device)
         quantizer, codebook = self.attached().quantize, self.codebook
@@ -109,11 +112,15 @@ class VARTeacher(Edits, VARBackbone):
         if guided:
             labels = self.condition.with_null(labels)
         steps = self.new_steps(labels)
+        drawn = [drawn_steps is None or drawn_steps[k] for k in range(last + 1)]
         for k, own in enumerate(self.scales.slices):
-            features = steps(inputs)
+            features = steps(inputs) if any(drawn[k:]) else None
             if own.start >= first:
-                logits = self.head(features)
-                chosen = choose(own, logits[:batch], logits[batch:] if guided else None)
+                logits = uncond_logits = None
+                if features is not None and drawn[k]:
+                    every = self.head(features)
+                    logits, uncond_logits = every[:batch], every[batch:] if guided else None
+                chosen = choose(own, logits, uncond_logits)
                 check_tokens(chosen, own.stop - own.start, codebook.shape[0])
                 tokens[:, own] = chosen
             if k < last:
