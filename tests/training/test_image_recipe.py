@@ -54,6 +54,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{path.stem}.{k}": v
         for path in sorted(folder.glob("*.safetensors"))
+        if path.stem != "pairs"
         for k, v in checkpoints.load(path).state_dict().items()
     }
 
@@ -202,6 +203,19 @@ def test_first_stages_alone_and_what_follows_from_their_files(
     assert all(
         torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True)
     )
+
+
+def test_stage_1_of_another_run(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same networks, and no stage before them."""
+    data, other = whole
+    settings = config(data, start=f"{other}:stage1", evaluation={"samples": 0})
+    out = images.run(settings, tmp_path / "run", progress=False)
+    left, right = weights(out), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert set(json.loads((out / "run.json").read_text())["losses"]) == {
+        *("dd1", "guidance", "distill")
+    }
 
 
 def test_evaluate_repeats_the_runs_own_table(

@@ -40,6 +40,7 @@ from .keeping import (
     TEACHER,
     WEIGHTS,
     Keeper,
+    check_start,
     write_network,
 )
 from .networks import Networks
@@ -100,9 +101,7 @@ class DistilConfig(Checked):
         one_of("method", self.method, METHODS)
         if self.method == "dd1" and not self.regression.steps:
             raise ValueError("regression.steps: expected at least 1 for method dd1, got 0")
-        folder, _, stage = self.start.rpartition(":")
-        if self.start and (not folder or stage != "stage1"):
-            raise ValueError(f"start: expected RUN:stage1, got {self.start!r}")
+        check_start(self.start)
         if self.start and self.method == "dd1":
             raise ValueError(f"start: expected nothing for method dd1, got {self.start!r}")
 
