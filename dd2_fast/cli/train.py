@@ -173,15 +173,15 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
             raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
         config = getattr(module, _RECIPES[name][0])()
     else:
+        # All at once: whether settings fit each other may depend on what the options give.
+        source, more = table.get("source", {}), {"start": arguments.start, "last": last}
+        if isinstance(source, dict):
+            table["source"] = {**source, **given}
+        table |= {key: value for key, value in more.items() if value}
         try:
             config = configure(getattr(module, _CONFIGURED[recipe])(), table)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
-        config = configure(config, {"source": given})
-        if arguments.start:
-            config = configure(config, {"start": arguments.start})
-        if last:
-            config = configure(config, {"last": last})
     config = apply_settings(config, arguments.set)
     if arguments.seed is not None:
         config = dataclasses.replace(config, seed=arguments.seed)

@@ -204,6 +204,10 @@ def test_first_stages_alone(whole: tuple[Path, Path], tmp_path: Path, capsys) ->
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         common += ["--set", f"{name}={text}"] if value is not None else []
     out = tmp_path / "run"
+    own = tmp_path / "own.toml"  # what --teacher gives makes its settings fit each other
+    own.write_text('recipe = "images"\nfamily = "llamagen"\n[teacher]\nsteps = 0\n')
+    assert main(["train", str(own), "--teacher", "a.pt", "--list"]) == 0
+    assert "source.teacher=a.pt" in capsys.readouterr().out
     assert main(["train", "teacher", "images_llamagen", "--out", str(out), *common]) == 0
     capsys.readouterr()
     left, right = weights(out), weights(expected)

@@ -230,7 +230,10 @@ def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -
     )
     stages: list[Stage] = []
     if networks.adapting and config.adaptation.steps:
-        stages.append(AdaptationStage(teacher, pool, config.adaptation, parallel=parallel))
+        adaptation = AdaptationStage(
+            teacher, pool, config.adaptation, parallel=parallel, source=networks.source
+        )
+        stages.append(adaptation)
     if dd2:
         stages.append(
             GroundTruthScoreStage(

@@ -331,7 +331,9 @@ def _one_step_stages(
         pool = live = networks.pool
     if networks.adapting:
         reader, prepare = networks.reader, networks.start_reader
-        stages.append(AdaptationStage(reader, pool, config.adaptation, prepare, parallel))
+        stages.append(
+            AdaptationStage(reader, pool, config.adaptation, prepare, parallel, networks.teacher)
+        )
         reader.requires_grad_("adaptation" not in done)
     stages.append(
         GroundTruthScoreStage(guidance, score, pool, config.stage1, networks.start_stage1, parallel)
