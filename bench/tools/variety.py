@@ -11,7 +11,9 @@ Columns, means over the classes, in the classifier's features unless it says pix
 * variance, in pixels: the trace of the covariance over the reference's;
 * entropy: of the (nearest) codes of a position, in nats, over the reference's; nll: under the
   teacher; prefix: the teacher's mean entropy after these tokens; off: root mean square distance to
-  the nearest code a dimension. These by quarters of the positions.
+  the nearest code a dimension; reader, where stage 0 has made one: ``KL(teacher | reader)`` of what
+  the teacher says after the nearest codes and its copy after the vectors themselves. These by
+  quarters of the positions.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd2_fast import checkpoints
 from dd2_fast.cli.evaluate import _settings
 from dd2_fast.metrics.frechet import frechet_distance
 from dd2_fast.metrics.image_report import Seen
@@ -41,8 +44,8 @@ _BATCH = 250
 class Variety:
     """Images of one list of labels, compared class by class with reference images."""
 
-    def __init__(self, found: Any, labels: Tensor) -> None:
-        self.found, self.labels = found, labels
+    def __init__(self, found: Any, labels: Tensor, copy: Any = None) -> None:
+        self.found, self.labels, self.copy = found, labels, copy
         self.book = found.tokenizer.codebook
 
     def seen(self, x: Tensor) -> Seen:
@@ -70,6 +73,15 @@ class Variety:
             entropy += torch.special.entr(log_p.exp()).sum((0, 2))
         return nll / len(tokens), entropy / len(tokens)
 
+    def reader(self, x: Tensor, tokens: Tensor, reader: Any) -> Tensor:
+        """``[n]``: the divergence of stage 0's copy at vectors from the teacher at codes."""
+        total = torch.zeros(tokens.shape[1]).double()
+        for v, part, y in zip(*(a.split(_BATCH) for a in (x, tokens, self.labels)), strict=True):
+            log_p = self.found.teacher.logits(part, y).double().log_softmax(-1)
+            log_q = reader.logits(v, y).double().log_softmax(-1)
+            total += (log_p.exp() * (log_p - log_q)).sum((0, 2))
+        return total / len(tokens)
+
     def compare(self, x: Tensor, reference: Seen, wanted: Tensor) -> dict[str, Any]:
         """The row of embeddings, beside the reference and its entropies ``[n]``."""
         seen, tokens = self.seen(x), nearest_code(x, self.book)
@@ -88,6 +100,8 @@ class Variety:
         off = (x - self.book[tokens]).square().mean((0, 2)).sqrt()
         by_position = {"entropy": self.entropy(tokens) / wanted, "nll": nll, "prefix": prefix}
         by_position["off"] = off
+        if self.copy is not None:
+            by_position["reader"] = self.reader(x, tokens, self.copy)
         for name, value in by_position.items():
             row[name] = [round(float(q.mean()), 3) for q in value.tensor_split(4)]
         return row
@@ -115,11 +129,10 @@ def main() -> None:
     data = ImageData.open(arguments.data, config.data, Parallel(device=torch.device("cpu")))
     numbers = data.some_held_out(arguments.samples)
     labels = data.labels(numbers)
-    variety, book, index = (
-        Variety(found, labels),
-        found.tokenizer.codebook,
-        torch.arange(len(labels)),
-    )
+    file = arguments.run / "reader.safetensors"
+    copy = checkpoints.load(file, tokenizer=found.tokenizer) if file.is_file() else None
+    variety, book = Variety(found, labels, copy), found.tokenizer.codebook
+    index = torch.arange(len(labels))
 
     def drawn(seed: int, **sampling: Any) -> Tensor:
         parts = zip(labels.split(_BATCH), index.split(_BATCH), strict=True)
