@@ -207,6 +207,7 @@ def test_first_stages_alone_and_what_follows_from_their_files(
     )
 
 
+@pytest.mark.slow
 def test_stage_1_of_another_run(whole: tuple[Path, Path], tmp_path: Path) -> None:
     """The same networks, and no stage before them."""
     data, other = whole
