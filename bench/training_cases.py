@@ -144,7 +144,9 @@ class Trainer:
             trained = adapt_copy(teacher)
             parallel.prepare(trained)
             self.modules = {"teacher": trained}
-            return AdaptationStage(trained, pool, config.adaptation, parallel=parallel)
+            return AdaptationStage(
+                trained, pool, config.adaptation, parallel=parallel, source=teacher
+            )
         with torch.device(parallel.device):
             guidance = DD2Guidance.from_teacher(teacher, **dataclasses.asdict(config.network))
         self.modules = {"guidance": guidance}

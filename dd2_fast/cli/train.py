@@ -28,7 +28,8 @@ _RECIPES = {
 _CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"
 _SOURCES = ("teacher", "tokenizer", "data")
 # Stages of the recipe for images that are asked for by their name.
-_STAGES = {name: ("images_var", name) for name in ("tokenizer", "teacher")}
+_STAGES = ("tokenizer", "teacher")
+_STAGES_OF = "images_var"
 _CONFIGURED = {"distil": "DistilConfig", "images": "ImagesConfig"}
 _CLOSE = 1e-4
 
@@ -46,12 +47,19 @@ def add_parser(commands: Any) -> None:
         help="distil a teacher into a one-step generator",
         description="Run a recipe and write its networks as safetensors with every setting as "
         "JSON. Running an interrupted command again resumes it; torchrun shares it out.",
-        epilog=f"{recipes}; tokenizer and teacher: the first stages of images_var; "
+        epilog=f"{recipes}; tokenizer and teacher: the first stages of images_var, or of another "
+        "configuration of images that follows; "
         "configurations, of a loaded teacher or of images (images_var, images_llamagen, fashion, "
         "fashion_llamagen): "
         f"{', '.join(config_names())}, or a .toml file of your own",
     )
     parser.add_argument("recipe", help="a recipe, a configuration or a .toml file")
+    parser.add_argument(
+        "of",
+        nargs="?",
+        metavar="CONFIG",
+        help=f"after tokenizer or teacher: the configuration of images (default {_STAGES_OF})",
+    )
     parser.add_argument("--teacher", help="checkpoint of the teacher")
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
     add_config_option(parser)
@@ -139,11 +147,20 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
     """The recipe's module and its configuration with everything the command line changes."""
     name, last = arguments.recipe, ""
     if name in _STAGES:
-        name, last = _STAGES[name]
+        name, last = arguments.of or _STAGES_OF, name
+        if name in _RECIPES:
+            raise ValueError(f"CONFIG: expected a configuration of images, got {name}")
+    elif arguments.of is not None:
+        raise ValueError(
+            f"CONFIG: expected one after {' or '.join(_STAGES)} only, got {arguments.of!r} after "
+            f"{name}"
+        )
     table = {} if name in _RECIPES else _read_toml(name)
     recipe = name if name in _RECIPES else table.pop("recipe", "distil")
     if recipe not in (*_CONFIGURED, *_RECIPES):
         raise ValueError(f"{name}: expected a recipe of {', '.join(_CONFIGURED)}, got {recipe!r}")
+    if last and recipe != "images":
+        raise ValueError(f"CONFIG: expected a configuration of images, got {name}")
     module = importlib.import_module(f"dd2_fast.training.recipes.{recipe}")
     given = {key: getattr(arguments, key) for key in _SOURCES if getattr(arguments, key)}
     if arguments.config:
@@ -156,17 +173,15 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
             raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
         config = getattr(module, _RECIPES[name][0])()
     else:
+        # All at once: whether settings fit each other may depend on what the options give.
+        source, more = table.get("source", {}), {"start": arguments.start, "last": last}
+        if isinstance(source, dict):
+            table["source"] = {**source, **given}
+        table |= {key: value for key, value in more.items() if value}
         try:
             config = configure(getattr(module, _CONFIGURED[recipe])(), table)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
-        config = configure(config, {"source": given})
-        if arguments.start:
-            if recipe != "distil":
-                raise ValueError(f"--from: expected a loaded teacher's configuration, got {name}")
-            config = configure(config, {"start": arguments.start})
-        if last:
-            config = configure(config, {"last": last})
     config = apply_settings(config, arguments.set)
     if arguments.seed is not None:
         config = dataclasses.replace(config, seed=arguments.seed)

@@ -143,7 +143,12 @@ class RegressionConfig(Checked):
 
 @dataclass(frozen=True)
 class AdaptationConfig(Checked):
-    """Stage 0 of LlamaGen: the AR loss after the token table has become an MLP of code vectors."""
+    """Stage 0 of LlamaGen, after the token table has become an MLP of code vectors.
+
+    ``target="sample"`` is the AR loss of the samples, as in the paper; ``"teacher"`` the divergence
+    ``KL(teacher | copy)`` of the teacher's own logits, whatever the samples were drawn with: the AR
+    loss of guided samples teaches guidance to a copy whose logits are then guided once more.
+    """
 
     steps: Count = 2000
     batch: int = 256
@@ -153,6 +158,11 @@ class AdaptationConfig(Checked):
     warmup: Count = 50
     label_dropout: Amount = 0.1
     embedding_noise: Amount = 0.0
+    target: str = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("target", self.target, ("sample", "teacher"))
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,66 @@ def test_given_tokens_noise_and_dropped_labels(tmp_path: Path):
     assert 0.3 < float(distance.mean()) < 2
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_divergence_from_the_teacher(noise: float):
+    """Of what it reads, by its definition in float64; nothing where the copy is exact."""
+    teacher = parity.make_teacher()
+    adapted, _ = adapt(teacher, smooth=4)
+    config = AdaptationConfig(steps=2, batch=8, embedding_noise=noise, target="teacher")
+    read, given = [], []
+    own, logits = adapted.logits, teacher.logits
+    adapted.logits = lambda x, y: (read.append((x, y)), own(x, y))[1]
+    samples = LiveSamples(TeacherScore(teacher, cfg=3.0))
+    stage = AdaptationStage(adapted, samples, config, source=teacher)
+    teacher.logits = lambda x, y: (given.append((x, y)), logits(x, y))[1]
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    losses = stage.step(0, torch.Generator().manual_seed(0))
+    assert set(losses) == {"kl", "teacher_norm"}
+    x, labels = read[0]
+    tokens, same = given[-1]
+    assert torch.equal(labels, same) and (labels == adapted.num_classes).any()
+    adapted.load_state_dict(before)
+    with torch.no_grad():
+        p = logits(tokens, labels).double().log_softmax(-1)
+        q = own(x, labels).double().log_softmax(-1)
+    wanted = float((p.exp() * (p - q)).sum(-1).mean())
+    assert float(losses["kl"]) == pytest.approx(wanted, abs=1e-6)
+    assert wanted > 1e-3 if noise else abs(wanted) < 1e-9
+
+
+@torch.no_grad()
+def divergence(model: LlamaGenTeacher, teacher: LlamaGenTeacher) -> float:
+    """KL(teacher | model) a token, of codes that a uniform law draws."""
+    labels = torch.arange(64) % teacher.num_classes
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(len(teacher.codebook), (64, teacher.num_tokens), generator=generator)
+    p, q = (m.logits(tokens, labels).double().log_softmax(-1) for m in (teacher, model))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_guided_samples_teach_guidance_unless_the_teacher_is_the_target():
+    teacher = parity.make_teacher().requires_grad_(False)
+    samples = LiveSamples(TeacherScore(teacher, cfg=6.0))
+    left = {}
+    for target in ("sample", "teacher"):
+        adapted, _ = adapt(teacher, smooth=4)
+        config = AdaptationConfig(steps=8, batch=16, rate=1e-3, warmup=2, target=target)
+        stage = AdaptationStage(adapted, samples, config, source=teacher)
+        rng = torch.Generator().manual_seed(0)
+        for index in range(stage.steps):
+            stage.step(index, rng)
+        left[target] = divergence(adapted, teacher)
+    assert left["teacher"] < 0.01 and left["sample"] > 10 * left["teacher"]
+
+
 def test_bad_arguments():
     teacher = parity.make_teacher()
     with pytest.raises(ValueError, match="teacher: expected one of .*adapt, got one with a token"):
         AdaptationStage(teacher, LiveSamples(TeacherScore(teacher)), CONFIG)
+    adapted, config = adapt(teacher, smooth=4)[0], AdaptationConfig(target="teacher")
+    with pytest.raises(ValueError, match="source: expected the teacher before adaptation"):
+        AdaptationStage(adapted, LiveSamples(TeacherScore(teacher)), config)
+    with pytest.raises(ValueError, match="target: expected one of sample, teacher, got 'codes'"):
+        AdaptationConfig(target="codes")
     with pytest.raises(ValueError, match="batch: expected a positive number, got 0"):
         AdaptationConfig(batch=0)

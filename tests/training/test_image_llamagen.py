@@ -4,6 +4,7 @@ its files in the released form, and fine-tuning from such files."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,15 @@ from training.test_image_recipe import (
 import dd2_fast
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
+from dd2_fast.training.loop import Interrupted
 from dd2_fast.training.recipes import images
 from dd2_fast.training.recipes.images import ImagesConfig
-from dd2_fast.training.settings import configure
+from dd2_fast.training.settings import configure, flatten
 from dd2_fast.training.stages import (
     AdaptationStage,
+    CsdStage,
+    GroundTruthScoreStage,
+    ImageTeacherStage,
     ImageTokenizerStage,
     PairsStage,
 )
@@ -130,6 +135,91 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     }
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_stage_1_of_another_run(
+    whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends as a run that makes its own, also where it is stopped and the other is gone; and can be
+    started from itself."""
+    data, expected = whole
+    other = Path(shutil.copytree(expected, tmp_path / "other"))
+    for stage in (ImageTokenizerStage, ImageTeacherStage, PairsStage, GroundTruthScoreStage):
+        monkeypatch.setattr(stage, "step", lambda *_: pytest.fail("it was made again"))
+    settings = config(data, start=f"{other}:stage1", evaluation={"samples": 0})
+    own = CsdStage.step
+
+    def stops(self, index, rng):
+        if index == 1 and other.exists():
+            shutil.rmtree(other)
+            raise Interrupted("stopped")
+        return own(self, index, rng)
+
+    monkeypatch.setattr(CsdStage, "step", stops)
+    with pytest.raises(Interrupted):
+        images.run(settings, tmp_path / "run", progress=False)
+    images.run(settings, tmp_path / "run", progress=False)
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(report["losses"]) == {"dd1", "regression", "guidance", "distill"}
+    again = config(data, start=f"{tmp_path / 'run'}:stage1", evaluation={"samples": 0})
+    images.run(again, tmp_path / "again", progress=False)
+    for folder in ("run", "again"):
+        left, right = weights(tmp_path / folder), weights(expected)
+        assert left.keys() == right.keys()
+        assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "message"),
+    [
+        (
+            {"stage1": {"rate": 1e-4}, "teacher": {"layers": 2}, "seed": 3},
+            "",
+            r"different: stage1\.rate \(there 0\.002, now 0\.0001\), teacher\.layers \(.* now 2\)",
+        ),
+        ({}, "pairs", "kept its stage 1, found no pairs.safetensors"),
+        ({"last": "teacher"}, "", "start: expected nothing where teacher is last"),
+    ],
+)
+def test_stage_1_must_be_what_this_run_would_make(
+    whole: tuple[Path, Path], tmp_path: Path, changes, missing: str, message: str
+) -> None:
+    data, expected = whole
+    other = Path(shutil.copytree(expected, tmp_path / "other"))
+    if missing:
+        (other / f"{missing}.safetensors").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        images.run(config(data, start=f"{other}:stage1", **changes), tmp_path / "a", progress=False)
+
+
+def test_first_stages_alone(whole: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    """`train teacher CONFIG` ends with the teacher of a whole run."""
+    data, expected = whole
+    settings = config(data, evaluation={"samples": 0})
+    assigned = {k: v for k, v in flatten(settings).items() if not k.startswith("source.")}
+    for name in ("last", "family", "watch.tensorboard"):
+        del assigned[name]
+    common = ["--data", str(data), "--quiet", "--threads", "1"]
+    for name, value in assigned.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        common += ["--set", f"{name}={text}"] if value is not None else []
+    out = tmp_path / "run"
+    own = tmp_path / "own.toml"  # what --teacher gives makes its settings fit each other
+    own.write_text('recipe = "images"\nfamily = "llamagen"\n[teacher]\nsteps = 0\n')
+    assert main(["train", str(own), "--teacher", "a.pt", "--list"]) == 0
+    assert "source.teacher=a.pt" in capsys.readouterr().out
+    assert main(["train", "teacher", "images_llamagen", "--out", str(out), *common]) == 0
+    capsys.readouterr()
+    left, right = weights(out), weights(expected)
+    assert {name.partition(".")[0] for name in left} == {"tokenizer", "classifier", "teacher"}
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    for argv, message in (
+        (["teacher", "tiny_var"], "CONFIG: expected a configuration of images, got tiny_var"),
+        (["tokenizer", "digits"], "CONFIG: expected a configuration of images, got digits"),
+        (["fashion", "images_var"], "CONFIG: expected one after tokenizer or teacher only, got"),
+    ):
+        assert main(["train", *argv, "--data", str(data)]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

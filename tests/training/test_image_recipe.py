@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dd2_fast.cli import main
 from dd2_fast.metrics.image_report import COLUMNS
 from dd2_fast.training.loop import Interrupted
 from dd2_fast.training.recipes import images
+from dd2_fast.training.recipes.image_evaluation import load_judged
 from dd2_fast.training.recipes.images import ImagesConfig
 from dd2_fast.training.settings import configure
 from dd2_fast.training.stages import ImageTeacherStage, ImageTokenizerStage
@@ -54,6 +56,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{path.stem}.{k}": v
         for path in sorted(folder.glob("*.safetensors"))
+        if path.stem != "pairs"
         for k, v in checkpoints.load(path).state_dict().items()
     }
 
@@ -204,6 +207,20 @@ def test_first_stages_alone_and_what_follows_from_their_files(
     )
 
 
+@pytest.mark.slow
+def test_stage_1_of_another_run(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same networks, and no stage before them."""
+    data, other = whole
+    settings = config(data, start=f"{other}:stage1", evaluation={"samples": 0})
+    out = images.run(settings, tmp_path / "run", progress=False)
+    left, right = weights(out), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert set(json.loads((out / "run.json").read_text())["losses"]) == {
+        *("dd1", "guidance", "distill")
+    }
+
+
 def test_evaluate_repeats_the_runs_own_table(
     whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +234,40 @@ def test_evaluate_repeats_the_runs_own_table(
     for name, row in once["rows"].items():
         same = {k: v for k, v in row.items() if k != "ms"}
         assert {k: v for k, v in again["rows"][name].items() if k != "ms"} == pytest.approx(same)
+
+
+@torch.no_grad()
+def test_what_the_variety_tool_says(whole: tuple[Path, Path], monkeypatch, capsys) -> None:
+    """Of the reference itself nothing; of one token everywhere no entropy; a row a generator."""
+    tool = Path(__file__).parents[2] / "bench" / "tools" / "variety.py"
+    if not tool.is_file():
+        pytest.skip("the benchmarks are not here")
+    variety = runpy.run_path(str(tool))
+    data, out = whole
+    found = load_judged(out, torch.device("cpu"))
+    labels, book = torch.arange(30) % 3, found.tokenizer.codebook
+    tokens = found.teacher.sample(labels, cfg=0.0, seed=1)
+    compared = variety["Variety"](found, labels)
+    reference, entropy = compared.seen(book[tokens]), compared.entropy(tokens)
+    one = tokens[labels == 0, 0].bincount().double() / 10
+    two, three = (tokens[labels == i, 0].bincount().double() / 10 for i in (1, 2))
+    wanted = sum(float(torch.special.entr(p).sum()) for p in (one, two, three)) / 3
+    assert float(entropy[0]) == pytest.approx(wanted)
+    same = compared.compare(book[tokens], reference, entropy)
+    assert same["variance"] == same["pixels"] == 1 and same["mean"] == 0
+    assert same["fd"] == pytest.approx(0, abs=1e-6) and same["entropy"] == [1.0] * 4
+    assert same["off"] == [0.0] * 4
+    flat = compared.compare(book[torch.zeros_like(tokens)], reference, entropy)
+    assert flat["entropy"] == [0.0] * 4 and flat["pixels"] == pytest.approx(0, abs=1e-9)
+    assert flat["fd"] == pytest.approx(flat["mean"] + flat["spread"])
+    for options, rows in (
+        ([], {"teacher", "set prediction", "one_step", "one_step, nearest codes"}),
+        (["--sampling", "cfg=1.5", "top_k=3"], {"real images, tokenised", "cfg=1.5", "top_k=3"}),
+    ):
+        argv = ["variety.py", str(out), "--data", str(data), "--samples", "18", *options]
+        monkeypatch.setattr("sys.argv", argv)
+        variety["main"]()
+        assert rows <= {json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()}
 
 
 @pytest.mark.parametrize(

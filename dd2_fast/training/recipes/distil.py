@@ -41,6 +41,7 @@ from .keeping import (
     TEACHER,
     WEIGHTS,
     Keeper,
+    check_start,
     write_network,
 )
 from .logits import logit_stages
@@ -105,9 +106,7 @@ class DistilConfig(Checked):
         one_of("method", self.method, METHODS)
         if self.method == "dd1" and not self.regression.steps:
             raise ValueError("regression.steps: expected at least 1 for method dd1, got 0")
-        folder, _, stage = self.start.rpartition(":")
-        if self.start and (not folder or stage != "stage1"):
-            raise ValueError(f"start: expected RUN:stage1, got {self.start!r}")
+        check_start(self.start)
         if self.start and self.method != "dd2":
             raise ValueError(
                 f"start: expected nothing for method {self.method}, got {self.start!r}"
@@ -246,7 +245,10 @@ def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -
     )
     stages: list[Stage] = []
     if networks.adapting and config.adaptation.steps:
-        stages.append(AdaptationStage(teacher, pool, config.adaptation, parallel=parallel))
+        adaptation = AdaptationStage(
+            teacher, pool, config.adaptation, parallel=parallel, source=networks.source
+        )
+        stages.append(adaptation)
     if dd2:
         stages.append(
             GroundTruthScoreStage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ from ..stages import (
 from .distil import choose_device
 from .image_evaluation import evaluate_run
 from .image_networks import Networks
-from .keeping import write_network
+from .image_start import DONE, PAIRS, Keeper, load_start, stage1_settings
+from .keeping import check_start, write_network
 from .running import Made, carry_out
 from .stage2 import distillation_stages
 from .watching import WatchConfig
@@ -101,6 +102,8 @@ class ImagesConfig(Checked):
         pairs: how many are drawn before the stages that learn from them, all from ``score``.
         regression: DD1's of the generator, before stage 2. dd1: of a network of its own, the
             baseline, from stage 1 on. ode_steps: of the pairs that they are trained on.
+        start: ``"RUN:stage1"``, the folder of a run with the same settings up to stage 1, whose
+            networks and pairs are taken, or empty.
     """
 
     family: str = "var"
@@ -125,12 +128,16 @@ class ImagesConfig(Checked):
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     ode_steps: int = 20
+    start: str = ""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("family", self.family, FAMILIES)
         one_of("last", self.last, LAST)
+        check_start(self.start)
+        if self.start and self.last != "generator":
+            raise ValueError(f"start: expected nothing where {self.last} is last")
         if not self.teacher.steps and not self.source.teacher and self.last != "tokenizer":
             raise ValueError("teacher.steps: expected at least 1 without source.teacher, got 0")
 
@@ -187,25 +194,45 @@ def _run(
             print(f"data: {len(data.problems)} images left out", *_lines(data), sep="\n")
         networks = Networks(config, data.num_classes, parallel)
         networks.discriminator = None if discriminator is None else discriminator.to(device)
+        settings = stage1_settings(config, data.images.classes)
+        kept = config.execution.keep_state and config.last == "generator"
+        metadata = {"recipe": "images", "seed": config.seed}
+
+        keep = Keeper(out, networks, metadata, settings) if kept else None
+
+        def take_start() -> None:
+            if config.start:
+                load_start(config.start, networks, settings)
+                if keep is not None:
+                    keep.write()
 
         def stages(done: Collection[str]) -> list[Stage]:
-            return build_stages(config, networks, data, parallel, done, features)
+            return build_stages(config, networks, data, parallel, done, features, take_start)
 
         return Made(
             networks.modules(),
             stages,
-            functools.partial(_write, out, config, networks, data, progress),
+            functools.partial(
+                _write, out, config, networks, data, metadata, settings if kept else None
+            ),
             networks.ema if config.last == "generator" else None,
             networks.tokenizer,
+            keep,
+            DONE if config.start else (),
         )
+
+    inputs = [config.source.teacher, config.source.tokenizer]
+    if config.start:
+        folder = Path(config.start.rpartition(":")[0])
+        inputs += [str(folder / f"{name}.safetensors") for name in (*PARTS, Path(PAIRS).stem)]
 
     carry_out(
         "images",
         config,
         out,
         make,
-        parts=PARTS,
-        inputs=[config.source.teacher, config.source.tokenizer],
+        parts=(*PARTS, Path(PAIRS).stem),
+        inputs=inputs,
         parallel=parallel,
         progress=progress,
         keep=config.execution.keep_state,
@@ -233,10 +260,12 @@ def build_stages(
     parallel: Parallel,
     done: Collection[str] = (),
     features: Any = None,
+    after_stage1: Callable[[], None] = lambda: None,
 ) -> list[Stage]:
     """The stages in order; each starts from what the ones before left in ``networks``.
 
-    ``done``: those that a resumed run has behind it.
+    ``done``: those that a resumed run has behind it. ``after_stage1`` is called before the first of
+    those that come after stage 1.
     """
     stages: list[Stage] = []
 
@@ -277,12 +306,16 @@ def build_stages(
         )
         networks.teacher.requires_grad_("teacher" not in done)
     if config.last == "generator":
-        stages += _one_step_stages(config, networks, parallel, done)
+        stages += _one_step_stages(config, networks, parallel, done, after_stage1)
     return stages
 
 
 def _one_step_stages(
-    config: ImagesConfig, networks: Networks, parallel: Parallel, done: Collection[str]
+    config: ImagesConfig,
+    networks: Networks,
+    parallel: Parallel,
+    done: Collection[str],
+    after_stage1: Callable[[], None],
 ) -> list[Stage]:
     samples = TeacherScore(networks.teacher, **dataclasses.asdict(config.samples))
     score = TeacherScore(networks.reader, **dataclasses.asdict(config.score))
@@ -298,19 +331,30 @@ def _one_step_stages(
         pool = live = networks.pool
     if networks.adapting:
         reader, prepare = networks.reader, networks.start_reader
-        stages.append(AdaptationStage(reader, pool, config.adaptation, prepare, parallel))
+        stages.append(
+            AdaptationStage(reader, pool, config.adaptation, prepare, parallel, networks.teacher)
+        )
         reader.requires_grad_("adaptation" not in done)
     stages.append(
         GroundTruthScoreStage(guidance, score, pool, config.stage1, networks.start_stage1, parallel)
     )
-    start = networks.start_generator
+    first = "dd1" if config.dd1.steps else "regression" if config.regression.steps else "guidance"
+
+    def start(name: str, own: Callable[[], None]) -> Callable[[], None]:
+        def prepare() -> None:
+            if name == first:
+                after_stage1()
+            own()
+
+        return prepare
+
     if config.dd1.steps:
         baseline = RegressionStage(
             networks.dd1,
             score,
             live,
             config.dd1,
-            networks.start_dd1,
+            start("dd1", networks.start_dd1),
             parallel,
             networks.dd1_ema,
             config.distill.ema_decay,
@@ -318,7 +362,8 @@ def _one_step_stages(
         )
         stages.append(baseline)
     if config.regression.steps:
-        stages.append(RegressionStage(generator, score, pool, config.regression, start, parallel))
+        prepare = start("regression", networks.start_generator)
+        stages.append(RegressionStage(generator, score, pool, config.regression, prepare, parallel))
     stages += distillation_stages(
         generator,
         guidance,
@@ -327,17 +372,24 @@ def _one_step_stages(
         pool if config.distill.auxiliary else None,
         config.distill,
         parallel,
-        None if config.regression.steps else start,
+        None if config.regression.steps else start("guidance", networks.start_generator),
     )
     return stages
 
 
 def _write(
-    out: Path, config: ImagesConfig, networks: Networks, data: ImageData, progress: bool
+    out: Path,
+    config: ImagesConfig,
+    networks: Networks,
+    data: ImageData,
+    metadata: dict[str, Any],
+    settings: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Write the networks and judge them; every process must call it."""
+    """Write the networks and judge them; every process must call it.
+
+    ``settings``: that stage 1's file keeps.
+    """
     parallel = networks.parallel
-    metadata = {"recipe": "images", "seed": config.seed}
     averages = {"generator": "ema", "dd1": "dd1_ema"}
     for name in _MODULES[config.last]:
         if (name == "dd1" and not config.dd1.steps) or (name == "reader" and not networks.adapting):
@@ -348,7 +400,8 @@ def _write(
             if parallel.rank == 0:
                 save(path, network, metadata)
         else:
-            write_network(path, network, parallel, metadata)
+            kept = {"settings": settings} if name == "stage1" and settings else {}
+            write_network(path, network, parallel, {**metadata, **kept})
     told: dict[str, Any] = {"processes": parallel.count, "metrics": {}, "data": data.report()}
     if config.evaluation.samples and parallel.rank == 0:
         told["evaluation"] = evaluate_run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,30 @@ def load_stage1(start: str, networks: Networks, settings: Mapping[str, Any]) -> 
         FileNotFoundError: the run has not kept its stage 1.
         ValueError: it was made with other settings (each is named), or a file is damaged.
     """
+    files = (STAGE1, *((TEACHER,) if networks.adapting else ()))
+    folder = start_folder(start, files, settings)
+    parallel: Parallel = networks.parallel
+    parallel.load_model(networks.guidance, checkpoints.load(folder / STAGE1).state_dict())
+    if networks.adapting:
+        networks.teacher.load_state_dict(checkpoints.load(folder / TEACHER).state_dict())
+
+
+def check_start(start: str) -> None:
+    """ValueError unless ``start`` is empty or ``RUN:stage1``."""
+    folder, _, stage = start.rpartition(":")
+    if start and (not folder or stage != "stage1"):
+        raise ValueError(f"start: expected RUN:stage1, got {start!r}")
+
+
+def start_folder(start: str, files: Iterable[str], settings: Mapping[str, Any]) -> Path:
+    """The folder in ``"RUN:stage1"``, where ``files`` and the settings are as they should be.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: stage 1 was made with other settings (each is named).
+    """
     folder = Path(start.rpartition(":")[0])
-    for name in (STAGE1, *((TEACHER,) if networks.adapting else ())):
+    for name in files:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"start: expected a run that has kept its stage 1, found no {name} in {folder}"
@@ -115,15 +137,11 @@ def load_stage1(start: str, networks: Networks, settings: Mapping[str, Any]) -> 
     found = checkpoints.read_header(folder / STAGE1)["metadata"].get("settings")
     if not isinstance(found, Mapping):
         raise ValueError(
-            f"start: expected the stage 1 of a loaded teacher's run, got {folder / STAGE1} without "
-            "settings"
+            f"start: expected a stage 1 that keeps its settings, got {folder / STAGE1} without"
         )
     if different := differences(found, settings):
         raise ValueError(
             f"start: expected a stage 1 with this run's settings in {folder}; different: "
             f"{described(different, 'there', 'now')}"
         )
-    parallel: Parallel = networks.parallel
-    parallel.load_model(networks.guidance, checkpoints.load(folder / STAGE1).state_dict())
-    if networks.adapting:
-        networks.teacher.load_state_dict(checkpoints.load(folder / TEACHER).state_dict())
+    return folder

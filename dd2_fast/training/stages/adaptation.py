@@ -1,4 +1,4 @@
-"""Stage 0: an adapted teacher trained on tokens by the ordinary autoregressive loss."""
+"""Stage 0: an adapted teacher trained on tokens, or on the logits of the one it is a copy of."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class _Logits(nn.Module):
 
 
 class AdaptationStage(Stage):
-    """Next-token cross-entropy of an adapted teacher that reads the code vectors of the pool.
+    """An adapted teacher that reads the code vectors of the pool: the cross-entropy of the tokens,
+    or with ``target="teacher"`` the divergence from what ``source`` says after these tokens.
 
     Some conditions are replaced by the null one, as in the teacher's own training, so that guidance
     keeps its unconditional logits. With ``embedding_noise`` the model reads noisy vectors.
@@ -47,14 +48,17 @@ class AdaptationStage(Stage):
         config: AdaptationConfig,
         prepare: Callable[[], object] | None = None,
         parallel: Parallel | None = None,
+        source: Teacher | None = None,
     ) -> None:
+        if config.target == "teacher" and source is None:
+            raise ValueError("source: expected the teacher before adaptation, got none")
         if not backbone_of(teacher)[1].adapted:
             raise ValueError(
                 "teacher: expected one of dd2_fast.models.llamagen.adapt, got one with a token "
                 "table"
             )
         super().__init__("adaptation", config.steps, prepare, config.batch)
-        self.teacher, self.pool, self.config = teacher, pool, config
+        self.teacher, self.pool, self.config, self.source = teacher, pool, config, source
         logits = _Logits(teacher).requires_grad_(True)
         parallel = parallel or Parallel(device=teacher.codebook.device)
         self.trained = {"teacher": Trained(logits, parallel, config.betas, config.weight_decay)}
@@ -72,8 +76,15 @@ class AdaptationStage(Stage):
             if config.embedding_noise:
                 vectors = vectors + config.embedding_noise * random.normal(*vectors.shape[1:])
             logits = self.seen(logits=teacher(vectors, labels))
-            value = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-            return value, {"nll": value}
+            if config.target == "sample":
+                value = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+                return value, {"nll": value}
+            assert self.source is not None, "the constructor sees to it"
+            with torch.no_grad():
+                wanted = self.source.logits(tokens, labels).flatten(0, 1).float().log_softmax(-1)
+            found = logits.flatten(0, 1).float().log_softmax(-1)
+            value = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            return value, {"kl": value}
 
         rate = config.rate * ramp(index, self.steps, warmup=config.warmup)
         return teacher.update("teacher", rate, config.batch, loss)
