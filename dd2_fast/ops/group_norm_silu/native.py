@@ -1,0 +1,62 @@
+"""Arguments of the compiled kernels from tensors; used by ``cpu``, ``cuda`` and ``cupy``."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .. import structs
+from ..native import LOGIT_TYPES, Launch, address
+
+
+class GroupNormSiluParams(ctypes.Structure):
+    """``dd2::GroupNormSiluParams``."""
+
+    _fields_ = [
+        *structs.fields("y sum x residual weight bias pre_bias workspace", ctypes.c_void_p),
+        *structs.fields("images pixels channels groups", ctypes.c_longlong),
+        ("eps", ctypes.c_float),
+        *structs.fields("silu type", ctypes.c_int),
+    ]
+
+
+def run(
+    launch: Launch,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    pre_bias: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Sum and result by ``launch(params)``; arguments as in :mod:`.reference`."""
+    x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    vectors = [None if v is None else v.float().contiguous() for v in (weight, bias, pre_bias)]
+    y = torch.empty_like(x)
+    total = y.new_empty(0) if residual is None else torch.empty_like(x)
+    images, pixels, channels = x.shape
+    if x.numel():
+        launch(
+            GroupNormSiluParams(
+                y=y.data_ptr(),
+                sum=0 if residual is None else total.data_ptr(),
+                x=x.data_ptr(),
+                residual=address(residual),
+                weight=address(vectors[0]),
+                bias=address(vectors[1]),
+                pre_bias=address(vectors[2]),
+                images=images,
+                pixels=pixels,
+                channels=channels,
+                groups=groups,
+                eps=eps,
+                silu=silu,
+                type=LOGIT_TYPES[x.dtype],
+            )
+        )
+    return total, y
