@@ -25,4 +25,29 @@ struct GroupNormSiluParams {
   LogitType type;
 };
 
+// How a block of a GPU's kernels walks over its pixels: a thread takes kNormGroup channels of every
+// `rows`th pixel, or of all where one pixel has more of them than the block has threads.
+constexpr int kNormGroup = 8;
+
+struct NormTiling {
+  int columns;  // of kNormGroup channels
+  int rows;
+
+  DD2_HD explicit NormTiling(long long channels)
+      : columns(static_cast<int>(ceil_divide(channels, kNormGroup))),
+        rows(columns < kThreads ? kThreads / columns : 1) {}
+};
+
+// The pixels of one block of an image, the first of them and how many.
+struct NormPart {
+  long long first;
+  long long count;
+
+  DD2_HD NormPart(long long pixels, long long blocks, long long block)
+      : first(block * ceil_divide(pixels, blocks)), count(ceil_divide(pixels, blocks)) {
+    if (first > pixels) first = pixels;
+    if (count > pixels - first) count = pixels - first;
+  }
+};
+
 }  // namespace dd2
