@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import structs
 from ..native import LOGIT_TYPES, Launch, address
+
+
+MOST_CHANNELS = 4096  # whose moments a block of a GPU has in shared memory
 
 
 class GroupNormSiluParams(ctypes.Structure):
@@ -60,3 +64,13 @@ def run(
             )
         )
     return total, y
+
+
+def run_on_gpu(launch: Launch, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The same by the GPU kernels, of as many channels as they take."""
+    if x.shape[-1] > MOST_CHANNELS:
+        raise RuntimeError(
+            f"the GPU kernels cannot run group_norm_silu: expected at most {MOST_CHANNELS} "
+            f"channels, got C = {x.shape[-1]}"
+        )
+    return run(launch, x, *arguments)

@@ -26,6 +26,8 @@ def group_norm_silu(
     if residual is not None:
         total = (s + residual.to(wide)).to(x.dtype)
         s = total.to(wide)
+    if s.numel() == 0:
+        return total, torch.empty_like(x)
     of_group = s.unflatten(-1, (groups, -1))
     variance, mean = torch.var_mean(of_group, dim=(1, 3), keepdim=True, correction=0)
     normed = ((of_group - mean) * (variance + eps).rsqrt()).flatten(-2)
