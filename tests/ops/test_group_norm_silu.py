@@ -123,7 +123,9 @@ def assert_within_budget(found: Any, given: dict[str, Any]) -> None:
 
 
 @pairwise_with_backends(regime=REGIMES, kind=KINDS, dtype=DTYPES)
-def test_equals_the_definition(backend: str, regime: tuple, kind: tuple, dtype: torch.dtype) -> None:
+def test_equals_the_definition(
+    backend: str, regime: tuple, kind: tuple, dtype: torch.dtype
+) -> None:
     given = make_inputs(regime, kind, dtype)
     assert_within_budget(group_norm_silu(**moved(given, backend)), given)
 

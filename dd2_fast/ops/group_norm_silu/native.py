@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import structs
 from ..native import LOGIT_TYPES, Launch, address
 
-
 MOST_CHANNELS = 4096  # whose moments a block of a GPU has in shared memory
 
 
@@ -36,13 +35,19 @@ def run(
     silu: bool,
     pre_bias: Tensor | None,
     residual: Tensor | None,
+    *,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Sum and result by ``launch(params)``; arguments as in :mod:`.reference`."""
+    """Sum and result by ``launch(params)``; arguments as in :mod:`.reference`. In place they are
+    the residual and ``x``, contiguous ones."""
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     vectors = [None if v is None else v.float().contiguous() for v in (weight, bias, pre_bias)]
-    y = torch.empty_like(x)
-    total = y.new_empty(0) if residual is None else torch.empty_like(x)
+    y = x if in_place else torch.empty_like(x)
+    if residual is None:
+        total = x.new_empty(0)
+    else:
+        total = residual if in_place else torch.empty_like(x)
     images, pixels, channels = x.shape
     if x.numel():
         launch(
