@@ -43,11 +43,9 @@ def run(
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
     vectors = [None if v is None else v.float().contiguous() for v in (weight, bias, pre_bias)]
-    y = x if in_place else torch.empty_like(x)
-    if residual is None:
-        total = x.new_empty(0)
-    else:
-        total = residual if in_place else torch.empty_like(x)
+    y, total = (x, residual) if in_place else (torch.empty_like(x), None)
+    if total is None:
+        total = torch.empty_like(x) if residual is not None else x.new_empty(0)
     images, pixels, channels = x.shape
     if x.numel():
         launch(

@@ -18,9 +18,11 @@ _TOGETHER = 1024  # moments of a group
 @triton.jit
 def _added(p_bias, o_c, m_c):
     """A bias of the channels, zeros where there is none."""
-    if p_bias is None:
-        return tl.zeros(o_c.shape, tl.float32)
-    return tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    if p_bias is not None:
+        b_added = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    else:
+        b_added = tl.zeros(o_c.shape, tl.float32)
+    return b_added
 
 
 @triton.jit
