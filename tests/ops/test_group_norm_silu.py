@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[bool, bool, bool]] = {
 
 
 def make_inputs(regime: tuple, kind: tuple, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments on the CPU: channels' means are twice their deviations; some are 30 times as wide."""
+    """Channels' means are twice their deviations; some are 30 times as wide."""
     images, channels, sides, groups = regime
     generator = torch.Generator().manual_seed(channels + images)
 
