@@ -46,7 +46,7 @@ DATA = ("normal", "peaked", "ties")
 FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
 NORM = "group_norm_silu"  # whose rows are pixels of bfloat16 maps, a logit a channel of one
-# Channels and pixels of VAR's decoder; one image is counted, as blocks of one or of 64 share it.
+# Channels and pixels of VAR's decoder; an image is counted, in the blocks of one or of 64.
 NORMS = {"160 channels": (160, 128**2), "640 channels, skip": (640, 16**2)}
 NORM_PROCESSORS = {1: PROCESSORS, 64: 8}
 SMALL = "small_generator"  # whose rows are images of the bundled digits
@@ -223,7 +223,9 @@ def name_of(symbol: str) -> str:
     return name.split("_kernel")[0].removesuffix("_fwd")
 
 
-def count_all(operators: tuple[str, ...] = (*FILTERED, *PLAIN, NORM, SMALL)) -> list[dict[str, Any]]:
+def count_all(
+    operators: tuple[str, ...] = (*FILTERED, *PLAIN, NORM, SMALL),
+) -> list[dict[str, Any]]:
     """Every row of the table of these operators."""
     sys.path += [str(BENCH), str(BENCH.parent / "tests")]
     from compiled.backends import installed

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Nothing runs for them; views are told by their schema.
 _FREE = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "alias", "_unsafe_view"}
 _FREE |= {"promote_types"}
-_SEVERAL = {"dd2_fast::group_norm_silu": 2}  # kernels of one operation
 # What a compiler leaves as calls of a library.
 _LIBRARY = {
     "dd2_fast::group_norm_silu",
@@ -56,7 +55,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
         if not func.is_view and name not in _FREE:
-            self.launched.names += _SEVERAL.get(name, 1) * [name]
+            self.launched.names.append(name)
         return func(*args, **(kwargs or {}))
 
 

@@ -29,16 +29,17 @@ __global__ void __launch_bounds__(kThreads) group_norm_silu_fwd_kernel(const Gro
   const NormBlock block(p);
   const int channels = static_cast<int>(p.channels), groups = static_cast<int>(p.groups);
   const int size = channels / groups, rows = tiling.rows;
+  const int pixels = static_cast<int>(p.pixels);
   const float values = static_cast<float>(p.pixels) * static_cast<float>(size);
   DD2_NO_UNROLL
   for (int group = warp_index(); group < groups; group += kWarps) {
-    const Moments* first = block.moments(p, 0) + group;
+    const Moments* first = block.moments(p, group);
     const Moments moments = combine(
-        static_cast<int>(block.blocks), values,
-        [&](int i) { return first[static_cast<long long>(i) * groups]; },
+        block.blocks, values, [&](int i) { return first[i]; },
         [&](int i) {
-          return static_cast<float>(NormPart(p.pixels, block.blocks, i).count) *
-                 static_cast<float>(size);
+          const int left = pixels - i * block.most;  // the last blocks may have few or none
+          return static_cast<float>(size) *
+                 static_cast<float>(left < block.most ? (left > 0 ? left : 0) : block.most);
         });
     if (lane_index() == 0) {
       of_groups[group] = {moments.mean, 1.0f / sqrtf(moments.square / values + p.eps)};
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) group_norm_silu_fwd_kernel(const Gro
     const long long stride = static_cast<long long>(rows) * channels * Group::kBytes;
     const long long pixel = block.image * p.pixels + block.part.first + row;
     long long at = (pixel * channels + channel) * Group::kBytes;
-    long long i = row;
+    int i = row;
     DD2_NO_UNROLL
     for (; i + (kTogether - 1) * rows < block.part.count; i += kTogether * rows) {
       Group x[kTogether];

@@ -41,12 +41,13 @@ struct NormTiling {
 // The pixels of one block of an image, the first of them and how many.
 struct NormPart {
   long long first;
-  long long count;
+  int count;
 
-  DD2_HD NormPart(long long pixels, long long blocks, long long block)
-      : first(block * ceil_divide(pixels, blocks)), count(ceil_divide(pixels, blocks)) {
+  // `most`: pixels of every block but the last ones.
+  DD2_HD NormPart(long long pixels, int most, int block)
+      : first(static_cast<long long>(block) * most), count(most) {
     if (first > pixels) first = pixels;
-    if (count > pixels - first) count = pixels - first;
+    if (count > pixels - first) count = static_cast<int>(pixels - first);
   }
 };
 

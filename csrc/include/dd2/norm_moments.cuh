@@ -16,17 +16,22 @@ struct Moments {
 
 // The block's image and pixels; gridDim.x is images times blocks of each.
 struct NormBlock {
-  long long blocks;  // of an image
-  long long image;
+  int blocks;  // of an image
+  int image;
+  int index;  // of the image's
+  int most;   // pixels of a block
   NormPart part;
 
   DD2_DEVICE explicit NormBlock(const GroupNormSiluParams& p)
-      : blocks(gridDim.x / p.images),
-        image(blockIdx.x / blocks),
-        part(p.pixels, blocks, blockIdx.x - image * blocks) {}
+      : blocks(static_cast<int>(gridDim.x / static_cast<unsigned>(p.images))),
+        image(static_cast<int>(blockIdx.x) / blocks),
+        index(static_cast<int>(blockIdx.x) - image * blocks),
+        most((static_cast<int>(p.pixels) - 1) / blocks + 1),
+        part(p.pixels, most, index) {}
 
-  DD2_DEVICE Moments* moments(const GroupNormSiluParams& p, long long block) const {
-    return static_cast<Moments*>(p.workspace) + (image * blocks + block) * p.groups;
+  // Of a group of the image, a block after the other.
+  DD2_DEVICE Moments* moments(const GroupNormSiluParams& p, int group) const {
+    return static_cast<Moments*>(p.workspace) + (image * p.groups + group) * blocks;
   }
 };
 
@@ -137,16 +142,15 @@ __global__ void __launch_bounds__(kThreads) norm_moments_kernel(const GroupNormS
   const NormTiling tiling(p.channels);
   const NormBlock block(p);
   const int channels = static_cast<int>(p.channels), rows = tiling.rows;
-  const auto count_of = [&](int row) {
-    return row < block.part.count ? static_cast<int>((block.part.count - row - 1) / rows) + 1 : 0;
-  };
+  const int each = block.part.count / rows, more = block.part.count - each * rows;
+  const auto count_of = [&](int row) { return each + (row < more); };
   const int row = static_cast<int>(threadIdx.x) / tiling.columns;
   if (row < rows) {
     DD2_NO_UNROLL
     for (int column = static_cast<int>(threadIdx.x) - row * tiling.columns; column < tiling.columns;
          column += kThreads) {
       const int channel = column * kNormGroup;
-      const long long pixel = block.image * p.pixels + block.part.first + row;
+      const long long pixel = block.image * p.pixels + (block.part.first + row);
       ChannelMoments<kType, kResidual, kVector> moments(p, channel);
       moments.take(p, pixel * channels + channel, count_of(row),
                    static_cast<long long>(rows) * channels);
@@ -160,16 +164,30 @@ __global__ void __launch_bounds__(kThreads) norm_moments_kernel(const GroupNormS
     }
   }
   __syncthreads();
+  const float count = static_cast<float>(block.part.count);
+  DD2_NO_UNROLL
+  for (int c = static_cast<int>(threadIdx.x); c < channels; c += kThreads) {
+    Moments* own = of_channels + c;
+    float sum = 0.0f, square = 0.0f;
+    DD2_NO_UNROLL
+    for (int r = 0; r < rows; ++r) sum += static_cast<float>(count_of(r)) * own[r * channels].mean;
+    const float mean = count > 0.0f ? __fdividef(sum, count) : 0.0f;
+    DD2_NO_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      const float off = own[r * channels].mean - mean;
+      square += own[r * channels].square + static_cast<float>(count_of(r)) * off * off;
+    }
+    *own = {mean, square};
+  }
+  __syncthreads();
   const int size = channels / static_cast<int>(p.groups);
-  Moments* out = block.moments(p, blockIdx.x - block.image * block.blocks);
   DD2_NO_UNROLL
   for (int group = warp_index(); group < p.groups; group += kWarps) {
     const Moments* first = of_channels + group * size;
-    const Moments moments = combine(
-        rows * size, static_cast<float>(block.part.count) * static_cast<float>(size),
-        [&](int i) { return first[i / size * channels + i % size]; },
-        [&](int i) { return static_cast<float>(count_of(i / size)); });
-    if (lane_index() == 0) out[group] = moments;
+    const Moments moments =
+        combine(size, count * static_cast<float>(size), [&](int i) { return first[i]; },
+                [&](int) { return count; });
+    if (lane_index() == 0) block.moments(p, group)[block.index] = moments;
   }
 }
 

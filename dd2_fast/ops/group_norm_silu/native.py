@@ -76,4 +76,9 @@ def run_on_gpu(launch: Launch, x: Tensor, *arguments: Any) -> tuple[Tensor, Tens
             f"the GPU kernels cannot run group_norm_silu: expected at most {MOST_CHANNELS} "
             f"channels, got C = {x.shape[-1]}"
         )
+    if x.shape[1] >= 2**30:
+        raise RuntimeError(
+            f"the GPU kernels cannot run group_norm_silu: expected less than 2^30 pixels, got "
+            f"{x.shape[1]}"
+        )
     return run(launch, x, *arguments)
