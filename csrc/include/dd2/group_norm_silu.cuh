@@ -21,7 +21,8 @@ DD2_DEVICE float silu_approximate(float z) {
 
 // The grid of norm_moments_kernel, after it; shared: Moments [groups], of which `square` is 1 / sqrt(variance + eps).
 template <LogitType kType, bool kSilu, bool kVector>
-__global__ void __launch_bounds__(kThreads) group_norm_silu_fwd_kernel(const GroupNormSiluParams p) {
+__global__ void __launch_bounds__(kThreads, 3)
+    group_norm_silu_fwd_kernel(const GroupNormSiluParams p) {
   using Group = ChannelGroup<kType, kVector>;
   constexpr int kSize = Group::kSize, kTogether = 64 / (kSize * Group::kBytes);
   DD2_DYNAMIC_SHARED(Moments, of_groups);
