@@ -46,6 +46,10 @@ TENSOR_CORES = {"var_filtered": (128, 1)}
 DATA = ("normal", "peaked", "ties")
 FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
+NORM = "group_norm_silu"  # whose rows are pixels of bfloat16 maps, a logit a channel of one
+# Channels and pixels of VAR's decoder; an image is counted, in the blocks of one or of 64.
+GROUP_NORMS = {"160 channels": (160, 128**2), "640 channels, skip": (640, 16**2)}
+NORM_PROCESSORS = {1: PROCESSORS, 64: 8}
 SMALL = "small_generator"  # whose rows are images of the bundled digits
 DIGIT_PIXELS = 64
 # Triton's add_norm_modulate in bfloat16, and how many values have to be read and written for each
@@ -77,6 +81,11 @@ def sizes(operator: str) -> Iterator[Size]:
     if operator == SMALL:
         for images in (1, 64):
             yield Size("digits", "normal", images, 1, PROCESSORS)
+        return
+    if operator == NORM:
+        for name, (_, pixels) in GROUP_NORMS.items():
+            for images, processors in NORM_PROCESSORS.items():
+                yield Size(name, "normal", images * pixels, pixels, processors)
         return
     filters = ("", "_filtered") if operator in FILTERED else ("",)
     for model, suffix in product(ROWS, filters):
@@ -124,6 +133,12 @@ def call(operator: str, size: Size) -> None:
         from dd2_fast.sampling import Sampler
 
         Sampler("digits")([3] * size.counted, seed=0)
+        return
+    if operator == NORM:
+        channels = GROUP_NORMS[size.shape][0]
+        x = torch.randn(1, size.counted, channels, dtype=torch.bfloat16).mT
+        skip = x if "skip" in size.shape else None
+        ops.group_norm_silu(x, *torch.ones(2, channels), 32, eps=1e-6, residual=skip)
         return
     data = inputs(size)
     rows = ("logits", "uncond_logits", "guidance_scale", "top_k", "top_p")
@@ -196,11 +211,13 @@ def summary(
         kernels.append(name_of(counters.kernel))
     if values:
         logits = values
+    elif operator == NORM:
+        logits = GROUP_NORMS[size.shape][0]
     elif shape is None:
         logits = DIGIT_PIXELS
     else:
         logits = shape.vocabulary if operator != "image_normal" else shape.dim
-    if not values and operator not in (*PLAIN, SMALL):
+    if not values and operator not in (*PLAIN, NORM, SMALL):
         limit = 4 * logits * size.rows / BANDWIDTH
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
@@ -219,7 +236,9 @@ def name_of(symbol: str) -> str:
     return name.split("_kernel")[0].removesuffix("_fwd")
 
 
-def count_all(operators: tuple[str, ...] = (*FILTERED, *PLAIN, SMALL)) -> list[dict[str, Any]]:
+def count_all(
+    operators: tuple[str, ...] = (*FILTERED, *PLAIN, NORM, SMALL),
+) -> list[dict[str, Any]]:
     """Every row of the table of these operators."""
     sys.path += [str(BENCH), str(BENCH.parent / "tests")]
     from compiled.backends import installed
@@ -410,7 +429,7 @@ def against(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = (*FILTERED, *PLAIN, SMALL, "filters", "norms")
+    names = (*FILTERED, *PLAIN, NORM, SMALL, "filters", "norms")
     parser.add_argument("--operator", choices=names, help="count and print one")
     parser.add_argument("--out", type=Path, default=COUNTS, help="folder of the files")
     parser.add_argument("--file", choices=("cuda", "filters", "norms"), help="write that one alone")

@@ -66,7 +66,40 @@ DD2_INLINE Vec load(const Float16* source) {
   return (Vec)((UintVec)magnitude | special | ((bits & 0x8000u) << 16));
 }
 
-// 2^x for x <= 0; 0 below 2^-126 and for NaN. Degree-5 minimax on [-1/2, 1/2], relative error 2e-7.
+DD2_INLINE void store_bits(void* target, UintVec bits) {
+  const HalfVec half = __builtin_convertvector(bits, HalfVec);
+  std::memcpy(target, &half, sizeof(half));
+}
+
+// Rounded to nearest, ties to even; NaN stays one.
+DD2_INLINE void store(BFloat16* target, Vec v) {
+  const UintVec bits = (UintVec)v;
+  const UintVec rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  store_bits(target, v == v ? rounded : (bits >> 16 | 0x40u));
+}
+
+// Likewise. What is subnormal in halves has the place of its last bit after 0.5 is added.
+DD2_INLINE void store(Float16* target, Vec v) {
+  const UintVec magnitude = (UintVec)v & 0x7fffffffu;
+  const UintVec normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
+  const UintVec subnormal = (UintVec)((Vec)magnitude + 0.5f) - 0x3f000000u;
+  UintVec bits = (Vec)magnitude < broadcast(0x1p-14f) ? subnormal : normal;
+  bits = (Vec)magnitude < broadcast(65520.0f) ? bits : UintVec{} + 0x7c00u;
+  bits = v == v ? bits : UintVec{} + 0x7e00u;
+  store_bits(target, bits | ((UintVec)v >> 16 & 0x8000u));
+}
+
+// 2^x on [-1/2, 1/2]: degree-5 minimax, relative error 2e-7.
+DD2_INLINE Vec exp2_fraction(Vec x) {
+  Vec p = broadcast(1.32546026725322e-3f);
+  p = p * x + 9.671999141573906e-3f;
+  p = p * x + 5.550779402256012e-2f;
+  p = p * x + 2.4022231996059418e-1f;
+  p = p * x + 6.931469440460205e-1f;
+  return p * x + 1.0f;
+}
+
+// 2^x for x <= 0; 0 below 2^-126 and for NaN.
 DD2_INLINE Vec exp2_nonpositive(Vec x) {
 #if defined(__AVX512F__)
   const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
@@ -77,12 +110,7 @@ DD2_INLINE Vec exp2_nonpositive(Vec x) {
   const Vec whole = shifted - broadcast(0x1.8p23f);
 #endif
   const Vec fraction = x - whole;
-  Vec p = broadcast(1.32546026725322e-3f);
-  p = p * fraction + 9.671999141573906e-3f;
-  p = p * fraction + 5.550779402256012e-2f;
-  p = p * fraction + 2.4022231996059418e-1f;
-  p = p * fraction + 6.931469440460205e-1f;
-  p = p * fraction + 1.0f;
+  const Vec p = exp2_fraction(fraction);
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)whole);
 #else
@@ -90,6 +118,19 @@ DD2_INLINE Vec exp2_nonpositive(Vec x) {
   return p * (Vec)exponent;
 #endif
 }
+
+// 2^x, for x beyond +-126 what it is there.
+DD2_INLINE Vec exp2_within(Vec x) {
+  x = max(x, broadcast(-126.0f));
+  x = x < broadcast(126.0f) ? x : broadcast(126.0f);
+  const Vec shifted = x + broadcast(0x1.8p23f);
+  const Vec fraction = x - (shifted - broadcast(0x1.8p23f));
+  const Vec p = exp2_fraction(fraction);
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+// x / (1 + exp(-x)).
+DD2_INLINE Vec silu(Vec x) { return x / (exp2_within(x * -kLog2E) + 1.0f); }
 
 // Folds a vector of `n` lanes onto its first lane.
 template <typename T, int n, typename Combine>

@@ -25,24 +25,6 @@ DD2_INLINE void apply(const PackedLayer& layer, const float* x, int64_t x_stride
 
 DD2_INLINE Vec magnitude(Vec x) { return (Vec)((UintVec)x & 0x7fffffffu); }
 
-// 2^x, for x beyond +-126 what it is there.
-DD2_INLINE Vec exp2_within(Vec x) {
-  x = max(x, broadcast(-126.0f));
-  x = x < broadcast(126.0f) ? x : broadcast(126.0f);
-  const Vec shifted = x + broadcast(0x1.8p23f);
-  const Vec fraction = x - (shifted - broadcast(0x1.8p23f));
-  Vec p = broadcast(1.32546026725322e-3f);  // as in exp2_nonpositive
-  p = p * fraction + 9.671999141573906e-3f;
-  p = p * fraction + 5.550779402256012e-2f;
-  p = p * fraction + 2.4022231996059418e-1f;
-  p = p * fraction + 6.931469440460205e-1f;
-  p = p * fraction + 1.0f;
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
-}
-
-// x / (1 + exp(-x)).
-DD2_INLINE Vec silu(Vec x) { return x / (exp2_within(x * -kLog2E) + 1.0f); }
-
 // x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3))).
 DD2_INLINE Vec gelu_tanh(Vec x) {
   const Vec exponent = x * (x * x * -0.10294324f + -2.3022082f);

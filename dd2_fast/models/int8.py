@@ -103,7 +103,8 @@ class Int8Conv(Folded):
         super().refold()
         self._packed = None
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Any) -> Tensor:
+        h = h if isinstance(h, Tensor) else h.add()  # as FoldedUpsampling
         if self._packed is None:
             pack = torch.ops.onednn.qconv_prepack
             self._packed = pack(self.values, self.scales, 1.0, 0, *self.layout, None)

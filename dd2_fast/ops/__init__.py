@@ -5,6 +5,7 @@ from .block_causal_attention import block_causal_attention
 from .conditional_score import conditional_score
 from .csd_loss import csd_loss
 from .flow_solve import flow_solve
+from .group_norm_silu import group_norm_silu
 from .linear_conditional_score import linear_conditional_score
 from .nearest_code import nearest_code
 from .registry import available_backends, default_backend
@@ -18,6 +19,7 @@ __all__ = [
     "csd_loss",
     "default_backend",
     "flow_solve",
+    "group_norm_silu",
     "linear_conditional_score",
     "nearest_code",
     "sample_code",

@@ -15,7 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _FREE = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "alias", "_unsafe_view"}
 _FREE |= {"promote_types"}
 # What a compiler leaves as calls of a library.
-_LIBRARY = {"addmm", "mm", "bmm", "_addmm_activation", "convolution", "cumsum"}
+_LIBRARY = {
+    "dd2_fast::group_norm_silu",
+    "addmm",
+    "mm",
+    "bmm",
+    "_addmm_activation",
+    "convolution",
+    "cumsum",
+}
 # One kernel on CUDA and several operations on meta; RMSNorm's reads a contiguous input.
 _ONE: set[Callable[..., Any]] = {F.scaled_dot_product_attention, F.rms_norm}
 

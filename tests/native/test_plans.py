@@ -13,6 +13,7 @@ from native.build import operators
 from dd2_fast.ops import extension
 from dd2_fast.ops.conditional_score.native import ConditionalScoreParams, CsdLossParams
 from dd2_fast.ops.flow_solve.native import FlowSolveParams
+from dd2_fast.ops.group_norm_silu.native import GroupNormSiluParams
 from dd2_fast.ops.image_normal.native import ImageNormalParams
 from dd2_fast.ops.nearest_code.native import NearestCodeParams
 from dd2_fast.ops.sample_code.native import SampleCodeParams
@@ -196,6 +197,7 @@ def test_nothing_is_launched_for_nothing() -> None:
             FlowSolveParams(teacher=teacher(1), dim=3, draws=0),
         ],
         "image_normal": [ImageNormalParams(images=i, count=n) for i, n in ((0, 9), (9, 0))],
+        "group_norm_silu": [norm(0, 9, 16), norm(9, 0, 16)],
         "nearest_code": [NearestCodeParams(rows=0, vocabulary=9, dim=3)],
         "sample_code": [SampleCodeParams(teacher=teacher(0))],
         "small_generator": [small(4, 8, 64, 96, 0), SmallGeneratorParams(images=3)],
@@ -267,6 +269,38 @@ def test_launches_by_tensor_cores(dim: int, width: int, jacobian: bool, top_k: i
     ]  # fmt: skip
 
 
+def norm(images: int, pixels: int, channels: int, **fields: int) -> GroupNormSiluParams:
+    """Arguments of a norm in 32 groups, or in one."""
+    groups = 32 if channels % 32 == 0 else 1
+    return GroupNormSiluParams(
+        images=images, pixels=pixels, channels=channels, groups=groups, **{"silu": 1} | fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "channels", "blocks"),
+    [
+        (1, 256, 160, 264),  # fills the device twice
+        (64, 256, 160, 17),  # eight times
+        (1, 16, 640, 11),  # eight pixels a thread
+        (1, 1, 640, 1),
+    ],
+)
+def test_launches_of_a_norm(images: int, side: int, channels: int, blocks: int) -> None:
+    params = norm(images, side**2, channels, type=1, residual=ADDRESS, sum=ADDRESS)
+    rows, grid = 256 // (channels // 8), images * blocks
+    workspace, launched = plan("group_norm_silu", params)
+    assert workspace == 8 * 32 * grid
+    assert launched == [
+        Launch(
+            "norm_moments_kernel<LogitType(1), true, true>", (grid, 1), 256, 8 * rows * channels
+        ),
+        Launch("group_norm_silu_fwd_kernel<LogitType(1), true, true>", (grid, 1), 256, 8 * 32),
+    ]
+    params.x = ADDRESS + 2
+    assert all(launch.kernel.endswith(", false>") for launch in plan("group_norm_silu", params)[1])
+
+
 def kernels() -> dict[str, set[str]]:
     """Every kernel that a plan can name, by operator."""
     found: dict[str, set[str]] = {}
@@ -287,6 +321,8 @@ def kernels() -> dict[str, set[str]]:
                 params = ConditionalScoreParams(teacher=rows, dim=dim, draws=1)
                 params.direction, params.workspace = direction, workspace
                 add("conditional_score", params)
+    for channels, type, residual, silu in product((9, 16), range(3), (0, ADDRESS), (0, 1)):
+        add("group_norm_silu", norm(9, 9, channels, type=type, residual=residual, silu=silu))
     for dim, processors in product((8, 32, 33), (1, 132)):
         add("nearest_code", NearestCodeParams(rows=9, vocabulary=9, dim=dim), processors)
     for grid, width in ((4, 64), (8, 256)):

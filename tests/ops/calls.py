@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from dd2_fast.ops import (
     conditional_score,
     csd_loss,
     flow_solve,
+    group_norm_silu,
     linear_conditional_score,
     nearest_code,
     registry,
@@ -55,6 +57,10 @@ def arguments(op: str) -> dict[str, Any]:
         return {"x": _normal(ROWS, DIM), "fake_x0": fake, "weight": weight, **tokens}
     if op == "flow_solve":
         return {"noise": x_t, "codebook": codebook, "steps": 3, **teacher}
+    if op == "group_norm_silu":
+        vectors = {name: _normal(DIM, seed=i) for i, name in enumerate(("weight", "bias"))}
+        maps = {"x": x_t.mT.contiguous(), "residual": _normal(ROWS, DIM, DRAWS, seed=6)}
+        return {**maps, **vectors, "pre_bias": _normal(DIM, seed=5), "groups": 3, "eps": 1e-6}
     if op == "linear_conditional_score":
         del tokens["logits"], tokens["uncond_logits"]
         hidden, uncond = _normal(ROWS, WIDTH), _normal(ROWS, WIDTH, seed=4)
@@ -68,11 +74,22 @@ def arguments(op: str) -> dict[str, Any]:
     return {"seed": index + 3, "indices": index, "shape": (3, 5), "stream": 1}
 
 
+def _result(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """The last of what a function returns."""
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Tensor:
+        return function(*given, **named)[-1]
+
+    return call
+
+
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "block_causal_attention": block_causal_attention,
     "conditional_score": conditional_score,
     "csd_loss": csd_loss,
     "flow_solve": flow_solve,
+    "group_norm_silu": _result(group_norm_silu),
     "image_normal": image_normal,
     "linear_conditional_score": linear_conditional_score,
     "nearest_code": nearest_code,

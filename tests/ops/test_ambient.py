@@ -114,8 +114,8 @@ def test_numbers_and_halves(op: str, backend: str, state: str) -> None:
         wanted = FUNCTIONS[op](**given)
         with make_state(state):
             result = FUNCTIONS[op](**given)
-    attention = op == "block_causal_attention"  # in the dtype of qkv
-    assert wanted.dtype in ((torch.bfloat16,) if attention else (torch.float32, torch.int64))
+    of_input = op in ("block_causal_attention", "group_norm_silu")
+    assert wanted.dtype in ((torch.bfloat16,) if of_input else (torch.float32, torch.int64))
     # The linear head's product is in the dtype of hidden.
     torch.testing.assert_close(result, wanted, atol=1e-6, rtol=1e-6)
 

@@ -43,6 +43,7 @@ QUICK = {
     "image_normal": "test_draws_the_definition",
     # The interpreter cuts a float off at bfloat16, which kernels round.
     "block_causal_attention": "(var_tiny and not bfloat16) or strides",
+    "group_norm_silu": "(groups_of_5 and not bfloat16) or ragged_channels-residual",
     "triton_kernels": "normal-filters2 or two_values-filters1",
 }
 # Those that take it seconds.
@@ -62,6 +63,7 @@ SLOW = {
     "nearest_code": "triton and not (opcheck or compile or -30)",
     "block_causal_attention": "triton and not (opcheck or compiles or all_heads or refused "
     "or bfloat16 or head_of)",
+    "group_norm_silu": "triton and (definition or far_from or constant) and not bfloat16",
     "triton_kernels": "threshold or streamed or size or clustered or digits or draws or flow "
     "or filtered-40-8 or filtered-70-9",
 }
@@ -153,6 +155,7 @@ def call_operators() -> None:
     from dd2_fast.ops.conditional_score import triton as conditional_score
     from dd2_fast.ops.csd_loss import triton as csd_loss
     from dd2_fast.ops.flow_solve import triton as flow_solve
+    from dd2_fast.ops.group_norm_silu import triton as group_norm_silu
     from dd2_fast.ops.image_normal import triton as image_normal
     from dd2_fast.ops.nearest_code import triton as nearest_code
     from dd2_fast.ops.sample_code import triton as sample_code
@@ -203,6 +206,13 @@ def call_operators() -> None:
             _, y, mean, rstd = norms.add_norm_modulate(h, *given, plus_one, layer, 1e-6)
             wants = [True, gate is not None, True, False, True, True]
             norms.add_norm_modulate_backward(h, y, h, mean, rstd, *given, plus_one, layer, wants)
+    for channels, groups, dtype in ((160, 32, half), (640, 32, wide), (30, 6, torch.float16)):
+        maps, vector = torch.zeros(2, 700, channels, dtype=dtype), torch.zeros(channels)
+        for pre_bias, residual, silu in ((None, None, True), (vector, None, False),
+                                         (vector, maps, True)):  # fmt: skip
+            group_norm_silu.group_norm_silu(
+                maps, vector, vector, groups, 1e-6, silu, pre_bias, residual
+            )
     nearest_code.nearest_code(x_t[:, 0], codebook)
     image_normal.image_normal(None, 1, torch.arange(64), (680, 32), 0)
     posterior = (x_t, t, *teacher, codebook, top_k, top_p)
@@ -271,7 +281,7 @@ def assert_compile(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = launches(monkeypatch, capability // 10)
-    assert len({launch.source.name for launch in found}) == 13
+    assert len({launch.source.name for launch in found}) == 16
     for launch in found[part]:
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(launch.source, target=target, options=launch.options)

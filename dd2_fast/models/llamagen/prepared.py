@@ -20,8 +20,9 @@ from ..kernels import (
     prepares_fused_norm,
     takes_fused_attention,
 )
+from ..norms import FusedNorm, FusedResidual, NormSiLU, Unsummed, before_norm, convolved
 from .layers import Attention, Block, FeedForward, add_rms_norm
-from .vq import AttentionBlock, Upsample
+from .vq import AttentionBlock, ResidualBlock, Upsample
 
 
 class FusedAttention(nn.Module):
@@ -90,7 +91,7 @@ class FoldedAttentionBlock(Folded):
 
     def __init__(self, source: AttentionBlock) -> None:
         super().__init__(source)
-        self.norm, self.proj_out = source.norm, convolution(source.proj_out)
+        self.norm, self.proj_out = FusedNorm(source.norm), before_norm(source.proj_out)
 
     def fold(self) -> dict[str, Tensor]:
         three = self.source.q, self.source.k, self.source.v
@@ -99,11 +100,13 @@ class FoldedAttentionBlock(Folded):
             "bias": torch.cat([one.bias for one in three]).detach(),
         }
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = F.conv2d(self.norm(x), self.weight, self.bias)
+    def forward(self, x: Tensor | Unsummed) -> Unsummed:
+        x, y = self.norm.with_sum(x)
+        qkv = F.conv2d(y, self.weight, self.bias)
         q, k, v = qkv.flatten(2).unflatten(1, (3, 1, -1)).transpose(-1, -2).unbind(1)
         mixed = attention(q, k, v)[:, 0]
-        return x + self.proj_out(mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
+        mixed = mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return convolved(self.proj_out, mixed, x)
 
 
 PREPARED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
@@ -111,6 +114,8 @@ PREPARED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     Attention: _attention,
     FeedForward: FoldedFeedForward,
     AttentionBlock: FoldedAttentionBlock,
+    ResidualBlock: FusedResidual,
+    NormSiLU: FusedNorm,
     Upsample: FoldedUpsampling,
     nn.Conv2d: convolution,
 }

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import attention, upsample_conv
+from ..norms import NormSiLU
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def group_norm(channels: int, groups: int, kind: type[nn.GroupNorm] = NormSiLU) -> nn.GroupNorm:
+    return kind(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
@@ -27,8 +28,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return self.nin_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):
@@ -36,7 +37,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = group_norm(channels, groups, nn.GroupNorm)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -157,7 +158,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for block in (*self.conv_blocks, *self.mid):
             h = block(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))
 
 
 class Decoder(nn.Module):
@@ -189,4 +190,4 @@ class Decoder(nn.Module):
         h = self.conv_in(z)
         for block in (*self.mid, *self.conv_blocks):
             h = block(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import attention, upsample_conv
+from ..norms import NormSiLU
 
 
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def _norm(channels: int, groups: int, kind: type[nn.GroupNorm] = NormSiLU) -> nn.GroupNorm:
+    return kind(groups, channels, eps=1e-6)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -29,8 +30,7 @@ class Residual(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, h: Tensor) -> Tensor:
-        out = self.conv1(F.silu(self.norm1(h), inplace=True))
-        out = self.conv2(F.silu(self.norm2(out), inplace=True))
+        out = self.conv2(self.norm2(self.conv1(self.norm1(h))))
         return out + (self.nin_shortcut(h) if hasattr(self, "nin_shortcut") else h)
 
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels, groups)
+        self.norm = _norm(channels, groups, nn.GroupNorm)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
         h = self.conv_in(images)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
+        return self.conv_out(self.norm_out(self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -185,4 +185,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(features))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
+        return self.conv_out(self.norm_out(h))

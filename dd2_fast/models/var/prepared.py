@@ -16,15 +16,17 @@ from ..kernels import (
     Pending,
     add_norm,
     added,
+    attention,
     linear,
     linear_gelu,
     prepares_fused_norm,
     takes_fused_attention,
 )
+from ..norms import FusedNorm, FusedResidual, NormSiLU, Unsummed, before_norm, convolved
 from .attention import Attend, InFewCalls
 from .backbone import OfClass, VARBackbone, VARTransformer
 from .blocks import EPSILON, LARGEST_SCALE, Block, HeadNorm, SelfAttention
-from .codec import Resample
+from .codec import Attention, Resample, Residual
 from .quantizer import MultiScaleQuantizer
 from .scales import token_slices
 from .student import DD1VARStudent
@@ -264,6 +266,21 @@ class FoldedPhis(Folded):
         return self.get_buffer("summed"), self.get_buffer("summed_bias")
 
 
+class FusedDecoderAttention(nn.Module):
+    """The decoder's :class:`.codec.Attention`, whose sums are left to norms."""
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self.norm, self.qkv = FusedNorm(source.norm), convolution(source.qkv)
+        self.proj_out = before_norm(source.proj_out)
+
+    def forward(self, h: Tensor | Unsummed) -> Unsummed:
+        h, y = self.norm.with_sum(h)
+        qkv = self.qkv(y).flatten(2).unflatten(1, (3, 1, -1)).transpose(-1, -2)
+        mixed = attention(*qkv.unbind(1))[:, 0].unflatten(1, h.shape[2:])
+        return convolved(self.proj_out, mixed.permute(0, 3, 1, 2), h)
+
+
 def _with_constants(network: VARTransformer) -> nn.Module:
     network.prepared = FoldedTransformer(network)
     return network
@@ -281,6 +298,9 @@ PREPARED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     Block: FoldedBlock,
     HeadNorm: FoldedHeadNorm,
     MultiScaleQuantizer: _with_phis,
+    Attention: FusedDecoderAttention,
+    Residual: FusedResidual,
+    NormSiLU: FusedNorm,
     Resample: lambda step: FoldedUpsampling(step) if step.doubles else step,
     nn.Conv2d: convolution,
 }
