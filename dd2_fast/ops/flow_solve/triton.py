@@ -82,8 +82,8 @@ def _code_block(p_codebook, p_code, first, count, BLOCK_V: tl.constexpr, BLOCK_C
 
 @triton.jit
 def _squared_length(b_x):
-    """The same in every lane: squares are exact in float64, so that one which is fused into the first
-    addition of two lanes' sum rounds as the other does."""
+    """The same in every lane: squares are exact in float64, so that one which is fused into the
+    first addition of two lanes' sum rounds as the other does."""
     b_double = b_x.to(tl.float64)
     return tl.sum(b_double * b_double, 0).to(tl.float32)
 
