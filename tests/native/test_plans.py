@@ -282,7 +282,7 @@ def norm(images: int, pixels: int, channels: int, **fields: int) -> GroupNormSil
     [
         (1, 256, 160, 264),  # fills the device twice
         (64, 256, 160, 17),  # eight times
-        (1, 16, 640, 11),  # eight pixels a thread
+        (1, 16, 640, 6),  # sixteen pixels a thread
         (1, 1, 640, 1),
     ],
 )

@@ -58,11 +58,12 @@ def group_norm_silu(
     if x.ndim < 2 or x.shape[1] < 1:
         raise ValueError(f"x: expected shape [B, C, *] with C >= 1, got {list(x.shape)}")
     batch, channels = x.shape[:2]
-    vectors = {"weight": weight, "bias": bias, "pre_bias": pre_bias}
+    vectors = {"weight": weight, "bias": bias}
+    if pre_bias is not None:
+        vectors["pre_bias"] = pre_bias
     for name, vector in vectors.items():
-        if vector is not None or name != "pre_bias":
-            checks.check_tensor(name, vector)
-            checks.check_shape(name, vector, [channels], "[C], C of x")
+        checks.check_tensor(name, vector)
+        checks.check_shape(name, vector, [channels], "[C], C of x")
     if residual is not None:
         checks.check_tensor("residual", residual, (x.dtype,))
         checks.check_shape("residual", residual, x.shape, "that of x")
