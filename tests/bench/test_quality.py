@@ -25,7 +25,7 @@ def test_the_committed_passes_are_made_from_the_committed_files(tmp_path: Path) 
     printed = run_python(
         str(BENCH / "tools" / "quality.py"), "--passes", str(folder), folder=tmp_path
     ).strip()
-    tables = printed.split("\n\n")[2::2]
+    tables = [part for part in printed.split("\n\n") if part.startswith("|")]
     quality = (BENCH / "QUALITY.md").read_text()
     assert len(tables) == len(list(folder.glob("*.json"))) >= 1
-    assert all(table.count("\n") >= 9 and table in quality for table in tables)
+    assert all(table.count("\n") >= 5 and table in quality for table in tables)
