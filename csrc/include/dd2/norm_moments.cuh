@@ -137,7 +137,8 @@ class ChannelMoments {
 
 // grid (images * blocks of each), shared: Moments [rows, channels].
 template <LogitType kType, bool kResidual, bool kVector>
-__global__ void __launch_bounds__(kThreads) norm_moments_kernel(const GroupNormSiluParams p) {
+__global__ void __launch_bounds__(kThreads, 2)
+    norm_moments_kernel(const GroupNormSiluParams p) {
   DD2_DYNAMIC_SHARED(Moments, of_channels);
   const NormTiling tiling(p.channels);
   const NormBlock block(p);
