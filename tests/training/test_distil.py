@@ -258,6 +258,7 @@ def test_a_logit_student_samples(student: tuple[str, Path]) -> None:
     assert (out / "samples" / "logits-0000004.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_logit_student_goes_on_where_it_stopped(
     student: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
