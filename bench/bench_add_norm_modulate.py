@@ -19,7 +19,12 @@ from dd2_fast.ops import add_norm_modulate
 from measure import DEVICES, Call, Problem, input_sets, relative_error, usable
 
 # Images on a GPU and on a CPU, tokens, channels.
-SIZES = {"var": (64, 1, 680, 1024), "var_one": (1, 1, 680, 1024), "llamagen": (64, 1, 256, 1024)}
+SIZES = {
+    "tiny": (2, 2, 5, 64),
+    "var": (64, 1, 680, 1024),
+    "var_one": (1, 1, 680, 1024),
+    "llamagen": (64, 1, 256, 1024),
+}
 EPS = 1e-6
 
 

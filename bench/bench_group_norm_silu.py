@@ -21,6 +21,7 @@ from measure import DEVICES, Call, Problem, input_sets, usable
 GROUPS, EPS = 32, 1e-6
 # (channels, side, whether there is a skip to add)
 SIZES = {
+    "tiny_skip": (64, 4, True),
     "var_256": (160, 256, False),
     "var_256_skip": (160, 256, True),
     "var_16_skip": (640, 16, True),

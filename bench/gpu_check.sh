@@ -121,7 +121,7 @@ record "${side[@]}"
 operators=(bench/bench_{conditional_score,csd_loss,sample_code,nearest_code}.py)
 bench operators $(((end - SECONDS) * 40 / 100)) "${operators[@]}" -k "cuda and (filtered or nearest)"
 bench training $(((end - SECONDS) * 45 / 100)) bench/bench_training.py -k "cuda and (d16 or llamagen_l)"
-parts=(bench/bench_{forward,attention,add_norm_modulate}.py)
+parts=(bench/bench_{forward,attention,add_norm_modulate,group_norm_silu}.py)
 bench forward $(((end - SECONDS) * 50 / 100)) "${parts[@]}" -k "cuda and not tiny"
 bench sampling $(((end - SECONDS) * 50 / 100)) bench/bench_sampling.py -m "slow or not slow"
 more=(bench/bench_{batching,flow_solve,image_normal,linear_conditional_score,scaling}.py)
