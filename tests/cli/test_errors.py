@@ -116,6 +116,7 @@ INTEGERS = {  # every one there is, with its range
     "sample --steps": (1, 2),
     "sample --teacher-steps": (0, 2**31),
     "sample --top-k": (0, 2**31),
+    "sample --jacobi": (0, 2**31),
     "sample --batch-size": (1, 2**31),
     "sample --scale": (1, 1024),
     "make-data --num": (1, TOP),
