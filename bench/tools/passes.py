@@ -1,12 +1,14 @@
-"""One-step generators of a bundled teacher, with Jacobi passes of the teacher after them.
+"""One-step generators of a teacher, with Jacobi passes of the teacher after them.
 
     python bench/tools/passes.py digits RUN... --out bench/results/passes/digits.json
     python bench/tools/passes.py fashion RUN... --data IDX_FOLDER --samples 3000 --out ...
+    python bench/tools/passes.py TEACHER_RUN RUN... --data IDX_FOLDER --out ...
     python bench/tools/quality.py --passes bench/results/passes        the tables
 
-``RUN`` are folders of ``dd2-fast train`` with ``method = "logits"`` over that teacher. The columns
-are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of one image by
-``Sampler``, its least of some, on one thread.
+``RUN`` are folders of ``dd2-fast train`` with ``method = "logits"`` over that teacher, which is a
+bundled one, or that of a run over images (``train teacher``); guidance and filters are theirs. The
+columns are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of one image
+by ``Sampler``, its least of some, on one thread.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -78,6 +81,21 @@ def held_out(name: str, data: Path | None, samples: int, settings: Any) -> tuple
     return _Parts(images, numbers, 250), images.labels(numbers)
 
 
+def teaching(name: str) -> Any:
+    """Teacher, tokenizer, classifier, settings and generator, if there is one, of a bundled name or
+    a run's folder."""
+    if not Path(name).is_dir():
+        return checkpoints.load_bundle(bundled_path(name))
+    folder = Path(name)
+    settings = json.loads((folder / "run.json").read_text())
+    teacher = checkpoints.load(
+        folder / "teacher.safetensors", tokenizer=folder / "tokenizer.safetensors"
+    )
+    classifier = checkpoints.load(folder / "classifier.safetensors")
+    parts = {"teacher": teacher, "tokenizer": teacher.tokenizer, "classifier": classifier}
+    return SimpleNamespace(**parts, settings=settings, generator=None)
+
+
 @torch.no_grad()
 def milliseconds(make: Callable[[], Any]) -> float:
     """CPU time of one image."""
@@ -97,7 +115,7 @@ def by_teacher(bundle: Any, sampling: dict[str, Any]) -> Tensor:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="of the bundled teacher")
+    parser.add_argument("name", help="of the bundled teacher, or a run's folder")
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--data", type=Path, help="the images it was trained on")
     parser.add_argument("--most", type=int, default=3, help="passes of the teacher")
@@ -107,10 +125,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bundle = checkpoints.load_bundle(bundled_path(options.name))
+    bundle = teaching(options.name)
     settings = bundle.settings["settings"]
-    sampling = {k: settings["score"][k] for k in ("cfg", "top_k", "top_p")}
-    generators: dict[str, Any] = {"dd2": bundle.generator}
+    score_of = settings["score"]
+    generators: dict[str, Any] = {} if bundle.generator is None else {"dd2": bundle.generator}
     runs: dict[str, Any] = {}
     for run in options.runs:
         generator = checkpoints.load(run / "generator.safetensors")
@@ -118,7 +136,11 @@ def main() -> int:
         for temperature in options.temperatures:
             at = f"{run.name}, temperature {temperature:g}"
             generators[run.name if temperature == 1 else at] = generator.at_temperature(temperature)
-        runs[run.name] = json.loads((run / "run.json").read_text())["settings"]["logits"]
+        own = json.loads((run / "run.json").read_text())["settings"]
+        runs[run.name] = own["logits"]
+        if bundle.generator is None:
+            score_of = own["score"]
+    sampling = {k: score_of[k] for k in ("cfg", "top_k", "top_p")}
     score = TeacherScore(bundle.teacher, **sampling)
     ways: dict[str, Any] = {}
     for name, generator in generators.items():
@@ -143,7 +165,7 @@ def main() -> int:
             sampler = Sampler(generator, jacobi=count, **(sampling if count else {}))
             told["rows"][f"{name}+{count}"]["ms"] = milliseconds(partial(sampler, [3]))
     told["rows"]["teacher"]["ms"] = milliseconds(partial(by_teacher, bundle, sampling))
-    report = {"name": options.name, "seed": options.seed, "runs": runs, **told}
+    report = {"name": Path(options.name).name, "seed": options.seed, "runs": runs, **told}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
     for name, row in told["rows"].items():

@@ -12,7 +12,7 @@ template <auto... kValues>
 struct Values {};
 
 using LogitTypes = Values<LogitType::kFloat32, LogitType::kBFloat16, LogitType::kFloat16>;
-using AnyType = Values<kAnyType>;
+using AnyType = Values<LogitType::kAny>;
 using Flags = Values<false, true>;
 using Off = Values<false>;
 

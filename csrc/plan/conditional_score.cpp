@@ -37,7 +37,7 @@ Launch row_launch(const ConditionalScoreParams& p, const Device& device) {
   const bool staged = teacher.filtered() && device.holds(vectors + row);
   // The loss needs all dimensions of a token in one block.
   const long long blocks = p.csd.loss != nullptr ? 1 : ceil_divide(p.dim, width);
-  const LogitType type = teacher.filtered() ? kAnyType : teacher.logit_type;
+  const LogitType type = teacher.filtered() ? LogitType::kAny : teacher.logit_type;
   return {"conditional_score_fwd_kernel", {type, width, jacobian, staged},
           {teacher.rows, blocks}, kThreads, staged ? vectors + row : vectors};
 }

@@ -76,7 +76,7 @@ def test_rows_are_staged_where_they_fit(filters: tuple, shared: int) -> None:
     """Those of the score only if filtered; all of the flow, which reads them at every step."""
     top_k, top_p, filtered = filters
     vectors = 4 * 4 * 32  # bytes: four vectors of a token
-    logit_type = 3 if filtered else 0  # kAnyType: one kernel for filtered rows of every type
+    logit_type = 3 if filtered else 0  # LogitType::kAny: one kernel for filtered rows of every type
     for fits in (True, False):
         vocabulary = (shared - OWN - vectors) // 4 + (not fits)
         rows = {"vocabulary": vocabulary, "top_k": top_k, "top_p": top_p}

@@ -372,11 +372,11 @@ DD2_DEVICE void solve_token(const ConditionalScoreParams& p, const Row& row, con
 // Blocks that the registers of a multiprocessor shall hold, the most without spills.
 template <LogitType kType, int kDim, bool kJacobian>
 constexpr int blocks_on_processor() {
-  return kDim <= 8 ? (kType == kAnyType ? 2 : 3) : (kJacobian ? 1 : 2);
+  return kDim <= 8 ? (kType == LogitType::kAny ? 2 : 3) : (kJacobian ? 1 : 2);
 }
 
-// grid (rows, padded_dim / kDim, or 1 with the loss); kAnyType: for filtered rows, kStaged: those that
-// fit in shared memory.
+// grid (rows, padded_dim / kDim, or 1 with the loss); kAny: for filtered rows, kStaged: those that fit
+// in shared memory.
 template <LogitType kType, int kDim, bool kJacobian, bool kStaged>
 __global__ void __launch_bounds__(kThreads, (blocks_on_processor<kType, kDim, kJacobian>()))
     conditional_score_fwd_kernel(const ConditionalScoreParams p) {

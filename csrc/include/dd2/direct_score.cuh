@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 8 ? 2 : 1)
     __syncthreads();
     for (int i = 0; i < position.total; ++i) {
       const long long token = wanted[i], row_index = token / p.draws;
-      const GuidedRow<kAnyType> row(p.teacher, row_index);
+      const GuidedRow<LogitType::kAny> row(p.teacher, row_index);
       const KeptRange range = p.teacher.filtered()
                                   ? DenseWorkspace(p).kept[row_index]
                                   : unfiltered_range(row, p.teacher);

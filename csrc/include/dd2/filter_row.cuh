@@ -76,7 +76,7 @@ DD2_DEVICE bool try_fours(const Row& row, int vocabulary, float* staged, RowSums
 }
 
 template <int kBlock, bool kStaged>
-DD2_DEVICE bool try_fours(const GuidedRow<kAnyType>& row, int vocabulary, float* staged,
+DD2_DEVICE bool try_fours(const GuidedRow<LogitType::kAny>& row, int vocabulary, float* staged,
                           RowSums& sums) {
   return row.with_type(
       [&](const auto& typed) { return try_fours<kBlock, kStaged>(typed, vocabulary, staged, sums); });

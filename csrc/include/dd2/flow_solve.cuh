@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 2) flow_solve_fwd_kernel(const FlowS
   __shared__ Selection<kThreads> selection;
   __shared__ BlockSums<kDim, false> block;
   const long long row_index = blockIdx.x;
-  const GuidedRow<kAnyType> row(p.teacher, row_index);
+  const GuidedRow<LogitType::kAny> row(p.teacher, row_index);
   KeptCodes kept = keep_codes<kStaged>(row, p.teacher, staged, selection);
   const bool valid = !kept.invalid && codebook_is_finite(p);
   if (kStaged) keep_logits(row, p.teacher.vocabulary, staged, kept);

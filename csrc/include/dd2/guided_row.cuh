@@ -150,7 +150,7 @@ DD2_DEVICE auto with_logit_type(LogitType type, const Use& use) {
 // A row whose type is known at run time, for kernels that read a logit once in many instructions: one
 // kernel instead of three.
 template <>
-struct GuidedRow<kAnyType> {
+struct GuidedRow<LogitType::kAny> {
   LogitType type;
   float scale;
   const void* cond;

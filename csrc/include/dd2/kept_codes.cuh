@@ -86,8 +86,8 @@ DD2_DEVICE float kept_floor(float threshold) { return Max()(-kFloatMax, threshol
 // Filters a row; kStaged: over its guided logits in `staged` [staged_floats], which stay there if
 // nothing filters them; else the kept codes' indices replace them.
 template <bool kStaged>
-DD2_DEVICE KeptCodes keep_codes(const GuidedRow<kAnyType>& row, const TeacherRows& p, float* staged,
-                                Selection<kThreads>& selection) {
+DD2_DEVICE KeptCodes keep_codes(const GuidedRow<LogitType::kAny>& row, const TeacherRows& p,
+                                float* staged, Selection<kThreads>& selection) {
   const RowFilter filter = filter_row<kStaged>(row, p, staged, selection);
   KeptCodes kept{staged, false, -1, static_cast<int>(p.vocabulary), kept_floor(filter.threshold),
                  filter.largest, filter.invalid};

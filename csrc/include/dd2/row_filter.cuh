@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(row_filter_threads(kStaged), 1024 / row_filter
     row_filter_kernel(const ConditionalScoreParams p) {
   DD2_DYNAMIC_SHARED(float, staged);
   __shared__ Selection<row_filter_threads(kStaged)> selection;
-  const GuidedRow<kAnyType> row(p.teacher, blockIdx.x);
+  const GuidedRow<LogitType::kAny> row(p.teacher, blockIdx.x);
   const RowFilter filter = filter_row<kStaged>(row, p.teacher, staged, selection);
   if (threadIdx.x == 0) DenseWorkspace(p).kept[blockIdx.x] = kept_range(filter);
 }

@@ -6,10 +6,8 @@
 
 namespace dd2 {
 
-enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// In place of a LogitType that a kernel learns at run time.
-constexpr LogitType kAnyType = static_cast<LogitType>(3);
+// kAny: in place of a type that a kernel learns at run time.
+enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kAny = 3 };
 
 // Threads of a block that filters a short row in shared memory, of so many logits at most: what does
 // not depend on the row's length costs each thread the same.
