@@ -14,10 +14,11 @@ PACKAGE_ROOT = Path(dd2_fast.__file__).parents[1]
 
 
 def environment(**values: str) -> dict[str, str]:
-    """That of this process; imports find the package under test, then ``tests``. A process that
-    crashes says where."""
+    """That of this process, but that it is no worker of pytest-xdist, which would time no benchmark;
+    imports find the package under test, then ``tests``. A process that crashes says where."""
     path = f"{PACKAGE_ROOT}{os.pathsep}{TESTS}"
-    return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **values}
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    return {**own, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **values}
 
 
 def run_python(*arguments: str, folder: Path, timeout: float = 300, **values: str) -> str:
