@@ -14,7 +14,7 @@ PACKAGE_ROOT = Path(dd2_fast.__file__).parents[1]
 
 
 def environment(**values: str) -> dict[str, str]:
-    """That of this process, but that it is no worker of pytest-xdist, which would time no benchmark;
+    """That of this process, but that it is no worker of pytest-xdist, which times no benchmark;
     imports find the package under test, then ``tests``. A process that crashes says where."""
     path = f"{PACKAGE_ROOT}{os.pathsep}{TESTS}"
     own = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
