@@ -14,7 +14,7 @@ Plan plan_sample_code(const SampleCodeParams& p, const Device& device) {
   const long long row = row_bytes(p.teacher);
   const bool staged = device.holds(row);
   const int threads = staged && p.teacher.vocabulary <= kFewThreadsRow ? kFewThreads : kThreads;
-  const LogitType type = staged ? LogitType::kFloat32 : p.teacher.logit_type;
+  const LogitType type = staged ? LogitType::kAny : p.teacher.logit_type;
   return {{{"sample_code_fwd_kernel", {type, threads, staged}, {p.teacher.rows, 1}, threads,
             staged ? row : 0}}};
 }

@@ -44,7 +44,7 @@ def summed(h: Tensor | Unsummed) -> Tensor:
     return h.add() if isinstance(h, Unsummed) else h
 
 
-def has_fused_norm(like: Tensor) -> bool:
+def has_fused_group_norm(like: Tensor) -> bool:
     """Whether the operator is used for maps on the device and in the dtype of ``like``."""
     # The meta device stands for CUDA where launches are counted.
     if like.device.type == "meta":
@@ -63,7 +63,7 @@ class FusedNorm(Folded):
     def __init__(self, source: nn.GroupNorm) -> None:
         super().__init__(source)
         self.silu = isinstance(source, NormSiLU)
-        self.fused = has_fused_norm(source.weight)
+        self.fused = has_fused_group_norm(source.weight)
 
     def fold(self) -> dict[str, Tensor]:
         """In float32 or wider, as the kernels read them."""

@@ -101,7 +101,7 @@ def test_rows_to_draw_from_are_staged_where_they_fit(logit_type: int, fits: bool
     vocabulary = (H200_SHARED - OWN) // 4 + (not fits)
     rows = teacher(vocabulary=vocabulary, logit_type=logit_type)
     assert the_launch("sample_code", SampleCodeParams(teacher=rows)) == Launch(
-        f"sample_code_fwd_kernel<LogitType({0 if fits else logit_type}), 256, {str(fits).lower()}>",
+        f"sample_code_fwd_kernel<LogitType({3 if fits else logit_type}), 256, {str(fits).lower()}>",
         (5, 1), 256, 4 * vocabulary if fits else 0,
     )  # fmt: skip
 
@@ -110,7 +110,7 @@ def test_rows_to_draw_from_are_staged_where_they_fit(logit_type: int, fits: bool
 def test_short_rows_to_draw_from_take_fewer_threads(vocabulary: int, threads: int) -> None:
     launch = the_launch("sample_code", SampleCodeParams(teacher=teacher(vocabulary=vocabulary)))
     assert launch.threads == threads
-    assert launch.kernel == f"sample_code_fwd_kernel<LogitType(0), {threads}, true>"
+    assert launch.kernel == f"sample_code_fwd_kernel<LogitType(3), {threads}, true>"
 
 
 # dim, and the width and number of the blocks that a row takes

@@ -141,9 +141,8 @@ DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter
   return warp_index() == 0 ? find_code(row, begin, vocabulary, masses, target) : -1;
 }
 
-// grid (rows). kStaged: the row, of any type of logits, fits in shared memory, staged_floats, and
-// kType says nothing. The blocks of a multiprocessor leave 64 registers a thread, which the
-// streaming variants need not to spill.
+// grid (rows). kStaged: the row, of LogitType::kAny, fits in shared memory, staged_floats. The blocks
+// of a multiprocessor leave 64 registers a thread, which the streaming variants need not to spill.
 template <LogitType kType, int kBlock, bool kStaged>
 __global__ void __launch_bounds__(kBlock, 1024 / kBlock)
     sample_code_fwd_kernel(const SampleCodeParams p) {
