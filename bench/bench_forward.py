@@ -1,8 +1,8 @@
 """The forward pass by its parts: products, the decoder's convolutions, and whole networks as they
 are trained against prepared ones, each eager, compiled and replayed as CUDA graphs.
 
-Generators and decoders have the shapes of VAR-d16 and LlamaGen-L, with random weights, on a GPU
-alone; on a CPU, where ``bench_sampling`` times those, tiny products and convolutions run.
+On a GPU generators and decoders have the shapes of VAR-d16 and LlamaGen-L, with random weights; on
+a CPU, where ``bench_sampling`` times VAR-d16's, everything is tiny and nothing is replayed.
 
 pytest bench/bench_forward.py --benchmark-only
 """
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench_sampling import llamagen_l, psnr, var_d16
+from bench_sampling import llamagen_l, psnr, ready, var_d16
 from cases import size_in_bytes
+from dd2_fast.models.families import FAMILIES
 from dd2_fast.models.kernels import fold_upsampling
 from dd2_fast.models.prepared import prepare
 from dd2_fast.sampling.buckets import BucketedCall
@@ -131,10 +132,16 @@ def convolutions(name: str, upsampled: bool) -> Problem:
     )
 
 
+def tiny_var() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return ready(FAMILIES["var"].random())
+
+
 @functools.cache
 def models(name: str) -> Any:
     """A generator with its tokenizer, in the GPU's dtype."""
-    generator, _ = {"var_d16": var_d16, "llamagen_l": llamagen_l}[name]()
+    made = {"tiny_var": tiny_var, "var_d16": var_d16, "llamagen_l": llamagen_l}
+    generator, _ = made[name]()
     generator.teacher = None
     for part in (generator, generator.tokenizer):
         part.to(DEVICE, DTYPE)
@@ -202,7 +209,7 @@ CONVOLUTION_SIZES = {
 }
 FORWARD_SIZES = {
     f"{name}_{part}_{images}": (part, name, images)
-    for name in ("var_d16", "llamagen_l")
+    for name in (("var_d16", "llamagen_l") if ON_GPU else ("tiny_var",))
     for images in (1, 64)
     for part in ("generator", "decoder")
 }
@@ -218,15 +225,16 @@ CONVOLUTION_CASES = [
     for variant in ("channels_first", "channels_last", "folded" if upsampled else "padded")
 ]
 # What counts first, as a GPU's time may end: the modules' best against the prepared ones'.
-WAYS = ("trained_compiled_graphs", "prepared_graphs", "prepared_compiled_graphs", "trained_graphs")
+GRAPHS = (
+    "trained_compiled_graphs", "prepared_graphs", "prepared_compiled_graphs", "trained_graphs",
+)  # fmt: skip
 FORWARD_CASES = [
     (size, DEVICE, way)
     for size, (_, _, images) in FORWARD_SIZES.items()
-    for way in (*WAYS, *(("trained", "prepared") if images == 1 else ()))
+    for way in (*(GRAPHS if ON_GPU else ()), *(("trained", "prepared") if images == 1 else ()))
 ]
 
 
-@pytest.mark.skipif(not ON_GPU, reason="on a CPU bench_sampling times them")
 @pytest.mark.parametrize(("size", "device", "variant"), FORWARD_CASES)
 def bench_forward(race: Any, size: str, device: str, variant: str) -> None:
     race(lambda: forward(*FORWARD_SIZES[size]))
