@@ -95,6 +95,7 @@ DD2_INLINE void with_guide(const TeacherRows& p, int64_t row, float factor, cons
     case LogitType::kFloat32: return run_as(float());
     case LogitType::kBFloat16: return run_as(BFloat16());
     case LogitType::kFloat16: return run_as(Float16());
+    case LogitType::kAny: return;  // never stored
   }
 }
 

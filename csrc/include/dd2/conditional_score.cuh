@@ -232,6 +232,8 @@ DD2_DEVICE WarpSums<kDim, kJacobian> fold_codes(const Codebook& codebook, const 
   const int dim = codebook.dim;
   const int lane = lane_index(), mine = first + 4 * (lane % kLanes);
   const bool fours = codebook.fours && first + kDim <= dim;
+  // Of a row that is streamed the codes of neighbouring lanes are neighbours in memory.
+  const bool streamed = Row::kStreamed && kDim > 8 && fours && dim == kDim;
   const float4* mine_of_first = reinterpret_cast<const float4*>(codebook.values + mine);
   float x[4], u[4];
   for (int c = 0; c < 4; ++c) {
@@ -244,7 +246,8 @@ DD2_DEVICE WarpSums<kDim, kJacobian> fold_codes(const Codebook& codebook, const 
     int code = 0;
     float logit = 0.0f;
     const bool is_kept = kept.read(row, start + lane, code, logit);
-    if (!__all_sync(kAllLanes, is_kept)) {
+    const bool all = __all_sync(kAllLanes, is_kept);
+    if (!all) {
       const unsigned some = __ballot_sync(kAllLanes, is_kept);
       if (some == 0) continue;
       // In place of a code that is not kept, one that is: its weight is 0, times a number.
@@ -252,7 +255,13 @@ DD2_DEVICE WarpSums<kDim, kJacobian> fold_codes(const Codebook& codebook, const 
       if (!is_kept) code = other;
     }
     float codes[kLanes][4], distances[kLanes], alongs[kLanes];
-    if (fours) {
+    if (streamed && all) {
+      const float4* group = mine_of_first + (start + lane - lane % kLanes) * kLanes;
+      for (int n = 0; n < kLanes; ++n) {
+        const float4 v = group[n * kLanes];
+        codes[n][0] = v.x, codes[n][1] = v.y, codes[n][2] = v.z, codes[n][3] = v.w;
+      }
+    } else if (fours) {
       const unsigned begin = static_cast<unsigned>(code) * static_cast<unsigned>(dim / 4);
       for (int n = 0; n < kLanes; ++n) {
         const float4 v = mine_of_first[__shfl_sync(kAllLanes, begin, n, kLanes)];

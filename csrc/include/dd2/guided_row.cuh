@@ -78,6 +78,7 @@ struct StoredFour<LogitType::kFloat32> {
 // A row's guided logit, computed from memory.
 template <LogitType kType>
 struct GuidedRow {
+  static constexpr bool kStreamed = true;
   using Reader = LogitReader<kType>;
 
   const void* cond;
@@ -151,6 +152,7 @@ DD2_DEVICE auto with_logit_type(LogitType type, const Use& use) {
 // kernel instead of three.
 template <>
 struct GuidedRow<LogitType::kAny> {
+  static constexpr bool kStreamed = false;
   LogitType type;
   float scale;
   const void* cond;
