@@ -1,18 +1,18 @@
-"""The index of the public API, `dd2_fast/API.md`, made from signatures and docstrings.
+"""The index of the public API, `dd2_fast/API.md`, made from signatures and docstrings by griffe.
 
 `python tests/api_index.py` writes it anew; a test compares it.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-PATH = Path(__file__).parents[1] / "dd2_fast" / "API.md"
+import griffe
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / "dd2_fast" / "API.md"
 MODULES = ("", "ops", "losses", "models", "checkpoints", "sampling", "metrics")
 _HEAD = """# Public API
 
@@ -31,70 +31,57 @@ _ROLE = re.compile(r":\w+:`[~.]*([^`]+)`")
 
 def index() -> str:
     """The text of the index."""
+    package = griffe.load("dd2_fast", search_paths=[ROOT])
     lines, told = [_HEAD], {}
     for name in MODULES:
-        module = importlib.import_module(f"dd2_fast.{name}" if name else "dd2_fast")
-        lines += [f"## `{module.__name__}`", "", first_sentence(module), ""]
-        for public in sorted(module.__all__, key=str.lower):
-            value = getattr(module, public)
-            if inspect.ismodule(value):
+        module = package[name] if name else package
+        lines += [f"## `{module.path}`", "", first_sentence(module), ""]
+        for public in sorted(map(str, module.exports), key=str.lower):
+            value = target(module[public])
+            if value.is_module and public in value.members:  # a function that has its module's name
+                value = target(value[public])
+            if value.is_module:
                 lines.append(f"- `{public}`: {first_sentence(value)}")
-            elif id(value) in told:
-                lines.append(f"- `{public}`: the same as `{told[id(value)]}.{public}`.")
+            elif value.path in told:
+                lines.append(f"- `{public}`: the same as `{told[value.path]}.{public}`.")
             elif not public.startswith("__"):
-                told[id(value)] = module.__name__
+                told[value.path] = module.path
                 lines += entries(public, value)
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def entries(name: str, value: Any) -> Iterator[str]:
+def target(value: griffe.Object | griffe.Alias) -> griffe.Object:
+    """What a name stands for."""
+    return value.final_target if isinstance(value, griffe.Alias) else value
+
+
+def entries(name: str, value: griffe.Object) -> Iterator[str]:
     """The line of a function or a class, and those of its own public methods."""
-    yield f"- `{name}{signature(value)}`: {first_sentence(value)}"
-    if not inspect.isclass(value):
+    yield f"- `{signature(name, value)}`: {first_sentence(value)}"
+    if not value.is_class:
         return
-    for method, found in sorted(methods(value).items()):
-        if isinstance(found, property):
-            yield f"  - `.{method}`: {first_sentence(found)}"
-        else:
-            yield f"  - `.{method}{signature(found)}`: {first_sentence(found)}"
-
-
-def methods(kind: type) -> dict[str, Any]:
-    """Public methods and properties that this package defines and documents."""
-    found: dict[str, Any] = {}
-    for base in reversed(kind.__mro__):
-        if not base.__module__.startswith("dd2_fast."):
+    for method, found in sorted(value.all_members.items()):
+        inner = target(found)
+        if method[0] == "_" or method in _INNER or not inner.has_docstring:
             continue
-        for name, value in vars(base).items():
-            inner = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-            documented = isinstance(inner, property) or inspect.isfunction(inner)
-            if documented and name[0] != "_" and name not in _INNER and inspect.getdoc(inner):
-                found[name] = inner
-    return found
+        if "property" in inner.labels:
+            yield f"  - `.{method}`: {first_sentence(inner)}"
+        elif inner.is_function:
+            yield f"  - `.{signature(method, inner)}`: {first_sentence(inner)}"
 
 
-def signature(value: Any) -> str:
+def signature(name: str, value: griffe.Object) -> str:
     """As it is written, without `self` or `cls`, on one line."""
-    found = inspect.signature(value)
-    parameters = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
-    texts, named = [], False
-    for one in parameters:
-        star = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
-        if one.kind == one.KEYWORD_ONLY and not named:
-            texts.append("*")
-        named = named or one.kind in (one.KEYWORD_ONLY, one.VAR_POSITIONAL)
-        default = "" if one.default is one.empty else f" = {one.default!r}"
-        texts.append(f"{star}{one.name}: {one.annotation}{default}")
-    returns = "" if inspect.isclass(value) else f" -> {found.return_annotation}"
-    return f"({', '.join(texts)}){returns}"
+    call = target(value.all_members["__init__"]) if value.is_class else value
+    text: str = call.signature(name=name, return_type=not value.is_class)
+    return re.sub(r"\((self|cls)(: \w+)?(, )?", "(", text, count=1)
 
 
-def first_sentence(value: Any) -> str:
+def first_sentence(value: griffe.Object) -> str:
     """Of the docstring, on one line; AssertionError where there is none."""
-    text = inspect.getdoc(value)
-    assert text, f"{value}: expected a docstring, found none"
-    paragraph = " ".join(text.split("\n\n")[0].split())
+    assert value.docstring, f"{value.path}: expected a docstring, found none"
+    paragraph = " ".join(value.docstring.value.split("\n\n")[0].split())
     sentence = _SENTENCE.match(paragraph)
     plain = _ROLE.sub(r"`\1`", sentence[0] if sentence else paragraph)
     return plain.replace("``", "`").rstrip(".:") + "."

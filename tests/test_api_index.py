@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import api_index
+import griffe
 from processes import run_python
 
 import dd2_fast
@@ -17,15 +18,19 @@ def test_the_index_is_that_of_the_code() -> None:
         assert f"\n{line}" in found
 
 
-def test_entries_are_as_written() -> None:
-    def example(a: int, *b: str, c: float = 1.5, d: str = "x", **e: bool) -> None:
-        """First of `all` (paper Eq. 4),
-        over two lines. Not this.
+EXAMPLE = '''
+def example(a: int, *b: str, c: float = 1.5, d: str = "x", **e: bool) -> None:
+    """First of ``all`` (paper Eq. 4),
+    over two lines. Not this.
 
-        Nor this.
-        """
+    Nor this.
+    """
+'''
 
-    (line,) = api_index.entries("example", example)
+
+def test_entries_are_as_written(tmp_path: Path) -> None:
+    module = griffe.visit("module", tmp_path / "module.py", EXAMPLE)
+    (line,) = api_index.entries("example", module["example"])
     signature = "(a: int, *b: str, c: float = 1.5, d: str = 'x', **e: bool) -> None"
     assert line == f"- `example{signature}`: First of `all` (paper Eq. 4), over two lines."
 
