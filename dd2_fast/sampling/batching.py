@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +35,13 @@ class _Request:
     seed: int
     index: int
     due: float  # by time.monotonic
-    image: Future[Any]
+    image: Future[Any] | asyncio.Future[Any]  # a coroutine's is settled by its loop alone
+
+    def starts(self) -> bool:
+        """Whether nobody has taken it back; a future of a thread's cannot be from here on."""
+        if isinstance(self.image, asyncio.Future):
+            return not self.image.cancelled()
+        return self.image.set_running_or_notify_cancel()
 
 
 class BatchingSampler:
@@ -103,6 +109,17 @@ class BatchingSampler:
         Raises TypeError or ValueError for a wrong argument, RuntimeError once it is closed and in a
         process that was forked from its own. The future raises NotFiniteError, as `Sampler` does.
         """
+        image: Future[Any] = Future()
+        self._ask(label, seed, index, image)
+        return image
+
+    async def draw(self, label: Any, *, seed: int = 0, index: int = 0) -> Any:
+        """Return to a coroutine the image that `submit` promises; cancelling takes it back."""
+        image: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._ask(label, seed, index, image)
+        return await image
+
+    def _ask(self, label: Any, seed: int, index: int, image: Any) -> None:
         if not self._thread.is_alive() and not self._queue.closed:
             raise RuntimeError(
                 "BatchingSampler: expected the process that made it, got one forked from it, which "
@@ -115,14 +132,8 @@ class BatchingSampler:
         place = integer(index, "index")
         if not 0 <= place < 1 << 63:
             raise ValueError(f"index: expected 0 to {(1 << 63) - 1}, got {place}")
-        image: Future[Any] = Future()
         due = time.monotonic() + self._delay
         self._queue.put(_Request(rows, image_seed(seed), place, due, image))
-        return image
-
-    async def draw(self, label: Any, *, seed: int = 0, index: int = 0) -> Any:
-        """Return to a coroutine the image that `submit` promises; cancelling takes it back."""
-        return await asyncio.wrap_future(self.submit(label, seed=seed, index=index))
 
     def close(self) -> None:
         """Draw what is waiting, take no more, and end the thread; a second call does nothing."""
@@ -182,7 +193,7 @@ class _Queue:
         batch: list[_Request] = []
         while self._waiting and len(batch) < self._max_batch:
             one = self._waiting.popleft()
-            if one.image.set_running_or_notify_cancel():
+            if one.starts():
                 batch.append(one)
         return batch
 
@@ -214,20 +225,36 @@ def _serve(batch: Sequence[_Request], sampler: Sampler, output: str) -> None:
         )
     except BaseException as error:  # whatever it is, somebody waits for it
         if len(batch) == 1:
-            _settle(batch[0].image.set_exception, error)
+            _settle(batch, [error])
             return
         half = len(batch) // 2
         _serve(batch[:half], sampler, output)
         _serve(batch[half:], sampler, output)
         return
-    for one, image in zip(batch, images, strict=True):
-        _settle(one.image.set_result, _own(image))
+    _settle(batch, [_own(image) for image in images])
 
 
-def _settle(call: Callable[[Any], None], value: Any) -> None:
-    """Set a result or an error, whatever a caller's callback does then."""
-    with suppress(BaseException):
-        call(value)
+def _settle(batch: Sequence[_Request], results: Sequence[Any]) -> None:
+    """Give every request its image or error; coroutines those of their loop at once, as to wake a
+    loop for each takes longer than small models do to draw it."""
+    of_loops: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
+    of_threads = []
+    for one, result in zip(batch, results, strict=True):
+        if isinstance(one.image, asyncio.Future):
+            of_loops.setdefault(one.image.get_loop(), []).append((one.image, result))
+        else:
+            of_threads.append((one.image, result))
+    for loop, pairs in of_loops.items():
+        with suppress(RuntimeError):  # a loop that is closed waits for nothing
+            loop.call_soon_threadsafe(_set_all, pairs)
+    _set_all(of_threads)
+
+
+def _set_all(pairs: Sequence[tuple[Any, Any]]) -> None:
+    for image, result in pairs:
+        settle = image.set_exception if isinstance(result, BaseException) else image.set_result
+        with suppress(BaseException):  # whatever a caller's callback does; one that gave up
+            settle(result)
 
 
 def _own(image: Any) -> Any:
