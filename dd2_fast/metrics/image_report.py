@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ambient import outside_autocast
+from ..models.family import Student, Teacher, Tokenizer
 from ..models.sampling import draw_tokens
 from ..ops import nearest_code
 from ..ops.philox import image_normal
@@ -75,13 +76,13 @@ class Seen:
 
 @torch.no_grad()
 def evaluate_images(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     images: Iterable[Tensor],
     labels: Tensor,
     *,
     classifier: Any = None,
-    teacher: Any = None,
-    generators: Mapping[str, Any] | None = None,
+    teacher: Teacher | None = None,
+    generators: Mapping[str, Student] | None = None,
     samples: int = 5000,
     teacher_steps: Sequence[int] = (2, 3, 4),
     neighbours: int = 3,
@@ -119,9 +120,9 @@ def evaluate_images(
     with evaluation_mode(modules), outside_autocast(device):
         judge = _Judge(tokenizer, images, labels, classifier, teacher, samples, batch, neighbours)
         if teacher is not None:
-            judge.draw(options, seed)
+            judge.draw(teacher, options, seed)
             for name, generator in (generators or {}).items():
-                judge.generated(name, generator, seed, teacher_steps, options)
+                judge.generated(name, generator, teacher, seed, teacher_steps, options)
         return judge.told
 
 
@@ -130,11 +131,11 @@ class _Judge:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         images: Iterable[Tensor],
         labels: Tensor,
         classifier: Any,
-        teacher: Any,
+        teacher: Teacher | None,
         samples: int,
         batch: int,
         neighbours: int,
@@ -181,12 +182,12 @@ class _Judge:
         pairs = zip(self.labels.split(self.batch), index.split(self.batch), strict=True)
         return [make(label, number) for label, number in pairs]
 
-    def draw(self, sampling: dict[str, Any], seed: int) -> None:
+    def draw(self, teacher: Teacher, sampling: dict[str, Any], seed: int) -> None:
         """The rows of the teacher and of set prediction; the teacher's reference."""
 
         def drawn(offset: int) -> Make:
             return lambda labels, index: draw_tokens(
-                self.teacher, labels, index=index, seed=seed + offset, **sampling
+                teacher, labels, index=index, seed=seed + offset, **sampling
             )
 
         tokens = torch.cat(self._parts(drawn(_TEACHER)))
@@ -201,7 +202,8 @@ class _Judge:
     def generated(
         self,
         name: str,
-        generator: Any,
+        generator: Student,
+        teacher: Teacher,
         seed: int,
         teacher_steps: Sequence[int],
         sampling: dict[str, Any],
@@ -212,8 +214,7 @@ class _Judge:
         def draw(labels: Tensor, index: Tensor) -> Tensor:
             shape = (generator.num_tokens, book.shape[1])
             noise = image_normal(seed, index, shape, stream=_NOISE_STREAM)
-            drawn: Tensor = generator(noise.to(book.dtype), labels)
-            return drawn
+            return generator(noise.to(book.dtype), labels)
 
         made = self._parts(draw)
         images = (self.tokenizer.decode(part) for part in made)
@@ -223,13 +224,13 @@ class _Judge:
         if name != "one_step":
             return
         for steps in teacher_steps:
-            if not 1 < steps <= len(self.teacher.steps) + 1:
+            if not 1 < steps <= len(teacher.steps) + 1:
                 continue
-            kept = self.teacher.steps[1 - steps].start
+            kept = teacher.steps[1 - steps].start
 
             def refine(labels: Tensor, index: Tensor, prefix: Tensor) -> Tensor:
                 return draw_tokens(
-                    self.teacher,
+                    teacher,
                     labels,
                     index=index,
                     seed=seed + _REFINED,

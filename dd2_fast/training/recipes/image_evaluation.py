@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ... import checkpoints
 from ...checkpoints.files import write_atomic
+from ...condition import ClassCondition
 from ...metrics.image_classifier import ImageClassifier
 from ...metrics.image_report import evaluate_images
 from ...metrics.report import shuffle_within_class
+from ...models.family import Student, Teacher, Tokenizer
 from ...models.sampling import draw_tokens
 from ...sampling import Sampler
 from ..image_config import EvaluationConfig, ImageClassifierConfig
@@ -57,13 +59,13 @@ def evaluate_run(
 class Judged:
     """Networks to be judged; ``generators`` have tokenizer and teacher attached."""
 
-    tokenizer: Any
-    teacher: Any = None
+    tokenizer: Tokenizer
+    teacher: Teacher | None = None
     classifier: Any = None
     generators: dict[str, Any] = field(default_factory=dict)
 
 
-def load_judged(folder: Path, device: torch.device, teacher: Any = None) -> Judged:
+def load_judged(folder: Path, device: torch.device, teacher: Teacher | None = None) -> Judged:
     """The networks of a run's folder, on ``device``.
 
     Args:
@@ -88,7 +90,8 @@ def load_judged(folder: Path, device: torch.device, teacher: Any = None) -> Judg
             "none"
         )
     if teacher is not None:
-        teacher.to(device).tokenizer = tokenizer.to(device)
+        attached: Any = teacher.to(device)
+        attached.tokenizer = tokenizer.to(device)
     for network in networks.values():
         network.tokenizer, network.teacher = tokenizer.to(device), teacher
     return Judged(tokenizer.to(device), teacher, _load(folder, "classifier", device), networks)
@@ -130,9 +133,10 @@ def judge(
         ValueError: the teacher's classes are fewer than the data's.
     """
     tokenizer, teacher, generators = found.tokenizer, found.teacher, found.generators
-    if teacher is not None and teacher.num_classes < data.num_classes:
+    condition = None if teacher is None else teacher.condition
+    if isinstance(condition, ClassCondition) and condition.num_classes < data.num_classes:
         raise ValueError(
-            f"data: expected at most the teacher's {teacher.num_classes} classes, "
+            f"data: expected at most the teacher's {condition.num_classes} classes, "
             f"got {data.num_classes}"
         )
     numbers = data.some_held_out(config.samples)
@@ -170,9 +174,9 @@ class _Parts:
 
 @torch.no_grad()
 def pictures(
-    tokenizer: Any,
-    teacher: Any,
-    generators: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    teacher: Teacher | None,
+    generators: Mapping[str, Student],
     data: ImageData,
     config: EvaluationConfig,
     sampling: dict[str, Any],
