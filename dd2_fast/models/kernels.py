@@ -18,8 +18,8 @@ _PRODUCTS_PAY = 1 << 14
 # Pixels a channel from which folding the weights, C^2 work, is less than what it saves.
 _FOLDING_PAYS = 2
 
-# Rows and multiply-adds from which a float32 product is worth oneDNN's set-up.
-_MANY_ROWS, _MANY_PRODUCTS = 128, 1 << 22
+# Multiply-adds from which a product alone, or with GELU after it, is worth oneDNN's set-up.
+_MANY_PRODUCTS, _MANY_WITH_GELU = 1 << 22, 1 << 20
 
 # Channels of a head that the attention's kernel takes.
 _LARGEST_FUSED_HEAD = 256
@@ -32,43 +32,42 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]`` or an :class:`.int8.Int8Weight`, as
     ``F.linear``.
 
-    Large float32 products without gradients on several threads of a CPU run as a 1x1 convolution
-    over ``x`` with its channels last, without a copy: MKL, which ``F.linear`` calls, has about half
-    of oneDNN's speed on AMD's processors. (bfloat16 goes to oneDNN anyway, and on one thread torch
-    gives such a convolution to a kernel of its own.)
+    Large products without gradients on a CPU are oneDNN's: MKL, to which ``F.linear`` gives those
+    in float32, has 0.6 to 0.9 of its speed on AMD's processors.
     """
     if not isinstance(weight, Tensor):
         return weight.product(x, bias)
-    # Compiled code asks no size, which would fix the batch of an exported one.
-    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < _MANY_PRODUCTS:
+    if not _by_onednn(x, weight, _MANY_PRODUCTS):
         return F.linear(x, weight, bias)
-    rows = x.shape[:-1].numel()
-    if (
-        x.dtype != torch.float32
-        or x.device.type != "cpu"
-        or rows < _MANY_ROWS
-        or torch.is_grad_enabled()
-        or torch.get_num_threads() == 1
-        or not torch.backends.mkldnn.is_available()
-    ):
-        return F.linear(x, weight, bias)
-    pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
-    mapped = F.conv2d(pixels, weight[:, :, None, None], bias)
-    return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def linear_gelu(x: Tensor, weight: Any, bias: Tensor) -> Tensor:
     """``GELU(x W^T + b)``, GELU by tanh; for inference.
 
-    On CUDA it is in the product: cuBLASLt's GELU is the one by tanh. On CPUs the same call of torch
-    gives the one by erf, so there GELU goes over the product in place.
+    It is in the product: by cuBLASLt on CUDA, where the same call of torch on a CPU gives GELU by
+    erf, and by oneDNN on a CPU, where GELU alone takes half as long as a small product.
     """
     # The meta device stands for CUDA where launches are counted.
     fused = x.device.type == "meta" or (x.is_cuda and torch.version.hip is None)
     if fused and x.dtype == weight.dtype != torch.float64 and not _autocasts(x):
         rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
         return rows.unflatten(0, x.shape[:-1])
+    if isinstance(weight, Tensor) and _by_onednn(x, weight, _MANY_WITH_GELU):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
     return torch.ops.aten.gelu_(linear(x, weight, bias), approximate="tanh")
+
+
+def _by_onednn(x: Tensor, weight: Tensor, least: int) -> bool:
+    """Whether a product of at least ``least`` multiply-adds is to be oneDNN's by name. (The call is
+    what Inductor makes of such products; it has no derivative.)"""
+    # Compiled code asks no size, which would fix the batch of an exported one.
+    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < least:
+        return False
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype in (torch.float32, torch.bfloat16)
+    if not plain or torch.is_grad_enabled() or _autocasts(x):
+        return False
+    return torch.backends.mkldnn.is_available()
 
 
 def _autocasts(x: Tensor) -> bool:

@@ -6,9 +6,17 @@ import pytest
 import torch
 from parity import llamagen_models, var_models
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dd2_fast.models import VQTokenizer
-from dd2_fast.models.kernels import Linear, attention, convolution_layout, linear, upsample_conv
+from dd2_fast.models.kernels import (
+    Linear,
+    attention,
+    convolution_layout,
+    linear,
+    linear_gelu,
+    upsample_conv,
+)
 
 MASK = torch.ones(256, 680, dtype=torch.bool).tril(diagonal=400)
 
@@ -83,7 +91,7 @@ def test_every_convolution_of_a_decoder_keeps_the_layout(family, batch: int) -> 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 60, 96), (300, 96), (2, 3, 96)])
 def test_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
-    """300 rows make a convolution, 6 do not; rows of a larger tensor are not next to each other."""
+    """300 rows are oneDNN's, 6 are not; rows of a larger tensor are not next to each other."""
     torch.manual_seed(0)
     layer = Linear(96, 160, bias=bias)
     x = torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
@@ -96,18 +104,55 @@ def test_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
     torch.testing.assert_close(gradient, x.flatten(0, -2).sum(0).expand(160, -1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_thread_makes_no_convolution(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch gives it to a kernel of its own there, which is no faster and copies."""
-    shapes = []
+class Called(TorchDispatchMode):
+    """The names of the operators that run."""
 
-    def conv2d(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        shapes.append(x.shape)
-        return torch.conv2d(x, *rest)
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
-    monkeypatch.setattr(F, "conv2d", conv2d)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    x, weight = torch.randn(300, 96), torch.randn(160, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight, None), x @ weight.T)
-    assert len(shapes) == count - 1
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+    def onednn(self) -> bool:
+        return any(name.startswith("mkldnn::_linear") for name in self.names)
+
+
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float64: 1e-14}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("rows", [300, 70, 6])
+@pytest.mark.parametrize("strided", [False, True])
+def test_products_with_gelu(dtype: torch.dtype, rows: int, strided: bool) -> None:
+    """300 rows are large alone, 70 with GELU, 6 are not; float64 is not oneDNN's."""
+    torch.manual_seed(0)
+    x = torch.randn(2, rows // 2, 96).to(dtype)
+    weight = torch.randn(160, 192)[:, ::2] if strided else torch.randn(160, 96)
+    weight, bias = weight.to(dtype) * 0.1, torch.randn(160).to(dtype)
+    product = x.double() @ weight.double().T + bias.double()
+    for call, least, wanted in (
+        (linear, 300, product),
+        (linear_gelu, 70, F.gelu(product, approximate="tanh")),
+    ):
+        with torch.no_grad(), Called() as called:
+            found = call(x, weight, bias)
+        assert called.onednn() == (rows >= least and dtype != torch.float64)
+        assert found.shape == wanted.shape and found.dtype == dtype and found.is_contiguous()
+        error = (found.double() - wanted).abs().max()
+        assert error < ROUNDING[dtype] * product.abs().max()
+
+
+def test_products_that_are_not_onednns() -> None:
+    """It has no derivative, knows no autocast and may be missing."""
+    x, layer = torch.randn(300, 96), Linear(96, 160)
+    with Called() as called:
+        layer(x)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+    assert not called.onednn()
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch, Called() as called:
+        patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        layer(x)
+    assert not called.onednn()
