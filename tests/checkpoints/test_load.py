@@ -77,6 +77,13 @@ def test_wrappers_inside_names_are_taken_off():
     assert_teacher(checkpoints.load(wrapped), tensors)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.module."])
+def test_prefixes_inside_an_average_are_taken_off(prefix: str):
+    tensors = teacher_tensors()
+    (only,) = state_dicts({f"ema.{prefix}{name}": value for name, value in tensors.items()})
+    assert only.average and only.tensors.keys() == tensors.keys()
+
+
 def test_names_that_would_collide_stay():
     tensors = {"module.a": torch.zeros(1), "module._orig_mod.a": torch.ones(1)}
     (only,) = state_dicts(tensors)

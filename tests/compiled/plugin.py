@@ -24,13 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--executed", metavar="BACKEND:ARCH", default="cuda:90")
     parser.addoption("--streamed", action="store_true", help="no row in shared memory (cuda)")
     parser.addoption("--tensor-cores", action="store_true", help="for every score (cuda)")
+    parser.addoption("--processors", type=int, default=132, help="multiprocessors of the device")
     parser.addoption("--with-nvcc", metavar="NVCC", help="what the cuda backend is compiled by")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     backend, arch = config.getoption("--executed").split(":")
     nvcc = config.getoption("--with-nvcc")
-    modes = {name: config.getoption(name) for name in ("streamed", "tensor_cores")}
+    modes = {name: config.getoption(name) for name in ("streamed", "tensor_cores", "processors")}
     executor = config.stash[EXECUTOR] = Executor(int(arch), nvcc=nvcc, **modes)
     stack = ExitStack()
     config.add_cleanup(stack.close)

@@ -78,6 +78,11 @@ STREAMED = ROWS | {
     "flow_solve": "ragged or top_p_draws or invalid",
     "sample_code": "(equals_the_float64 and ragged) or heavy_ties or invalid or minus_inf",
 }
+# What many rows or draws make of a plan: blocks of many tokens, several draws in a block.
+ON_ONE_PROCESSOR = {
+    "flow_solve": "two_draws or (minus_one and draws)",
+    "nearest_code": "ragged or many_tokens or wide or first_of",
+}
 # Triton's filters of rows, and a kernel after them, in CI; and sums over so many dimensions that
 # warps exchange them, where a lane that rounds otherwise than its neighbour is a race.
 TRITON = {
@@ -168,6 +173,15 @@ def test_every_score_by_tensor_cores(tmp_path: Path) -> None:
     require("cuda:90")
     launched = execute("cuda:90", ROWS, tmp_path, "--tensor-cores", "--streamed")
     assert {expression_of(symbol)[0] for symbol in launched} >= {"dense_score", "row_filter"}
+
+
+@pytest.mark.slow
+def test_one_multiprocessor(tmp_path: Path) -> None:
+    """The plans of inputs that keep a whole device busy, for small ones."""
+    require("cuda:90")
+    launched = execute("cuda:90", ON_ONE_PROCESSOR, tmp_path, "--processors", "1")
+    nearest = [name for header, name in map(expression_of, launched) if header == "nearest_code"]
+    assert nearest and all(name.endswith(", false>") for name in nearest), "kFew is the last"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ if INTERPRETED:
 
 def pairwise_with_backends(**axes: Any) -> pytest.MarkDecorator:
     """``pairwise`` with a last axis ``backend``, whose kinds each have every pair of the others."""
-    kinds = (("cpu", "torch"), ("cuda", "cupy"), ("triton",))
+    kinds = (("cpu",), ("torch",), ("cuda", "cupy"), ("triton",))
     marks = [pairwise(**axes, backend=runnable_backends(kind)) for kind in kinds]
     cases = [case for mark in marks for case in mark.args[1]]
     return pytest.mark.parametrize(marks[0].args[0], cases)
