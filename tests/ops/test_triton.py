@@ -37,7 +37,7 @@ QUICK = {
     "conditional_score": "one_code-float32 or ragged-bfloat16 or dense_draws-float16 "
     "or test_minus_infinity_removes_codes[k or test_no_tokens or test_strided",
     "csd_loss": "one_code or dmd-ragged or alpha_two-ragged or test_no_rows",
-    "sample_code": "one_code or test_shapes or test_invalid",
+    "sample_code": "one_code or test_shapes or test_invalid or test_strided",
     "flow_solve": "one_code-heun-float32 or posterior_mean or two_steps-euler-float16",
     "nearest_code": "few_tokens-0.0 or one_dimension-0.0 or test_equal_codes_give_the_first[8",
     "image_normal": "test_draws_the_definition",
