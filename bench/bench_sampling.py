@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dd2_fast.checkpoints import load_bundle
-from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer, int8
+from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer, fp8, int8
 from dd2_fast.models.prepared import prepare
 from dd2_fast.models.processor import emulated
 from dd2_fast.models.sampling import categorical
@@ -76,7 +76,7 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
     ``name``: teacher, or one_step with _generator or _decoder after it; then _bf16, _int8,
-    _compiled, _graphs; _modules at the end for what is one call otherwise.
+    _fp8, _compiled, _graphs; _modules at the end for what is one call otherwise.
     """
     labels = torch.arange(count) % generator.num_classes
     if "modules" in name:
@@ -85,7 +85,7 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
         return by_teacher(
             generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
         )
-    dtype = "int8" if "int8" in name else None
+    dtype = next((kind for kind in ("int8", "fp8") if kind in name), None)
     sampler = Sampler(generator, batch_size=count, cuda_graphs="graphs" in name, dtype=dtype)
     if "compiled" in name:
         sampler.compile()
@@ -149,6 +149,7 @@ PARTS = ("one_step_generator", "one_step_decoder")
 BF16 = [f"{name}_bf16{how}" for name in ("one_step", *PARTS) for how in ("", "_compiled")]
 # What a GPU is for: sizes and variants that take a CPU minutes.
 ON_GPU = ("teacher", "one_step_bf16", "one_step_bf16_graphs", "one_step_bf16_compiled_graphs")
+FP8 = ("one_step_fp8_graphs", "one_step_fp8_compiled_graphs") if fp8.missing() is None else ()
 LARGE = ("var_d16_64", "llamagen_l_1", "llamagen_l_64")
 SMALL_CASES = [
     (size, v)
@@ -162,8 +163,8 @@ if "cuda" not in DEVICES:
     parts = ("teacher", "one_step", *PARTS)
     SLOW_CASES += [("llamagen_l_1", part + kind) for kind in kinds for part in parts]
 if "cuda" in DEVICES:
-    SLOW_CASES += [("var_d16_1", v) for v in ON_GPU[2:]]
-    SLOW_CASES += [(size, v) for size in LARGE for v in ON_GPU]
+    SLOW_CASES += [("var_d16_1", v) for v in (*ON_GPU[2:], *FP8)]
+    SLOW_CASES += [(size, v) for size in LARGE for v in (*ON_GPU, *FP8)]
 # A GPU's time may end before all are measured, so what it is for comes first.
 CASES = [*(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES), *SMALL_CASES]
 
@@ -182,7 +183,7 @@ def problem(size: str, device: str) -> Problem:
         part.to(device)
 
     def make(variant: str) -> list[Call]:
-        own = networks["bf16" if "bf16" in variant else ""]
+        own = networks["bf16" if "bf16" in variant or "fp8" in variant else ""]
         return [make_variant(variant, *own, count)]
 
     def check(variant: str, call: Call) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def problem(size: str, device: str) -> Problem:
             return {**info, "rate_of": "bfloat16"} if low else info
         result = call()
         check_images(result, count)
-        plain = make(re.sub("_(bf16|graphs|int8).*", "", variant))[0]
+        plain = make(re.sub("_(bf16|graphs|int8|fp8).*", "", variant))[0]
         if model == "digits" and "decoder" not in variant:
             by_modules = make(f"{variant.removesuffix('_modules')}_modules")[0]()
             assert (result - by_modules).abs().max() < 1e-5, f"{variant}: not timed"
@@ -205,7 +206,7 @@ def problem(size: str, device: str) -> Problem:
         info = {"flops": counter.get_total_flops()}
         if low:
             info["rate_of"] = "bfloat16"
-        rounded = low or "int8" in variant
+        rounded = low or "int8" in variant or "fp8" in variant
         if rounded and "generator" in variant:
             info["relative_error"] = float((result - wanted).norm() / wanted.norm())
         elif rounded:

@@ -29,8 +29,8 @@ _FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
 def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]`` or an :class:`.int8.Int8Weight`, as
-    ``F.linear``.
+    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]`` or a
+    :class:`.rounded.RoundedWeight`, as ``F.linear``.
 
     Large float32 products without gradients on several threads of a CPU run as a 1x1 convolution
     over ``x`` with its channels last, without a copy: MKL, which ``F.linear`` calls, has about half
@@ -64,7 +64,8 @@ def linear_gelu(x: Tensor, weight: Any, bias: Tensor) -> Tensor:
     gives the one by erf, so there GELU goes over the product in place.
     """
     # The meta device stands for CUDA where launches are counted.
-    fused = x.device.type == "meta" or (x.is_cuda and torch.version.hip is None)
+    on_cuda = x.device.type == "meta" or (x.is_cuda and torch.version.hip is None)
+    fused = on_cuda and isinstance(weight, Tensor)
     if fused and x.dtype == weight.dtype != torch.float64 and not _autocasts(x):
         rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
         return rows.unflatten(0, x.shape[:-1])

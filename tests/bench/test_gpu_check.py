@@ -162,3 +162,10 @@ def test_prepared_networks_are_held_to_their_marks(monkeypatch: pytest.MonkeyPat
         "var_d16 decoder 64: prepared_compiled_graphs takes 0.91 of compiled, passes 0.92"
     ]
     assert forward_marks(rows[1:]) == []
+    group = "forward cuda var_d16 generator 64"
+    times = {"prepared_graphs": 10.0, "fp8_graphs": 9.0, "fp8_compiled_graphs": 8.4, "fp8": 1.0}
+    rows = [Row(group, variant, ms / 1e3, 0.0) for variant, ms in times.items()]
+    assert forward_marks(rows) == [
+        "var_d16 generator 64: fp8_compiled_graphs takes 0.84 of prepared_graphs, passes 0.85"
+    ]
+    assert "fp8_graphs takes 0.90 of prepared_graphs, MISSES" in forward_marks(rows[:2])[0]
