@@ -26,6 +26,7 @@ MARKS = {"generator": {1: 0.75, 64: 0.92}, "decoder": {1: 0.92, 64: 0.92}}
 # And generators in float8 of the better of those, by the same model: products 26.9 to 15 of 34.5 ms
 # at 64 images of VAR-d16, less what rounding takes.
 FP8_MARK = 0.85
+FLEX_MARK = 1.0  # FlexAttention in training, of the time of the calls by scale
 
 
 def read_parts(work: Path) -> list[dict[str, Any]]:
@@ -122,6 +123,17 @@ def forward_marks(rows: list[Row]) -> list[str]:
     return lines
 
 
+def attention_marks(rows: list[Row]) -> list[str]:
+    """A line a size of ``bench_attention_training``: which networks in training should take."""
+    lines = []
+    for name, variants in groups(rows).items():
+        words = name.split()
+        if words[0] == "attention" and words[-1] == "training" and len(variants) > 1:
+            flex, calls = variants["flex"], variants["scales"]
+            lines.append(_verdict(" ".join(words[2:]), flex, calls, "the calls", FLEX_MARK))
+    return lines
+
+
 def _fastest(variants: dict[str, Row], start: str) -> str | None:
     """Of the ways that are graphs."""
     ways = [v for v in variants if v.startswith(start) and v.endswith("graphs")]
@@ -153,7 +165,7 @@ def main() -> int:
         "benchmarks": [flat(row) for row in rows],
     }
     target.write_text(json.dumps(result, indent=1) + "\n")
-    ratios = [*forward_marks(rows), *against(rows)[:20]]
+    ratios = [*forward_marks(rows), *attention_marks(rows), *against(rows)[:20]]
     print("\n".join([*table(parts, rows, LINES - 1 - len(ratios)), *ratios]))
     print(f"wrote {target}")
     return 0 if all(part["status"] == "0" for part in parts) else 1
