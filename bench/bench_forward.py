@@ -1,5 +1,6 @@
 """The forward pass by its parts: products, the decoder's convolutions, and whole networks as they
-are trained against prepared ones, each eager, compiled and replayed as CUDA graphs.
+are trained against prepared ones, each eager, compiled and replayed as CUDA graphs, and
+generators' products in float8.
 
 On a GPU generators and decoders have the shapes of VAR-d16 and LlamaGen-L, with random weights; on
 a CPU, where ``bench_sampling`` times VAR-d16's, everything is tiny and nothing is replayed.
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench_sampling import llamagen_l, psnr, ready, var_d16
 from cases import size_in_bytes
+from dd2_fast.models import fp8
 from dd2_fast.models.families import FAMILIES
 from dd2_fast.models.kernels import fold_upsampling
 from dd2_fast.models.prepared import prepare
@@ -163,6 +165,8 @@ def forward(part: str, name: str, images: int) -> Problem:
 
     def make(variant: str) -> list[Call]:
         network = generator if part == "generator" else tokenizer
+        if "fp8" in variant:
+            network = prepare(network, fp8=True)
         call = function(prepare(network) if "prepared" in variant else network)
         if "compiled" in variant:
             call = torch.compile(call, dynamic=False)
@@ -228,10 +232,19 @@ CONVOLUTION_CASES = [
 GRAPHS = (
     "trained_compiled_graphs", "prepared_graphs", "prepared_compiled_graphs", "trained_graphs",
 )  # fmt: skip
+FP8 = ("fp8_graphs", "fp8_compiled_graphs") if fp8.missing() is None else ()  # at many rows
+
+
+def ways(part: str, images: int) -> tuple[str, ...]:
+    if images == 1:
+        return (*(GRAPHS if ON_GPU else ()), "trained", "prepared")
+    return (*GRAPHS, *(FP8 if part == "generator" else ())) if ON_GPU else ()
+
+
 FORWARD_CASES = [
     (size, DEVICE, way)
-    for size, (_, _, images) in FORWARD_SIZES.items()
-    for way in (*(GRAPHS if ON_GPU else ()), *(("trained", "prepared") if images == 1 else ()))
+    for size, (part, _, images) in FORWARD_SIZES.items()
+    for way in ways(part, images)
 ]
 
 

@@ -1,7 +1,7 @@
 """One-step sampling against the teacher's own steps: the bundled digits, and with ``-m slow``
-VAR-d16's and, on a GPU, LlamaGen-L's shape with random weights. One step is timed whole and in its
-parts, in bfloat16, compiled, and replayed as CUDA graphs; the digits' networks, which are one call
-of ``small_generator`` or ``small_teacher``, by their modules too.
+VAR-d16's and LlamaGen-L's shape with random weights, one image on a CPU. One step is timed whole
+and in its parts, in bfloat16, compiled, and replayed as CUDA graphs; the digits' networks, which
+are one call of ``small_generator`` or ``small_teacher``, by their modules too.
 
 pytest bench/bench_sampling.py --benchmark-only [-m "slow or not slow"]
 """
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dd2_fast.checkpoints import load_bundle
-from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer, int8
+from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer, fp8, int8
 from dd2_fast.models.prepared import prepare
+from dd2_fast.models.processor import emulated
+from dd2_fast.models.sampling import categorical
 from dd2_fast.models.var import VARTeacher, VARTokenizer
 from dd2_fast.sampling import Sampler, resolve_path
-from measure import DEVICES, Call, Problem
+from measure import DEVICES, FEWEST_TURNS, Call, Problem, relative_error
 
 Images = Callable[[], Tensor]
 
@@ -73,8 +75,8 @@ def psnr(images: Tensor, wanted: Tensor) -> float:
 def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
-    ``name``: teacher, or one_step with _generator or _decoder, _bf16, _int8, _compiled, _graphs
-    after it; _modules at the end for what is one call otherwise.
+    ``name``: teacher, or one_step with _generator or _decoder after it; then _bf16, _int8,
+    _fp8, _compiled, _graphs; _modules at the end for what is one call otherwise.
     """
     labels = torch.arange(count) % generator.num_classes
     if "modules" in name:
@@ -83,7 +85,7 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
         return by_teacher(
             generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
         )
-    dtype = "int8" if "int8" in name else None
+    dtype = next((kind for kind in ("int8", "fp8") if kind in name), None)
     sampler = Sampler(generator, batch_size=count, cuda_graphs="graphs" in name, dtype=dtype)
     if "compiled" in name:
         sampler.compile()
@@ -104,12 +106,15 @@ def called_by_modules(generator: Any, teacher: Any) -> tuple[Any, Any]:
     return generator, teacher
 
 
-def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
-    guided: dict[str, Any] = {}
+def settings(teacher: Any) -> dict[str, Any]:
+    """Guidance and filters of a teacher's draws."""
     if isinstance(teacher, VARTeacher):
-        guided = {"cfg": 1.5, "top_k": 900, "top_p": 0.95}
-    elif isinstance(teacher, LlamaGenTeacher):
-        guided = {"cfg": 2.0, "top_k": 900}
+        return {"cfg": 1.5, "top_k": 900, "top_p": 0.95}
+    return {"cfg": 2.0, "top_k": 900} if isinstance(teacher, LlamaGenTeacher) else {}
+
+
+def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
+    guided = settings(teacher)
 
     @torch.inference_mode()
     def images() -> Tensor:
@@ -118,10 +123,33 @@ def by_teacher(tokenizer: Any, teacher: Any, labels: Tensor) -> Images:
     return images
 
 
+@torch.inference_mode()
+def error_of_steps(teacher: Any, exact: Any, count: int) -> float:
+    """Relative error of the logits from which a guided teacher draws, step by step with a cache,
+    against those of all the tokens in one pass of the float32 teacher."""
+    guided, kept = settings(teacher), []
+    labels = torch.arange(count, device=teacher.codebook.device) % teacher.num_classes
+    scale = teacher.guidance_scale(guided.pop("cfg"))
+    draw = categorical(scale, guided["top_k"], guided.get("top_p", 1.0), seed=0)
+
+    def choose(here: slice, *logits: Tensor) -> Tensor:
+        kept.append(torch.cat(logits))
+        return draw(here, *logits)
+
+    tokens = teacher.generate(labels, choose, guided=True)
+    wanted = exact.logits(torch.cat([tokens, tokens]), exact.condition.with_null(labels))
+    return relative_error(torch.cat(kept, 1).float(), wanted)
+
+
+def check_images(images: Tensor, count: int) -> None:
+    assert len(images) == count and images.isfinite().all()
+
+
 PARTS = ("one_step_generator", "one_step_decoder")
 BF16 = [f"{name}_bf16{how}" for name in ("one_step", *PARTS) for how in ("", "_compiled")]
 # What a GPU is for: sizes and variants that take a CPU minutes.
 ON_GPU = ("teacher", "one_step_bf16", "one_step_bf16_graphs", "one_step_bf16_compiled_graphs")
+FP8 = ("one_step_fp8_graphs", "one_step_fp8_compiled_graphs") if fp8.missing() is None else ()
 LARGE = ("var_d16_64", "llamagen_l_1", "llamagen_l_64")
 SMALL_CASES = [
     (size, v)
@@ -130,9 +158,13 @@ SMALL_CASES = [
 ]
 INT8 = [f"{name}_int8" for name in ("one_step", *PARTS)] if int8.missing() is None else []
 SLOW_CASES = [("var_d16_1", v) for v in ("teacher", "one_step", *PARTS, *BF16, *INT8)]
+if "cuda" not in DEVICES:
+    kinds = ("", "_bf16") if not emulated(torch.bfloat16) else ("",)
+    parts = ("teacher", "one_step", *PARTS)
+    SLOW_CASES += [("llamagen_l_1", part + kind) for kind in kinds for part in parts]
 if "cuda" in DEVICES:
-    SLOW_CASES += [("var_d16_1", v) for v in ON_GPU[2:]]
-    SLOW_CASES += [(size, v) for size in LARGE for v in ON_GPU]
+    SLOW_CASES += [("var_d16_1", v) for v in (*ON_GPU[2:], *FP8)]
+    SLOW_CASES += [(size, v) for size in LARGE for v in (*ON_GPU, *FP8)]
 # A GPU's time may end before all are measured, so what it is for comes first.
 CASES = [*(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES), *SMALL_CASES]
 
@@ -141,32 +173,40 @@ def problem(size: str, device: str) -> Problem:
     model, _, images = size.rpartition("_")
     count = int(images)
     generator, teacher = {"digits": digits, "var_d16": var_d16, "llamagen_l": llamagen_l}[model]()
-    networks = {"": generator}
+    networks = {"": (generator, teacher)}
     if model != "digits":
-        networks["bf16"] = copy.deepcopy(generator)
-        networks["bf16"].teacher = None
-        for part in (networks["bf16"], networks["bf16"].tokenizer):
+        networks["bf16"] = copy.deepcopy((generator, teacher))
+        for part in (*networks["bf16"], networks["bf16"][0].tokenizer):
             part.to(device, torch.bfloat16)
+        networks["bf16"][0].teacher = None
     for part in (generator, generator.tokenizer, teacher):
         part.to(device)
 
     def make(variant: str) -> list[Call]:
-        own = networks["bf16" if "bf16" in variant else ""]
-        return [make_variant(variant, own, teacher, count)]
+        own = networks["bf16" if "bf16" in variant or "fp8" in variant else ""]
+        return [make_variant(variant, *own, count)]
 
     def check(variant: str, call: Call) -> dict[str, Any]:
+        low = "bf16" in variant
+        if variant.startswith("teacher") and model != "digits":
+            with FlopCounterMode(display=False) as counter:
+                check_images(call(), count)
+            error = error_of_steps(networks["bf16" if low else ""][1], teacher, count)
+            assert error < (0.05 if low else 1e-4), f"{variant} is off by {error:.1e}: not timed"
+            info = {"flops": counter.get_total_flops(), "relative_error": error}
+            return {**info, "rate_of": "bfloat16"} if low else info
         result = call()
-        assert len(result) == count and result.isfinite().all()
-        plain = make(re.sub("_(bf16|graphs|int8).*", "", variant))[0]
+        check_images(result, count)
+        plain = make(re.sub("_(bf16|graphs|int8|fp8).*", "", variant))[0]
         if model == "digits" and "decoder" not in variant:
             by_modules = make(f"{variant.removesuffix('_modules')}_modules")[0]()
             assert (result - by_modules).abs().max() < 1e-5, f"{variant}: not timed"
         with FlopCounterMode(display=False) as counter:
             wanted = plain()
-        info: dict[str, Any] = {"flops": counter.get_total_flops()}
-        if "bf16" in variant:
+        info = {"flops": counter.get_total_flops()}
+        if low:
             info["rate_of"] = "bfloat16"
-        rounded = "bf16" in variant or "int8" in variant
+        rounded = low or "int8" in variant or "fp8" in variant
         if rounded and "generator" in variant:
             info["relative_error"] = float((result - wanted).norm() / wanted.norm())
         elif rounded:
@@ -180,6 +220,8 @@ def problem(size: str, device: str) -> Problem:
         make=make,
         check=check,
         seconds=1.0,
+        # A teacher of 256 steps takes a CPU half a minute.
+        fewest_turns=3 if (model, device) == ("llamagen_l", "cpu") else FEWEST_TURNS,
         info={"images": count},
     )
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from records import BUSY
+
 _PACKAGES = ("dd2-fast", "numpy", "triton", "pytest-benchmark", "scikit-learn")
 _GPU_FIELDS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit",
                "temperature.gpu")  # fmt: skip
@@ -35,10 +37,6 @@ def describe(info: dict[str, Any], threads: int) -> None:
     info["gpu"] = None
     if torch.cuda.is_available():
         info.update(gpu_state())
-
-
-# Of the processors that others use, what moves times by more than their spread.
-BUSY = 0.05
 
 
 class Load:

@@ -27,6 +27,7 @@ from dd2_fast.ops import available_backends
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FEWEST_TURNS, MOST_TURNS = 5, 8
 MOST_REPEATS = 5  # of a fast variant in one turn
+_LONG = 5.0  # seconds of a call, which one measurement tells well enough to plan by
 _FLUSH_BYTES = 2**29  # ten times an H200's L2, and longer than a launch takes
 
 Call = Callable[[], Any]
@@ -45,6 +46,7 @@ class Problem:
             differ, what ``check`` reports as "flops" counts, and where they compute in another
             precision, its "rate_of" names that for the limit ("bfloat16").
         seconds: of timing, for each variant.
+        fewest_turns: whatever that takes.
     """
 
     group: str
@@ -54,6 +56,7 @@ class Problem:
     bytes: float = 0
     flops: float = 0
     seconds: float = 0.5
+    fewest_turns: int = FEWEST_TURNS
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,9 +88,9 @@ def run(problem: Problem, variants: list[str]) -> dict[str, Outcome]:
         except (Exception, pytest.skip.Exception) as error:
             outcomes[name].error = error
     timer = Timer(problem.device)
-    estimate = {name: statistics.median(timer(c[0]) for _ in range(2)) for name, c in calls.items()}
+    estimate = {name: _estimated(timer, own[0]) for name, own in calls.items()}
     turns = int(problem.seconds * len(calls) / max(sum(estimate.values()), 1e-9))
-    turns = min(max(turns, FEWEST_TURNS), MOST_TURNS)
+    turns = min(max(turns, problem.fewest_turns), MOST_TURNS)
     for turn in range(turns):
         for name in _rotated(list(calls), turn):
             repeats = int(problem.seconds / turns / max(estimate[name], 1e-9))
@@ -111,6 +114,12 @@ def _prepare(problem: Problem, variant: str) -> tuple[dict[str, Any], list[Call]
     info = {**problem.info, "variant": variant, "device": problem.device, **checked}
     info["peak_bytes"] = added_memory(calls[0], problem.device)
     return info, calls
+
+
+def _estimated(timer: Timer, call: Call) -> float:
+    """Seconds of a call, of one if it is long."""
+    first = timer(call)
+    return first if first > _LONG else statistics.median([first, timer(call)])
 
 
 def _rotated(names: list[str], by: int) -> Iterator[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 # What a group is measured against: plain code, or what took its place; and the same compiled.
 BASELINES = (("eager", "teacher", "reference"), ("compile",))
+# Of the processors that others use, what moves times by more than their spread.
+BUSY = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Record:
     parts: list[dict[str, Any]] = field(default_factory=list)
     commit: str | None = None
     date: str | None = None
+
+    @property
+    def others(self) -> float:
+        """The share of the processors that other processes had; 0 where the file does not say."""
+        return float((self.machine.get("load") or {}).get("others", 0.0))
 
     @property
     def device(self) -> str:

@@ -23,6 +23,10 @@ LINES = 60
 # What prepared networks may take at most of the time of compiled ones, both replayed as CUDA
 # graphs, by part and images: as a model of launches, products and bytes says.
 MARKS = {"generator": {1: 0.75, 64: 0.92}, "decoder": {1: 0.92, 64: 0.92}}
+# And generators in float8 of the better of those, by the same model: products 26.9 to 15 of 34.5 ms
+# at 64 images of VAR-d16, less what rounding takes.
+FP8_MARK = 0.85
+FLEX_MARK = 1.0  # FlexAttention in training, of the time of the calls by scale
 
 
 def read_parts(work: Path) -> list[dict[str, Any]]:
@@ -100,24 +104,46 @@ def _group_line(name: str, variants: dict[str, Row]) -> str:
 
 
 def forward_marks(rows: list[Row]) -> list[str]:
-    """One line a network of ``bench_forward``: the better prepared way against compilation."""
+    """A line a network of ``bench_forward``: the better prepared way against compilation; and one
+    where float8 was timed, against that."""
     lines = []
     for name, variants in groups(rows).items():
         words = name.split()
-        if words[0] != "forward" or "trained_compiled_graphs" not in variants:
+        if words[0] != "forward":
             continue
         _, _, model, part, images = words
-        ways = [v for v in variants if v.startswith("prepared") and v.endswith("graphs")]
-        if not ways:
-            continue
-        best = min(ways, key=lambda way: variants[way].median)
-        ratio = variants[best].median / variants["trained_compiled_graphs"].median
-        mark = MARKS[part][int(images)]
-        verdict = "passes" if ratio <= mark else "MISSES"
-        lines.append(
-            f"{model} {part} {images}: {best} takes {ratio:.2f} of compiled, {verdict} {mark}"
-        )
+        label, prepared = f"{model} {part} {images}", _fastest(variants, "prepared")
+        if "trained_compiled_graphs" in variants and prepared:
+            mark = MARKS[part][int(images)]
+            base = variants["trained_compiled_graphs"]
+            lines.append(_verdict(label, variants[prepared], base, "compiled", mark))
+        fp8 = _fastest(variants, "fp8")
+        if prepared and fp8:
+            lines.append(_verdict(label, variants[fp8], variants[prepared], prepared, FP8_MARK))
     return lines
+
+
+def attention_marks(rows: list[Row]) -> list[str]:
+    """A line a size of ``bench_attention_training``: which networks in training should take."""
+    lines = []
+    for name, variants in groups(rows).items():
+        words = name.split()
+        if words[0] == "attention" and words[-1] == "training" and len(variants) > 1:
+            flex, calls = variants["flex"], variants["scales"]
+            lines.append(_verdict(" ".join(words[2:]), flex, calls, "the calls", FLEX_MARK))
+    return lines
+
+
+def _fastest(variants: dict[str, Row], start: str) -> str | None:
+    """Of the ways that are graphs."""
+    ways = [v for v in variants if v.startswith(start) and v.endswith("graphs")]
+    return min(ways, key=lambda way: variants[way].median, default=None)
+
+
+def _verdict(label: str, row: Row, base: Row, of: str, mark: float) -> str:
+    ratio = row.median / base.median
+    verdict = "passes" if ratio <= mark else "MISSES"
+    return f"{label}: {row.variant} takes {ratio:.2f} of {of}, {verdict} {mark}"
 
 
 def unused(path: Path) -> Path:
@@ -139,7 +165,7 @@ def main() -> int:
         "benchmarks": [flat(row) for row in rows],
     }
     target.write_text(json.dumps(result, indent=1) + "\n")
-    ratios = [*forward_marks(rows), *against(rows)[:20]]
+    ratios = [*forward_marks(rows), *attention_marks(rows), *against(rows)[:20]]
     print("\n".join([*table(parts, rows, LINES - 1 - len(ratios)), *ratios]))
     print(f"wrote {target}")
     return 0 if all(part["status"] == "0" for part in parts) else 1

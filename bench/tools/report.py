@@ -13,7 +13,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import counted
 from plots import PLOTS, draw
-from records import Record, Row, groups, load, times_faster
+from records import BUSY, Record, Row, groups, load, times_faster
 
 BENCH = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,7 @@ def page(records: list[Record]) -> str:
     parts = [HEAD, "## What was measured where\n", _files(records), _coverage(records), LEGEND]
     for device, own in by_device(records).items():
         parts.append(f"## {device}\n")
-        parts.append(_machine(own[0]))
+        parts.append(_machine(next((r for r in own if r.others <= BUSY), own[0])))
         parts += [_parts(record) for record in own if record.parts]
         parts += _tables(own)
         parts += _links(device, own)
@@ -164,8 +164,15 @@ def _tables(records: list[Record]) -> list[str]:
             for row in variants.values()
         ]
         parts.append(f"### {title[0].upper()}{title[1:]}\n\nFrom {name}.\n")
+        parts += [_busy(r) for r in records if r.name in name.split(", ") and r.others > BUSY]
         parts.append(table(header, lines) + "\n")
     return parts
+
+
+def _busy(record: Record) -> str:
+    """What to know of a file that was not measured on an idle machine."""
+    others = f"other processes had {record.others:.0%} of the processors"
+    return f"In {record.name} {others}: times are longer than on an idle machine.\n"
 
 
 def _line(row: Row, variants: dict[str, Row], gpu: bool) -> list[str]:

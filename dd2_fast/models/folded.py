@@ -47,6 +47,23 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float64)
 
 
+class JoinedLinear(Folded):
+    """Layers that read the same and have no bias, as one."""
+
+    weight: Tensor
+    bias = None
+
+    def __init__(self, *sources: nn.Linear) -> None:
+        super().__init__(sources)
+        self.out_features, self.in_features = self.weight.shape
+
+    def fold(self) -> dict[str, Tensor]:
+        return {"weight": torch.cat([layer.weight for layer in self.source]).detach()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, None)
+
+
 class FoldedUpsampling(Folded):
     """:func:`.kernels.upsample_conv` of a part with a 3x3 convolution ``conv``."""
 

@@ -9,18 +9,17 @@ gives them to oneDNN. (LLM.int8(), arXiv 2208.07339, rounds rows and columns so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .folded import Folded, FoldedUpsampling
+from .folded import Folded, FoldedUpsampling, JoinedLinear
+from .rounded import SMALLEST, RoundedLinear, replace_layers
 
 # The fewest inputs and outputs with which a layer gains more than the rounding of its input takes.
 _PRODUCT_PAYS, _CONVOLUTION_PAYS = 128, 64
-_SMALLEST = 1e-30  # scale: what is zero stays zero
 
 
 def missing() -> str | None:
@@ -38,10 +37,15 @@ class Int8Weight(NamedTuple):
     values: Tensor
     scales: Tensor
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return self.scales.dtype
+
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x W^T + b`` of ``x [*, D]``."""
         rows = x.flatten(0, -2)
-        scale = rows.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST).div_(127)
+        scale = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).div_(127)
         rounded = (rows / scale).round_().to(torch.int8)
         out = torch._int_mm(rounded, self.values).to(x.dtype).mul_(scale).mul_(self.scales)
         if bias is not None:
@@ -52,31 +56,21 @@ class Int8Weight(NamedTuple):
 def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Integers like ``weight [O, ...]`` and their scales ``[O]``."""
     rows = weight.detach().flatten(1)
-    scales = rows.abs().amax(1).clamp_min(_SMALLEST) / 127
+    scales = rows.abs().amax(1).clamp_min(SMALLEST) / 127
     return (rows / scales[:, None]).round().to(torch.int8).view(weight.shape), scales
 
 
-class Int8Linear(Folded):
+class Int8Linear(RoundedLinear):
     """``nn.Linear``."""
 
-    values: Tensor
-    scales: Tensor
-
-    def __init__(self, source: nn.Linear) -> None:
-        super().__init__(source)
-        self.bias = source.bias
-
     def fold(self) -> dict[str, Tensor]:
-        values, scales = _rounded(self.source.weight)
+        values, scales = _rounded(self.exact())
         return {"values": values.t().contiguous(), "scales": scales}
 
     @property
     def weight(self) -> Int8Weight:
         """What stands for the source's where only that is used."""
         return Int8Weight(self.values, self.scales)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight.product(x, self.bias)
 
 
 class Int8Conv(Folded):
@@ -116,7 +110,7 @@ class Int8Conv(Folded):
         least, most = min(float(low), 0.0), max(float(high), 0.0)
         if not math.isfinite(most - least):  # NaN and infinity must come out
             return self._of_one(torch.zeros_like(image)) + torch.nan
-        scale = max((most - least) / 254, _SMALLEST)  # one step is left for the zero's rounding
+        scale = max((most - least) / 254, SMALLEST)  # one step is left for the zero's rounding
         zero = round(-least / scale)
         start = torch.full((), zero + 0.5, dtype=image.dtype)
         rounded = torch.add(start, image, alpha=1 / scale).to(torch.uint8)
@@ -130,25 +124,11 @@ class Int8Conv(Folded):
 
 def to_int8(network: nn.Module) -> int:
     """Put such layers in the place of large ones in a prepared network; how many there are."""
-    layers = list(_large(network))
-    for parent, name, layer in layers:
-        setattr(parent, name, layer)
-    return len(layers)
-
-
-def _large(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for name, child in list(module.named_children()):
-        if name == "prepared":  # rows of classes, made once
-            continue
-        layer = _of_large(child)
-        if layer is not None:
-            yield module, name, layer
-        else:
-            yield from _large(child)
+    return replace_layers(network, _of_large)
 
 
 def _of_large(layer: nn.Module) -> nn.Module | None:
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear | JoinedLinear):
         pays = min(layer.in_features, layer.out_features) >= _PRODUCT_PAYS
         return Int8Linear(layer) if pays else None
     doubles = isinstance(layer, FoldedUpsampling)

@@ -29,8 +29,8 @@ _FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
 def linear(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]`` or an :class:`.int8.Int8Weight`, as
-    ``F.linear``.
+    """``x W^T + b`` for ``x [*, D]``, ``weight [O, D]`` or a
+    :class:`.rounded.RoundedWeight`, as ``F.linear``.
 
     Large products without gradients on a CPU are oneDNN's: MKL, to which ``F.linear`` gives those
     in float32, has 0.6 to 0.9 of its speed on AMD's processors.
@@ -49,7 +49,8 @@ def linear_gelu(x: Tensor, weight: Any, bias: Tensor) -> Tensor:
     erf, and by oneDNN on a CPU, where GELU alone takes half as long as a small product.
     """
     # The meta device stands for CUDA where launches are counted.
-    fused = x.device.type == "meta" or (x.is_cuda and torch.version.hip is None)
+    on_cuda = x.device.type == "meta" or (x.is_cuda and torch.version.hip is None)
+    fused = on_cuda and isinstance(weight, Tensor)
     if fused and x.dtype == weight.dtype != torch.float64 and not _autocasts(x):
         rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
         return rows.unflatten(0, x.shape[:-1])

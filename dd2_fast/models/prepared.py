@@ -20,12 +20,14 @@ from ..ambient import outside_autocast
 from .dd2 import DD2Generator
 from .families import FAMILIES
 from .folded import Folded, FoldedHead
+from .fp8 import to_fp8
 from .head import FlowHead
 from .int8 import to_int8
 from .logit_student import LogitStudent
 from .watch import Watch, same_layers
 
 Network = TypeVar("Network")
+Rounding = Callable[[nn.Module], int]
 
 _PARTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {FlowHead: FoldedHead}
 _KINDS: set[type[nn.Module]] = set()
@@ -37,7 +39,7 @@ for _family in FAMILIES.values():
 _DECODING = ("decoder", "quantize", "post_quant_conv")
 
 
-def prepare(network: Network, *, int8: bool = False) -> Network:
+def prepare(network: Network, *, int8: bool = False, fp8: bool = False) -> Network:
     """A network that computes the same for inference, in fewer kernels.
 
     Biases, gains, positions, masks and the modulations of classes are worked out once, products of
@@ -51,6 +53,8 @@ def prepare(network: Network, *, int8: bool = False) -> Network:
             whose modules have hooks, are changed, or are compiled in place, are returned as they
             are, and so is any while code is traced.
         int8: large layers by eight-bit integers (:mod:`.int8`), of float32 networks on a CPU.
+        fp8: large products in float8 (:mod:`.fp8`), of bfloat16 networks on a GPU; its tokenizer
+            has none.
 
     The result is not to be trained, moved, converted or saved; there are no gradients for its
     weights. It takes memory for what is folded: of LlamaGen's 2/3 of the MLPs, of VAR's
@@ -58,15 +62,18 @@ def prepare(network: Network, *, int8: bool = False) -> Network:
     """
     if not isinstance(network, nn.Module) or not _is_covered(network):
         return network
+    if int8 and fp8:
+        raise ValueError("int8, fp8: expected one of them, got both")
+    rounding = to_int8 if int8 else to_fp8 if fp8 else None
     with _lock:
         forms = _kept.setdefault(network, {})
-        kept = forms.get(int8)
+        kept = forms.get(rounding)
         if kept is None or not kept.follows(network):
             try:
                 watch = Watch(network, _running(network))
             except RuntimeError:  # a tensor of inference mode has no version
                 return network
-            kept = forms[int8] = _Kept(network, watch, int8)
+            kept = forms[rounding] = _Kept(network, watch, rounding)
     return network if kept.network is None or kept.watch.hooked() else kept.network
 
 
@@ -76,16 +83,16 @@ class _Kept:
 
     network: Any = None
 
-    def __init__(self, network: nn.Module, watch: Watch, int8: bool) -> None:
-        self.watch, self._int8 = watch, int8
+    def __init__(self, network: nn.Module, watch: Watch, rounding: Rounding | None) -> None:
+        self.watch, self._int8 = watch, rounding is to_int8
         self._tokenizers = _tokenizers(network)
         self._prepared = self._of_tokenizers(self._tokenizers)
         if self.watch.plain and _as_built(network):
             with _folding(network):
                 self.network = _shadow(network, zip(self._tokenizers, self._prepared, strict=True))
-                if int8:
+                if rounding is not None:
                     for part in _running(self.network):
-                        to_int8(part)
+                        rounding(part)
 
     def _of_tokenizers(self, tokenizers: list[Any]) -> list[Any]:
         return [prepare(tokenizer, int8=self._int8) for tokenizer in tokenizers]
@@ -108,7 +115,7 @@ class _Kept:
         return True
 
 
-_kept: WeakKeyDictionary[nn.Module, dict[bool, _Kept]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, dict[Rounding | None, _Kept]] = WeakKeyDictionary()
 _lock = threading.RLock()
 
 

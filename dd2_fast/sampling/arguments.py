@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import integer
-from ..models import LogitStudent, int8
+from ..models import LogitStudent, fp8, int8
+from ..models.rounded import RoundedLinear
 from ..models.sampling import check_seed
+
+# What large layers can be rounded to, and of what.
+ROUNDED = {
+    "int8": "float32 networks on a CPU",
+    "fp8": "networks on a GPU of compute capability 8.9 or more",
+}
 
 
 def check_indices(
@@ -84,29 +91,46 @@ def check_device(device: torch.device | str | None) -> None:
 
 def check_dtype(dtype: Any) -> None:
     """Raise TypeError unless dtype is one that networks compute in, or None."""
-    if dtype is None or (isinstance(dtype, str) and dtype == "int8"):
+    if dtype is None or (isinstance(dtype, str) and dtype in ROUNDED):
         return
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(
-            f'dtype: expected a floating torch.dtype such as torch.bfloat16, or "int8", '
-            f"got {dtype!r}"
+            "dtype: expected a floating torch.dtype such as torch.bfloat16, or "
+            f"{' or '.join(map(_quoted, ROUNDED))}, got {dtype!r}"
         )
 
 
-def check_int8(generator: nn.Module, *prepared: nn.Module) -> None:
-    """Raise ValueError unless networks were prepared to compute by eight-bit integers."""
-    weight = next(generator.parameters())
-    why = int8.missing()
-    if why is None and (weight.device.type != "cpu" or weight.dtype != torch.float32):
+def check_machine(dtype: str, device: torch.device) -> None:
+    """Raise ValueError unless networks on a device can compute in a dtype of ROUNDED."""
+    why = int8.missing() if dtype == "int8" else fp8.missing(device)
+    if why is not None:
+        raise _refused(dtype, why)
+
+
+def check_rounded(dtype: str, generator: nn.Module, *prepared: nn.Module) -> None:
+    """Raise ValueError unless networks were prepared to compute in a dtype of ROUNDED."""
+    weight, why = next(generator.parameters()), None
+    check_machine(dtype, weight.device)
+    wrong_place = dtype == "int8" and weight.device.type != "cpu"
+    if wrong_place or weight.dtype != (torch.float32 if dtype == "int8" else torch.bfloat16):
         why = f"the networks are {weight.dtype} on {weight.device}"
-    if why is None and isinstance(generator, LogitStudent):
+    elif isinstance(generator, LogitStudent):
         why = (
             "a LogitStudent's codes flip where its logits are rounded, which has not been measured"
         )
-    layers = (int8.Int8Linear, int8.Int8Conv)
-    if why is None and not any(isinstance(m, layers) for p in prepared for m in p.modules()):
+    elif not any(
+        isinstance(m, RoundedLinear | int8.Int8Conv) for p in prepared for m in p.modules()
+    ):
         why = (
             "no layer of these networks is large enough, or they are no released family's as built"
         )
     if why is not None:
-        raise ValueError(f'dtype: expected float32 networks on a CPU for "int8", but {why}')
+        raise _refused(dtype, why)
+
+
+def _refused(dtype: str, why: str) -> ValueError:
+    return ValueError(f'dtype: expected {ROUNDED[dtype]} for "{dtype}", but {why}')
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'

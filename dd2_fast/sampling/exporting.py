@@ -79,8 +79,8 @@ def export(
         raise ValueError(f"batch: expected at least 1, or None for any, got {batch}")
     if isinstance(model, Sampler):
         sampler, teacher_steps = model, max(model.teacher_steps, teacher_steps)
-        if model.int8:
-            raise ValueError('model: expected a sampler of another dtype than "int8"')
+        if model.rounded is not None:
+            raise ValueError(f'model: expected a sampler of another dtype than "{model.rounded}"')
     check_one_pass(teacher_steps)
     if not isinstance(model, Sampler):
         sampler = Sampler(model, steps=steps)

@@ -28,7 +28,8 @@ from .arguments import (
     check_device,
     check_dtype,
     check_indices,
-    check_int8,
+    check_machine,
+    check_rounded,
     image_seeds,
     integer,
 )
@@ -75,6 +76,9 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
             RuntimeWarning says that a CPU has none. "int8": large products and convolutions of
             released families' float32 networks by eight-bit integers, on CPUs with AVX-512 VNNI:
             images differ by roundings to 8 bits; the teacher's steps, and what is saved, do not.
+            "fp8": to torch.bfloat16, with large products of a released family's generator in
+            float8 on GPUs of compute capability 8.9 or more; rounding takes kernels of its own, so
+            `compile` or `cuda_graphs` go with it. The teacher and the decoder are in bfloat16.
         cuda_graphs: replay the networks as CUDA graphs, one for every power of two of images,
             captured at its first use; call with `batch_size` images first for the least memory.
             What cannot be captured runs without, after a RuntimeWarning that says why. Threads may
@@ -124,10 +128,13 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         # What runs, and the prepared networks that it is of.
         self._calls: tuple[tuple[Function, Function], tuple[Any, Any]] | None = None
         self._at_once: AtOnce | None = None
-        self.int8 = dtype == "int8"
+        self.rounded = dtype if isinstance(dtype, str) else None
         if isinstance(dtype, torch.dtype):
             self.to(dtype)
-        if self.int8:
+        if self.rounded is not None:
+            check_machine(self.rounded, self.tokenizer.codebook.device)
+            if self.rounded == "fp8":
+                self.to(torch.bfloat16)
             self._networks()  # refused now, not at the first image
 
     @property
@@ -150,7 +157,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         """
         if args:
             raise TypeError("compile: expected keyword arguments of torch.compile alone")
-        if self.int8:
+        if self.rounded == "int8":
             raise ValueError('compile: expected a sampler of another dtype than "int8"')
         self._compiling = {"dynamic": False, **settings}
         self._calls = None
@@ -188,11 +195,11 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
     def _networks(self) -> tuple[Function, Function]:
         """The generator and the decoder, eager, compiled or captured; made anew after a change."""
         generator, tokenizer = prepared = (
-            prepare(self.generator, int8=self.int8),
-            prepare(self.tokenizer, int8=self.int8),
+            prepare(self.generator, int8=self.rounded == "int8", fp8=self.rounded == "fp8"),
+            prepare(self.tokenizer, int8=self.rounded == "int8"),
         )
-        if self.int8:
-            check_int8(self.generator, *prepared)
+        if self.rounded is not None:
+            check_rounded(self.rounded, self.generator, *prepared)
         if self._calls is not None and self._calls[1] == prepared:
             return self._calls[0]
         for network in (self.generator, self.tokenizer):
@@ -431,10 +438,10 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
                 f"jacobi: expected with teacher_steps of 0 or 1, got {passes} with "
                 f"teacher_steps={self.teacher_steps}: both would replace the same tokens"
             )
-        if dtype == "int8":
+        if isinstance(dtype, str):
             raise ValueError(
-                f'jacobi: expected 0 with dtype "int8", got {passes}: the passes are in float32, '
-                "beside which the generator's own in eight bits saves next to nothing"
+                f'jacobi: expected 0 with dtype "{dtype}", got {passes}: the passes are not in '
+                "eight bits, beside which the generator's own saves next to nothing"
             )
         return passes
 

@@ -242,6 +242,9 @@ class ExecutionConfig(Checked):
         compile: compile each block and head by torch.compile.
         checkpoint_activations: keep no activations inside blocks; the backward pass computes them
             again.
+        attention: of VAR's trained networks over its scales, ``"scales"``, a call a scale, or
+            ``"flex"``, one compiled call of FlexAttention on a GPU with Triton and the calls
+            elsewhere. Neither was timed on a GPU.
         sharding: of trained networks on several processes, ``"replicate"`` (DDP) or ``"shard"``
             (FSDP2).
         report_every: steps between looks at the losses, each of which waits for the device.
@@ -254,6 +257,7 @@ class ExecutionConfig(Checked):
     precision: str = "float32"
     compile: bool = False
     checkpoint_activations: bool = False
+    attention: str = "scales"
     sharding: str = "replicate"
     report_every: int = 1
     keep_state: bool = True
@@ -264,6 +268,7 @@ class ExecutionConfig(Checked):
             raise ValueError(f"report_every: expected at least 1, got {self.report_every}")
         super().__post_init__()
         one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("attention", self.attention, ("scales", "flex"))
         one_of("sharding", self.sharding, ("replicate", "shard"))
 
 

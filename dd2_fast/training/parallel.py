@@ -75,7 +75,8 @@ class Parallel:
         return list(torch.arange(self.rank * share, (self.rank + 1) * share).split(size))
 
     def prepare(self, network: nn.Module) -> None:
-        """Checkpoint, compile and shard ``network`` in place, as the configuration says.
+        """Have ``network`` attend, checkpoint, compile and shard in place, as the configuration
+        says.
 
         Raises:
             ValueError: its backbone has no ``blocks``.
@@ -86,6 +87,8 @@ class Parallel:
             raise ValueError(
                 f"network: expected a backbone with blocks, got {type(backbone).__name__} without"
             )
+        if hasattr(backbone, "attention"):  # a family with more than one way
+            backbone.attention = self.config.attention
         for block in blocks:
             if self.config.checkpoint_activations:
                 block.forward = functools.partial(_checkpointed, block.forward)

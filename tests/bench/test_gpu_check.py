@@ -162,3 +162,26 @@ def test_prepared_networks_are_held_to_their_marks(monkeypatch: pytest.MonkeyPat
         "var_d16 decoder 64: prepared_compiled_graphs takes 0.91 of compiled, passes 0.92"
     ]
     assert forward_marks(rows[1:]) == []
+    group = "forward cuda var_d16 generator 64"
+    times = {"prepared_graphs": 10.0, "fp8_graphs": 9.0, "fp8_compiled_graphs": 8.4, "fp8": 1.0}
+    rows = [Row(group, variant, ms / 1e3, 0.0) for variant, ms in times.items()]
+    assert forward_marks(rows) == [
+        "var_d16 generator 64: fp8_compiled_graphs takes 0.84 of prepared_graphs, passes 0.85"
+    ]
+    assert "fp8_graphs takes 0.90 of prepared_graphs, MISSES" in forward_marks(rows[:2])[0]
+
+
+def test_flex_attention_is_held_to_the_calls_by_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.syspath_prepend(BENCH / "tools")
+    Row = importlib.import_module("records").Row
+    attention_marks = importlib.import_module("gpu_summary").attention_marks
+    group = "attention cuda var_d16_batch training"
+    rows = [Row(group, "scales", 2e-3, 0.0), Row(group, "flex", 1.9e-3, 0.0)]
+    rows.append(Row("attention cuda var_d16", "scales", 1e-3, 0.0))
+    assert attention_marks(rows) == [
+        "var_d16_batch training: flex takes 0.95 of the calls, passes 1.0"
+    ]
+    slower = Row(group, "flex", 2.1e-3, 0.0)
+    assert "takes 1.05 of the calls, MISSES 1.0" in attention_marks([rows[0], slower])[0]
+    assert attention_marks(rows[:1]) == []

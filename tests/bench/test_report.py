@@ -68,6 +68,20 @@ def test_of_a_benchmark_the_newest_file_counts(tmp_path: Path) -> None:
     assert "| var | cpu | 9 |" in page  # only the old file has it
 
 
+def test_a_busy_machine_is_said_beside_its_times(tmp_path: Path) -> None:
+    quiet = pytest_file(tmp_path / "quiet.json", [("sample_code cpu var", "cpu", 9.0, 0.1)])
+    busy = pytest_file(tmp_path / "busy.json", [("nearest_code cpu var", "cpu", 7.0, 0.1)])
+    for path, date, share in ((quiet, "2025-12-31", 0.01), (busy, "2026-01-01", 0.83)):
+        content = json.loads(path.read_text())
+        content["machine_info"]["load"] = {"start": 1.0, "end": 2.0, "others": share}
+        path.write_text(json.dumps({**content, "datetime": f"{date}T00:00:00"}))
+    page = make(tmp_path)
+    assert "other processes 1% of the processors" in page  # of the machine
+    said = "In busy.json other processes had 83% of the processors"
+    assert page.count(said) == 1 and "In quiet.json" not in page
+    assert page.index("From quiet.json") < page.index("From busy.json") < page.index(said)
+
+
 def test_draws_what_the_files_have(tmp_path: Path) -> None:
     require("matplotlib")
 

@@ -12,7 +12,7 @@ from models.test_prepared import at_work
 from torch import nn
 from torch.nn import functional as F
 
-from dd2_fast.models import DD2Generator, VARTokenizer, int8
+from dd2_fast.models import DD2Generator, LlamaGenTokenizer, VARTokenizer, int8
 from dd2_fast.models.folded import FoldedUpsampling
 from dd2_fast.models.kernels import linear
 from dd2_fast.models.prepared import prepare
@@ -113,6 +113,25 @@ def test_whole_networks() -> None:
     assert psnr(again, wanted) < 30 < psnr(sampler([1, 2, 3], seed=5), again)
     assert not any(isinstance(m, int8.Int8Conv) for m in sampler.modules())
     assert all(p.dtype == torch.float32 for p in sampler.parameters())
+
+
+@needs_vnni
+def test_llamagen() -> None:
+    """Whose adapter reads a weight's dtype, and whose first two products of an MLP are one."""
+    torch.manual_seed(0)
+    generator = DD2Generator(
+        family="llamagen", head_width=32, head_depth=2, dimension=8, num_classes=10, width=128,
+        layers=2, heads=2, hidden=256, grid=4, vocabulary=64, adapter_width=128,
+    )  # fmt: skip
+    generator.tokenizer = LlamaGenTokenizer(
+        channels=32, multiples=(1, 2), latents=32, blocks=1, vocabulary=64, dimension=8
+    )
+    at_work(generator.tokenizer)
+    at_work(generator)
+    wanted = Sampler(generator)([1, 2, 3], seed=5)
+    assert 30 < psnr(Sampler(generator, dtype="int8")([1, 2, 3], seed=5), wanted) < 90
+    layers = [m for m in prepare(generator, int8=True).modules() if isinstance(m, int8.Int8Linear)]
+    assert len(layers) == 2 * 4 + 1  # wqkv, wo, w1 with w3, and w2 of each block; the adapter's
 
 
 @needs_vnni

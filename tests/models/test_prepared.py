@@ -463,5 +463,5 @@ def test_the_teachers_steps_are_prepared(family: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(part, "forward", _refuse)
     assert torch.equal(Sampler(generator, **options)([3, 7], output="tokens"), wanted)
     monkeypatch.undo()
-    monkeypatch.setattr("dd2_fast.sampling.sampler.prepare", lambda network, int8=False: network)
+    monkeypatch.setattr("dd2_fast.sampling.sampler.prepare", lambda network, **form: network)
     assert torch.equal(Sampler(generator, **options)([3, 7], output="tokens"), wanted)

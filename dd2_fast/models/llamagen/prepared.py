@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 from ...ops import block_causal_attention
 from ..cache import KVCache
-from ..folded import Folded, FoldedUpsampling, convolution
+from ..folded import Folded, FoldedUpsampling, JoinedLinear, convolution
 from ..kernels import (
     Pending,
     attention,
     has_fused_attention,
-    linear,
     prepares_fused_norm,
     takes_fused_attention,
 )
@@ -45,20 +44,15 @@ def _attention(source: Attention) -> nn.Module:
     return FusedAttention(source) if has_fused_attention(source.wo.weight) else source
 
 
-class FoldedFeedForward(Folded):
+class FoldedFeedForward(nn.Module):
     """:class:`FeedForward` with the first two products as one."""
 
-    weight: Tensor
-
     def __init__(self, source: FeedForward) -> None:
-        super().__init__(source)
-        self.w2 = source.w2
-
-    def fold(self) -> dict[str, Tensor]:
-        return {"weight": torch.cat([self.source.w1.weight, self.source.w3.weight]).detach()}
+        super().__init__()
+        self.w13, self.w2 = JoinedLinear(source.w1, source.w3), source.w2
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = linear(x, self.weight, None).chunk(2, dim=-1)
+        gate, value = self.w13(x).chunk(2, dim=-1)
         return self.w2(F.silu(gate).mul_(value))
 
 

@@ -3,18 +3,20 @@
 Attention runs scale by scale over the tokens it may see, so no mask is needed: at VAR-d16's shape
 on a CPU that takes 0.7 of the time of one call with a dense mask and 0.9 of FlexAttention's
 (bench/bench_attention.py; not measured on a GPU). Prepared networks take one kernel for all scales
-where there is one, on a GPU.
+where there is one, on a GPU; networks in training one of FlexAttention's there, if they are told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ...ops import block_causal_attention
+from ...ops import available_backends, block_causal_attention
+from ...ops.registry import named
 from ..cache import KVCache
 from ..kernels import attention, has_fused_attention
 
@@ -24,6 +26,8 @@ _LEADING_TOKENS = 256
 # Tokens, of four images at 256 px, up to which one call for all scales is better on a GPU (by a
 # model of its time).
 _FEW_TOKENS = 4 * 680
+
+_HEAD_MULTIPLE = 16  # channels of a head that FlexAttention takes
 
 
 class Attend(Protocol):
@@ -76,6 +80,81 @@ class StrictlyLowerScales:
             for own, mask in zip(self.slices, self.masks, strict=True)
         ]
         return torch.cat(mixed, dim=2)
+
+
+class ByFlex:
+    """Either kind of attention in one compiled call of FlexAttention, gradients too.
+
+    What no query of 128 sees is skipped 128 keys at a time. In a compiled block it is a part of
+    that block's graph.
+    """
+
+    def __init__(self, ends: Sequence[int], strictly: bool, device: torch.device) -> None:
+        from torch.nn.attention import flex_attention as flex
+
+        starts = [0, *ends[:-1]]
+        sizes = [end - start for start, end in zip(starts, ends, strict=True)]
+        with torch.inference_mode(False), torch.no_grad():
+            bounds = torch.tensor(starts if strictly else ends, dtype=torch.int32, device="cpu")
+            bound = bounds.repeat_interleave(torch.tensor(sizes, device="cpu")).to(device)
+
+            def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                return (key < bound[query]) | (key == query)
+
+            count = ends[-1]
+            self.mask = flex.create_block_mask(sees, None, None, count, count, device=str(device))
+        self._plain: Callable[..., Any] = flex.flex_attention
+        self._compiled = _compiled_flex()
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        kind = q.device.type
+        if torch.is_autocast_enabled(kind):  # which knows no FlexAttention
+            dtype = torch.get_autocast_dtype(kind)
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        attend = self._plain if torch.compiler.is_compiling() else self._compiled
+        return attend(q, k, v, block_mask=self.mask, scale=scale)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+_by_flex = functools.lru_cache(maxsize=16)(ByFlex)  # a mask of blocks is made once
+
+
+def flex_runs(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether FlexAttention takes heads of ``size`` channels: on a GPU with Triton, where the
+    reference was not asked for. On CPUs torch has no derivative of it."""
+    if device.type != "cuda" or dtype == torch.float64 or size % _HEAD_MULTIPLE:
+        return False
+    return named() != "torch" and available_backends(device)["triton"] is None
+
+
+def one_call(
+    kind: str,
+    slices: Sequence[slice],
+    *,
+    strictly: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: int,
+) -> ByFlex | None:
+    """What a network that is not prepared attends by, None for the calls scale by scale; chosen
+    here alone.
+
+    Args:
+        kind: ``"scales"``, the calls, or ``"flex"``, which is them too where :func:`flex_runs` says
+            no. Networks start with the calls: a model of an H200's time has FlexAttention's forward
+            pass 8% faster at 64 images, less than the model is sure of, and none of its backward.
+        slices: the tokens of every scale. strictly: as DD1's students.
+        device, dtype: of the weights. size: channels of a head.
+    """
+    if kind != "flex" or not flex_runs(device, dtype, size):
+        return None
+    return _by_flex(tuple(own.stop for own in slices), strictly, device)
 
 
 class InFewCalls(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...condition import ClassCondition
 from ..attached import Attached
 from ..checks import check_embeddings
-from .attention import Attend, LowerScales, ScaleCache
+from .attention import Attend, ByFlex, LowerScales, ScaleCache, one_call
 from .blocks import Block, HeadNorm, modulation_layer
 from .scales import Scales
 from .tokenizer import VARTokenizer
@@ -70,6 +70,7 @@ class VARTransformer(Attached):
             Block(width, heads, shared_aln=shared_aln, l2_norm=l2_norm) for _ in range(layers)
         )
         self.head_nm = HeadNorm(width)
+        self.attention = "scales"  # or "flex": how it attends where it is not prepared
         self.prepared: Any = None  # what has positions, masks and the rows of classes
         embeddings = (self.class_emb.weight, self.lvl_embed.weight)
         for weight in (self.pos_start, self.pos_1LC, *embeddings):
@@ -114,6 +115,14 @@ class VARTransformer(Attached):
         if self.shared_ada_lin is not None:
             condition = self.shared_ada_lin(condition)
         return [cast(Block, block).modulation(condition) for block in self.blocks]
+
+    def _one_call(self, slices: Sequence[slice], *, strictly: bool) -> ByFlex | None:
+        """:func:`.attention.one_call` of this network's heads."""
+        weight = self.pos_1LC
+        given: dict[str, Any] = dict(device=weight.device, dtype=weight.dtype)
+        return one_call(
+            self.attention, slices, strictly=strictly, size=self.width // self.heads, **given
+        )
 
     def _fitting(self, tokenizer: Any) -> VARTokenizer:
         """The tokenizer at this model's scales."""
@@ -202,8 +211,12 @@ class VARBackbone(VARTransformer):
         of_class = self.of_class(labels)
         start = self._start(of_class.embedding)
         h = torch.cat([start, self._embed(inputs)], dim=1) + self.positions()
-        prepared = self.prepared
-        attend = LowerScales(self.scales.slices) if prepared is None else prepared.attend
+        slices, prepared = self.scales.slices, self.prepared
+        attend: Attend
+        if prepared is None:
+            attend = self._one_call(slices, strictly=False) or LowerScales(slices)
+        else:
+            attend = prepared.attend
         return self._blocks(h, of_class, [attend] * len(self.blocks))
 
     def _start(self, condition: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_embeddings
 from ..kernels import added
 from ..sampling import likeliest_codes
-from .attention import StrictlyLowerScales
+from .attention import Attend, StrictlyLowerScales
 from .backbone import OfClass, VARTransformer
 from .blocks import modulate
 from .scales import Scales, token_slices
@@ -153,11 +153,12 @@ class DD1VARStudent(VARTransformer):
         rows = self.n_d_embed.weight
         return [rows, *(layer(rows) for layer in self.layerwise_n_d_embed)]
 
-    def _attention(self, device: torch.device) -> StrictlyLowerScales:
+    def _attention(self, device: torch.device) -> Attend:
+        slices = token_slices(self.levels)
         if device not in self._attend:
             with torch.inference_mode(False):
-                self._attend[device] = StrictlyLowerScales(token_slices(self.levels), device)
-        return self._attend[device]
+                self._attend[device] = StrictlyLowerScales(slices, device)
+        return self._one_call(slices, strictly=True) or self._attend[device]
 
 
 def _check_scale(name: str, value: Any, low: int, high: int) -> None:
