@@ -44,6 +44,7 @@ class HeadRows {
   static constexpr int kRow = 16 * kChunks;
   static constexpr int kSteps = kSize / 16;                   // of a product over the channels
   static constexpr int kAtOnce = kAttentionThreads / kChunks;  // rows that the block copies
+  static constexpr int kTogether = 2;  // rows of a thread on their way to its registers
 
   DD2_DEVICE HeadRows(const BlockCausalAttentionParams& p, unsigned char* shared)
       : p_(p), shared_(shared), vectors_(are_vectors(p)),
@@ -93,18 +94,22 @@ class HeadRows {
       return;
     }
     int token = first + row_;
-    const int count = left > 0 ? tokens : 0;
+    const int count = left > 0 ? tokens : 0, size = static_cast<int>(p_.size);
+    const float* table = turned ? p_.rotary + static_cast<long long>(token) * size + 8 * chunk_ : nullptr;
     DD2_NO_UNROLL
-    for (int i = 0; i < kRows / kAtOnce; ++i) {
-      float x[8] = {};
-      if (token < count) {
-        read(x, source, left);
-        if (turned) turn(x, token, left);
+    for (int i = 0; i < kRows / kAtOnce; i += kTogether) {
+      float x[kTogether][8] = {}, turns[kTogether][8] = {};
+      DD2_UNROLL_ALL
+      for (int n = 0; n < kTogether; ++n, token += kAtOnce, source += step, table += kAtOnce * size) {
+        if (token >= count) continue;
+        read(x[n], source, left);
+        if (turned) read_turns(turns[n], table, left);
       }
-      store<kRows>(shared_ + target, x);
-      source += step;
-      target += kAtOnce * kRow;
-      token += kAtOnce;
+      DD2_UNROLL_ALL
+      for (int n = 0; n < kTogether; ++n, target += kAtOnce * kRow) {
+        if (turned) turn(x[n], turns[n]);
+        store<kRows>(shared_ + target, x[n]);
+      }
     }
   }
 
@@ -161,25 +166,30 @@ class HeadRows {
     }
   }
 
-  // Neighbouring channels (a, b) become (a cos - b sin, b cos + a sin).
-  DD2_DEVICE void turn(float (&x)[8], int token, int left) const {
-    const float* table = p_.rotary + token * p_.size + 8 * chunk_;
+  // Cosines and sines of four pairs of channels.
+  DD2_DEVICE void read_turns(float (&turns)[8], const float* table, int left) const {
     DD2_UNROLL_ALL
     for (int i = 0; i < 8; i += 4) {
-      float4 t;
       if (vectors_) {
-        t = *reinterpret_cast<const float4*>(table + i);
+        const float4 t = *reinterpret_cast<const float4*>(table + i);
+        turns[i] = t.x;
+        turns[i + 1] = t.y;
+        turns[i + 2] = t.z;
+        turns[i + 3] = t.w;
       } else {
-        t.x = i < left ? table[i] : 0.0f;
-        t.y = i < left ? table[i + 1] : 0.0f;
-        t.z = i + 2 < left ? table[i + 2] : 0.0f;
-        t.w = i + 2 < left ? table[i + 3] : 0.0f;
+        DD2_UNROLL_ALL
+        for (int n = i; n < i + 4; ++n) turns[n] = n < left ? table[n] : 0.0f;
       }
-      const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
-      x[i] = a * t.x - b * t.y;
-      x[i + 1] = fused_multiply_add(b, t.x, a * t.y);
-      x[i + 2] = c * t.z - d * t.w;
-      x[i + 3] = fused_multiply_add(d, t.z, c * t.w);
+    }
+  }
+
+  // Neighbouring channels (a, b) become (a cos - b sin, b cos + a sin).
+  DD2_DEVICE static void turn(float (&x)[8], const float (&turns)[8]) {
+    DD2_UNROLL_ALL
+    for (int i = 0; i < 8; i += 2) {
+      const float a = x[i], b = x[i + 1];
+      x[i] = fused_multiply_add(a, turns[i], -b * turns[i + 1]);
+      x[i + 1] = fused_multiply_add(b, turns[i], a * turns[i + 1]);
     }
   }
 
