@@ -333,8 +333,8 @@ def count_norms() -> list[dict[str, Any]]:
 
 
 def count_attention() -> list[dict[str, Any]]:
-    """Every row of the table of attention, a row a query of one head: VAR's scales with unit queries
-    and keys, and LlamaGen's one token a block, turned."""
+    """Every row of the table of attention, a row a query of one head: VAR's scales with unit
+    queries and keys, and LlamaGen's one token a block, turned."""
     import torch
 
     sys.path += [str(BENCH), str(BENCH.parent / "tests")]
@@ -350,7 +350,9 @@ def count_attention() -> list[dict[str, Any]]:
         qkv = torch.randn(1, count, 3, 1, HEAD_SIZE, generator=generator).bfloat16()
         if model == "var":
             given = {"ends": SCALES, "gain": torch.full((1,), 4.0)}
-            seen = sum(end * (end - start) for start, end in zip((0, *SCALES), SCALES, strict=False))
+            seen = sum(
+                end * (end - start) for start, end in zip((0, *SCALES), SCALES, strict=False)
+            )
         else:
             angles = torch.rand(count, HEAD_SIZE // 2, generator=generator)
             given = {"rotary": torch.stack([angles.cos(), angles.sin()], -1)}
@@ -393,11 +395,11 @@ and written, 4 values a channel forward, 6 and 4 backward; a logit is a channel.
 """
 
 
-ATTENTION_LEGEND = f"""{HEADS} heads of {HEAD_SIZE} channels in bfloat16: VAR's 680 tokens with unit queries
-and keys, LlamaGen's 256 with rotary positions. Instructions and cycles are those of a query of one
-head, instructions by the keys that it sees, 421 and 128.5; "tensor" is the share of the slowest unit's
-cycles in which tensor cores work, at the rate of wgmma, which mma.sync, `cuda`'s, has about two thirds
-of. "Reading" is the time of queries, keys, values and the result once.
+ATTENTION_LEGEND = f"""{HEADS} heads of {HEAD_SIZE} channels in bfloat16: VAR's 680 tokens with
+unit queries and keys, LlamaGen's 256 with rotary positions. Instructions and cycles are those of a
+query of one head, instructions by the keys that it sees, 421 and 128.5; "tensor" is the share of
+the slowest unit's cycles in which tensor cores work, at the rate that wgmma reaches, mma.sync, that
+of `cuda`, does not. "Reading" is the time of queries, keys, values and the result once.
 """
 
 

@@ -25,8 +25,7 @@ _MANY = "5000 or follow or quantile or fine or greedy or misleads"
 # which type goes with which regime and backend is for tests/pairwise.py to say.
 # Not "ties": every test of a file of properties would match.
 QUICK = {
-    "block_causal_attention": "(equals and not wide_heads) or head_of or later or strides "
-    "or one_token",
+    "block_causal_attention": "equals or head_of or later or strides or one_token",
     "conditional_score": "(matches_float64 and not var) or heavy_ties or invalid or minus_inf "
     "or strided or no_tokens or explains",
     "csd_loss": "((paper or unweighted) and not var and not llamagen) or low_precision or invalid "

@@ -1,15 +1,15 @@
 // Attention over blocks of tokens on NVIDIA GPUs, by tensor cores: an online softmax over tiles of
 // keys.
 //
-// A query sees the keys before its limit and, in strict blocks, itself. A warp takes rows of queries
-// by chunks of keys: those below all limits without a mask, those above all not at all. Unit queries
-// and keys are factors of the scores,
+// A query sees the keys before its limit and, in strict blocks, itself. A warp takes its queries by
+// chunks of keys: those below all limits without a mask, those above all not at all. Unit queries and
+// keys are factors of the scores,
 //
 //   S_ij = log2(e) scale gain q_i·k_j / (|q_i| |k_j|),   p_ij ∝ 2^(S_ij - m_i)
 //
-// so that nothing is rounded for them. m_i is a score that was the largest when it was taken, and is
-// replaced by one that is larger by kSlack: what a row holds is rarely scaled, and depends on the
-// row alone. Where two warps share the keys of a tile, their sums are put together at the end.
+// so that nothing is rounded for them. m_i is a score that was the largest when it was taken, and
+// gives way to one that is larger by kSlack: sums are scaled rarely, and by their own row alone. Where
+// two warps share the keys of a tile, their sums are put together at the end.
 #pragma once
 
 #include "dd2/head_rows.cuh"
@@ -93,7 +93,9 @@ class AttentionWarp {
       const SharedAddress rows = queries + i * 16 * Rows::kRow;
       if constexpr (kParts == 1) {
         DD2_UNROLL_ALL
-        for (int k = 0; k < Rows::kSteps; ++k) load_matrices(query_[i][k], rows + Rows::lane_place(k));
+        for (int k = 0; k < Rows::kSteps; ++k) {
+          load_matrices(query_[i][k], rows + Rows::lane_place(k));
+        }
       }
       factor_[i][0] = factor_[i][1] = kLog2E * p.scale;
       if (!unit_) continue;
@@ -283,7 +285,9 @@ class AttentionWarp {
   DD2_DEVICE static float largest(const Scores& s, int i, int r) {
     float best = fmaxf(s[i][0][2 * r], s[i][0][2 * r + 1]);
     DD2_UNROLL_ALL
-    for (int c = 1; c < kColumns; ++c) best = fmaxf(best, fmaxf(s[i][c][2 * r], s[i][c][2 * r + 1]));
+    for (int c = 1; c < kColumns; ++c) {
+      best = fmaxf(best, fmaxf(s[i][c][2 * r], s[i][c][2 * r + 1]));
+    }
     return best;
   }
 
@@ -385,7 +389,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   }
   __syncthreads();
   // Tiles below the last query's limit and then, in strict blocks, the queries' own.
-  const int below = (limits[queries - 1] + kTileKeys - 1) / kTileKeys, own = block.first / kTileKeys;
+  const int limit = limits[queries - 1], own = block.first / kTileKeys;
+  const int below = (limit + kTileKeys - 1) / kTileKeys;
   const int then = p.strict && below < own ? own : below;
   const int none = p.strict ? block.last / kTileKeys + 1 : below;
   const auto tile_after = [&](int tile) { return tile + 1 == below ? then : tile + 1; };
@@ -401,6 +406,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   Warp warp(p, block.first + over * Warp::kRows, shared_address(shared) + over * kQueries,
             limits + over * Warp::kRows);
   const float gain = unit ? p.gain[block.head] : 1.0f;
+  const int step = 4 / block.abreast * kChunkKeys;
   DD2_NO_UNROLL
   while (tile < none) {
     const int next = tile_after(tile), current = stage;
@@ -420,7 +426,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
       __syncthreads();
     }
     DD2_NO_UNROLL
-    for (int first = share * kChunkKeys; first < kTileKeys; first += 4 / block.abreast * kChunkKeys) {
+    for (int first = share * kChunkKeys; first < kTileKeys; first += step) {
       const int key = tile * kTileKeys + first;
       if (!warp.sees(key)) continue;
       const SharedAddress keys = shared_address(shared) + current + first * Rows::kRow;

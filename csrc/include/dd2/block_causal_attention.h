@@ -59,7 +59,7 @@ DD2_HD constexpr int attention_tile(LogitType type, int size) {
 // Bytes of shared memory with `abreast` warps over the queries.
 DD2_HD constexpr int attention_shared(LogitType type, int size, int abreast) {
   const int queries = attention_parts(type) * abreast * attention_rows(size) * size * 2;
-  const int words = kTileKeys + abreast * attention_rows(size);  // factors of keys, limits of queries
+  const int words = kTileKeys + abreast * attention_rows(size);  // factors of keys, queries' limits
   return queries + 2 * attention_stages(type) * attention_tile(type, size) + 4 * words;
 }
 

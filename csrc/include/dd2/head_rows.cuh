@@ -70,8 +70,8 @@ class HeadRows {
     return head + static_cast<long long>(first + row_) * token_bytes_ + 8 * kBytes * chunk_;
   }
 
-  // kRows tokens from `first` on into the rows at `target`, zeros beyond the last token and channel;
-  // the thread waits for its copies later. `source`: of the first token.
+  // kRows tokens from `first` on into the rows at `target`, zeros beyond the last token and channel.
+  // The thread waits for its copies later. `source`: of the first token.
   template <int kRows>
   DD2_DEVICE void load(int target, const char* source, int first, bool turned) const {
     const long long step = static_cast<long long>(kAtOnce) * token_bytes_;
@@ -95,15 +95,17 @@ class HeadRows {
     }
     int token = first + row_;
     const int count = left > 0 ? tokens : 0, size = static_cast<int>(p_.size);
-    const float* table = turned ? p_.rotary + static_cast<long long>(token) * size + 8 * chunk_ : nullptr;
+    long long at = static_cast<long long>(token) * size + 8 * chunk_;  // in the table
     DD2_NO_UNROLL
     for (int i = 0; i < kRows / kAtOnce; i += kTogether) {
       float x[kTogether][8] = {}, turns[kTogether][8] = {};
       DD2_UNROLL_ALL
-      for (int n = 0; n < kTogether; ++n, token += kAtOnce, source += step, table += kAtOnce * size) {
-        if (token >= count) continue;
-        read(x[n], source, left);
-        if (turned) read_turns(turns[n], table, left);
+      for (int n = 0; n < kTogether; ++n) {
+        if (token < count) read(x[n], source, left);
+        if (turned && token < count) read_turns(turns[n], p_.rotary + at, left);
+        token += kAtOnce;
+        source += step;
+        at += kAtOnce * size;
       }
       DD2_UNROLL_ALL
       for (int n = 0; n < kTogether; ++n, target += kAtOnce * kRow) {
