@@ -30,6 +30,8 @@ REGIMES: dict[str, tuple] = {
     "ragged_tiles": (1, 150, 1, 64, (1, 63, 65, 130, 150)),
     "wide_heads": (1, 70, 1, 128, (30, 70)),
     "causal": (2, 70, 2, 32, None),
+    "no_vectors": (1, 70, 2, 100, (3, 40, 70)),  # heads of LlamaGen-3B's size, no whole 16 bytes
+    "most_blocks": (1, 72, 1, 16, tuple(range(3, 75, 3))),  # 24, as CUDA's kernels take
     "many": (11, 70, 24, 8, (30, 65, 70)),  # blocks, of which CUDA's take twice the queries
 }
 WIDEST = (1, 40, 1, 256, (9, 40))
