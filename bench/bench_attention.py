@@ -1,7 +1,8 @@
 """VAR's block-causal attention in teacher forcing: one call a scale, which needs no mask and is
 what ``LowerScales`` does, against one call with a dense mask, against FlexAttention and against
-``block_causal_attention``, which on a CPU is its definition; and with gradients, as in training,
-the calls against FlexAttention, of which torch has no derivative on a CPU.
+``block_causal_attention``, which on a CPU is its definition and on a GPU by Triton too; and with
+gradients, as in training, the calls against FlexAttention, of which torch has no derivative on a
+CPU.
 
 pytest bench/bench_attention.py --benchmark-only
 """
@@ -38,10 +39,15 @@ def make_variant(
     if name == "scales":
         attend = LowerScales(scales.slices)
         return lambda: attend(q, k, v, WIDTH**-0.5)
-    if name == "operator":
+    if name in ("operator", "triton"):
         qkv = torch.stack((q, k, v)).permute(1, 3, 0, 2, 4).contiguous()
-        ends = [own.stop for own in scales.slices]
-        return lambda: block_causal_attention(qkv, ends).unflatten(2, (-1, WIDTH)).transpose(1, 2)
+        ends, backend = [own.stop for own in scales.slices], None if name == "operator" else name
+
+        def mixed() -> Tensor:
+            out = block_causal_attention(qkv, ends, backend=backend)
+            return out.unflatten(2, (-1, WIDTH)).transpose(1, 2)
+
+        return mixed
     level = torch.cat([torch.full((s.stop - s.start,), i) for i, s in enumerate(scales.slices)])
     level = level.to(q.device)
     if name == "dense":
@@ -133,7 +139,12 @@ def training_problem(size: str, device: str) -> Problem:
 
 @pytest.mark.parametrize(
     ("device", "variant"),
-    [(d, v) for d in DEVICES for v in ("scales", "dense", "flex", "operator")],
+    [
+        (device, variant)
+        for device in DEVICES
+        for variant in ("scales", "dense", "flex", "operator", "triton")
+        if device == "cuda" or variant != "triton"
+    ],
     ids=lambda v: v,
 )
 @pytest.mark.parametrize("size", SIZES)

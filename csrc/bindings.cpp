@@ -1,5 +1,5 @@
-// Python module dd2_fast._C. Every operator of operators.def is cpu_<name>(params, num_threads) and,
-// with CUDA, cuda_<name>(params, stream), where params is the address of its arguments: a struct of
+// Python module dd2_fast._C. An operator of operators.def is cpu_<name>(params, num_threads) and, with
+// CUDA, cuda_<name>(params, stream), as far as it has such kernels, where params is the address of its arguments: a struct of
 // raw pointers and sizes, so one binary serves every torch version. plan_<name>(params, processors,
 // shared) says how its GPU kernels are launched, CUDA or not: CuPy launches them too.
 #include <pybind11/pybind11.h>
@@ -123,6 +123,9 @@ PYBIND11_MODULE(_C, m) {
   layouts[#name] = layout_tuple(dd2::layout_##name());     \
   register_cpu(m, "cpu_" #name, &dd2::cpu::launch_##name); \
   register_plan(m, "plan_" #name, &dd2::plan_##name);
+#define DD2_CUDA_OPERATOR(name, Params)                \
+  layouts[#name] = layout_tuple(dd2::layout_##name()); \
+  register_plan(m, "plan_" #name, &dd2::plan_##name);
 #include "operators.def"
 #undef DD2_OPERATOR
   m.attr("layouts") = layouts;
@@ -132,6 +135,7 @@ PYBIND11_MODULE(_C, m) {
 #define DD2_OPERATOR(name, Params)                                 \
   register_cuda(m, "cuda_" #name, &dd2::cuda::launch_##name);      \
   register_workspace(m, "cuda_workspace_" #name, &dd2::plan_##name);
+#define DD2_CUDA_OPERATOR DD2_OPERATOR
 #include "operators.def"
 #undef DD2_OPERATOR
   m.def("cuda_unusable", &dd2::cuda::unusable, "Why the current device runs no kernel, or None.");

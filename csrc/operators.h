@@ -4,6 +4,7 @@
 namespace dd2 {
 
 #define DD2_OPERATOR(name, Params) struct Params;
+#define DD2_CUDA_OPERATOR DD2_OPERATOR
 #include "operators.def"
 #undef DD2_OPERATOR
 

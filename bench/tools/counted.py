@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BENCH = Path(__file__).resolve().parents[1]
 COUNTS = BENCH / "results" / "counted"
 FILE, FILTERS_FILE = COUNTS / "cuda.json", COUNTS / "filters.json"
-NORMS_FILE = COUNTS / "norms.json"
+NORMS_FILE, ATTENTION_FILE = COUNTS / "norms.json", COUNTS / "attention.json"
 # An H200: multiprocessors, their clock under load, bytes/s of a copy (measured).
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 4.3e12
 ROWS = {"var": (680, 43_520), "llamagen": (256, 16_384)}  # of an image, and of 64
@@ -59,6 +59,9 @@ NORMS = {
     "var": {"add_norm_modulate": 4, "add_norm_modulate_backward": 6},
     "llamagen": {"add_norm_modulate": 4, "add_norm_modulate_backward": 4},
 }
+# Attention of 16 heads of 64 channels in bfloat16, of which one is counted.
+HEADS, HEAD_SIZE = 16, 64
+SCALES = tuple(accumulate(side**2 for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))  # VAR's tokens
 # Kernels, by backend, that filter rows, and the rows counted: of CUDA's as many as in the table of
 # the operators.
 FILTERS = {("cuda", "row_filter"): 128, ("triton", "filter_rows"): 8, ("triton", "sample_code"): 8}
@@ -182,7 +185,7 @@ def count(operator: str, size: Size, executor: Any) -> dict[str, Any]:
 
 
 def summary(
-    operator: str, size: Size, log: list[Any], values: int = 0, limit: float = 0.0
+    operator: str, size: Size, log: list[Any], values: float = 0, limit: float = 0.0
 ) -> dict[str, Any]:
     """A row of a table from what the kernels counted, of other than logits a row's ``values``."""
     from ptxrun.cost import bound
@@ -329,6 +332,44 @@ def count_norms() -> list[dict[str, Any]]:
     return entries
 
 
+def count_attention() -> list[dict[str, Any]]:
+    """Every row of the table of attention, a row a query of one head: VAR's scales with unit
+    queries and keys, and LlamaGen's one token a block, turned."""
+    import torch
+
+    sys.path += [str(BENCH), str(BENCH.parent / "tests")]
+    from compiled.backends import installed
+    from compiled.executor import Executor
+
+    from dd2_fast.ops import block_causal_attention
+
+    operator, entries = "block_causal_attention", []
+    generator = torch.Generator().manual_seed(0)
+    for backend, model, images in product(("cuda", "triton"), ROWS, (1, 64)):
+        count = ROWS[model][0]
+        qkv = torch.randn(1, count, 3, 1, HEAD_SIZE, generator=generator).bfloat16()
+        if model == "var":
+            given = {"ends": SCALES, "gain": torch.full((1,), 4.0)}
+            seen = sum(
+                end * (end - start) for start, end in zip((0, *SCALES), SCALES, strict=False)
+            )
+        else:
+            angles = torch.rand(count, HEAD_SIZE // 2, generator=generator)
+            given = {"rotary": torch.stack([angles.cos(), angles.sin()], -1)}
+            seen = count * (count + 1) // 2
+        # One head of a batch fills a multiprocessor as all of them do the device.
+        executor = Executor(90, processors=PROCESSORS if images == 1 else 1)
+        with installed(backend, executor):
+            block_causal_attention(qkv, **given, backend=backend)
+        assert executor.log and not executor.faults, executor.faults
+        size = Size(model, "normal", count * HEADS * images, count, executor.processors)
+        limit = 4 * 2 * HEAD_SIZE * size.rows / BANDWIDTH
+        log = [counters for counters, _ in executor.log]
+        entry = summary(operator, size, log, seen / count, limit)
+        entries.append({"backend": backend, "images": images} | entry)
+    return entries
+
+
 def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
     """Launches a kernel of FILTERS."""
     import torch
@@ -351,6 +392,14 @@ def filter_rows(backend: str, kernel: str, data: dict[str, Any]) -> None:
 NORMS_LEGEND = f"""Triton's kernels between two products of a block of {NORM_WIDTH} channels: VAR's,
 modulated and gated, and LlamaGen's, with a weight. "Reading" is the time of what has to be read
 and written, 4 values a channel forward, 6 and 4 backward; a logit is a channel.
+"""
+
+
+ATTENTION_LEGEND = f"""{HEADS} heads of {HEAD_SIZE} channels in bfloat16: VAR's 680 tokens with
+unit queries and keys, LlamaGen's 256 with rotary positions. Instructions and cycles are those of a
+query of one head, instructions by the keys that it sees, 421 and 128.5; "tensor" is the share of
+the slowest unit's cycles in which tensor cores work, at the rate that wgmma reaches, mma.sync, that
+of `cuda`, does not. "Reading" is the time of queries, keys, values and the result once.
 """
 
 
@@ -394,14 +443,32 @@ def markdown(entries: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def attention_markdown(entries: list[dict[str, Any]]) -> str:
+    """The table of attention."""
+    names = ["", "images", "bound ms", "reading ms", "instr. a key", "tensor", *UNITS]
+    names += ["conflicts"]
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    for e in entries:
+        cycles = e["cycles_a_row"]
+        lines.append([
+            f"{e['backend']} {e['shape']}", str(e["images"]), f"{e['bound_ms']:.3g}",
+            f"{e['reading_ms']:.3g}", f"{e['instructions_a_logit']:.3g}",
+            f"{cycles['mma'] / max(cycles.values()):.0%}",
+            *(str(cycles.get(unit, "")) for unit in UNITS), f"{e['wavefronts_a_request']:.2f}",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def section() -> str:
     """Of RESULTS.md."""
     files = (FILE, FILTERS_FILE, NORMS_FILE)
     tables = [markdown(json.loads(f.read_text())["entries"]) for f in files]
+    attention = attention_markdown(json.loads(ATTENTION_FILE.read_text())["entries"])
     return (
         f"## Counted, not measured: GPU kernels\n\n{LEGEND}\n{tables[0]}\n"
         f"### What filters a row\n\n{FILTERS_LEGEND}\n{tables[1]}\n"
-        f"### Norms\n\n{NORMS_LEGEND}\n{tables[2]}"
+        f"### Norms\n\n{NORMS_LEGEND}\n{tables[2]}\n"
+        f"### Attention\n\n{ATTENTION_LEGEND}\n{attention}"
     )
 
 
@@ -429,19 +496,23 @@ def against(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = (*FILTERED, *PLAIN, NORM, SMALL, "filters", "norms")
+    names = (*FILTERED, *PLAIN, NORM, SMALL, "filters", "norms", "attention")
     parser.add_argument("--operator", choices=names, help="count and print one")
     parser.add_argument("--out", type=Path, default=COUNTS, help="folder of the files")
-    parser.add_argument("--file", choices=("cuda", "filters", "norms"), help="write that one alone")
+    parser.add_argument("--file", choices=("cuda", *names[-3:]), help="write that one alone")
     options = parser.parse_args()
     if options.operator:
         wanted = options.operator
         counts = {"filters": count_filters, "norms": count_norms}
+        if wanted == "attention":
+            print(attention_markdown(count_attention()), end="")
+            return 0
         entries = counts[wanted]() if wanted in counts else count_all((wanted,))
         print(markdown(entries), end="")
         return 0
     options.out.mkdir(exist_ok=True)
     files = {FILE: count_all, FILTERS_FILE: count_filters, NORMS_FILE: count_norms}
+    files[ATTENTION_FILE] = count_attention
     for file, made in files.items():
         if options.file in (None, file.stem):
             out = options.out / file.name

@@ -8,6 +8,7 @@ namespace dd2::cuda {
 
 #define DD2_CPU_OPERATOR(name, Params)
 #define DD2_OPERATOR(name, Params) void launch_##name(const Params& params, void* stream);
+#define DD2_CUDA_OPERATOR DD2_OPERATOR
 #include "operators.def"
 #undef DD2_OPERATOR
 

@@ -60,6 +60,7 @@ struct Plan {
 #define DD2_OPERATOR(name, Params)                              \
   Plan plan_##name(const Params& params, const Device& device); \
   Layout layout_##name();
+#define DD2_CUDA_OPERATOR DD2_OPERATOR
 #include "operators.def"
 #undef DD2_OPERATOR
 

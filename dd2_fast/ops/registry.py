@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from . import extension, nvrtc
 
 BACKENDS = ("cuda", "cupy", "triton", "cpu", "torch")
 _LOW_PRECISION = (torch.float32, torch.bfloat16, torch.float16)
+_NONE: Mapping[str, str | None] = {}
 
 
 def _cpu_unavailable(device: torch.device) -> str | None:
@@ -142,9 +143,15 @@ def exact_products(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+def resolve(
+    op: str,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    unfit: Mapping[str, str | None] = _NONE,
+) -> ModuleType:
     """The module that runs ``op``; ``backend=""`` takes that of :func:`default_backend`,
-    DD2_FAST_BACKEND or the first usable."""
+    DD2_FAST_BACKEND or the first usable. ``unfit``: why backends cannot take this very call."""
     named = backend or _default
     backend = named or os.environ.get("DD2_FAST_BACKEND", "")
     if backend:
@@ -153,11 +160,15 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
             raise ValueError(
                 f"{source}: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
             )
-        reason = _unusable(op, backend, device, dtype)
+        reason = _unusable(op, backend, device, dtype) or unfit.get(backend)
         if reason is not None:
             raise RuntimeError(f"backend {backend!r} cannot run {op}: {reason}")
     else:
-        backend = next(name for name in BACKENDS if _unusable(op, name, device, dtype) is None)
+        backend = next(
+            name
+            for name in BACKENDS
+            if _unusable(op, name, device, dtype) is None and unfit.get(name) is None
+        )
         if backend == "torch" and extension.load()[0] is None:
             _warn_reference_only()
     return _module(op, backend)

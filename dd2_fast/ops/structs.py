@@ -33,7 +33,8 @@ class TeacherRows(ctypes.Structure):
 
 
 def layout_of(struct: type[ctypes.Structure]) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """The size, and (offset, size) of every field, those of structs inside it one by one."""
+    """The size, and (offset, size) of every field, those of structs and arrays inside it one by
+    one."""
     return ctypes.sizeof(struct), tuple(_places(struct, 0))
 
 
@@ -43,6 +44,9 @@ def _places(struct: type[ctypes.Structure], start: int) -> Iterator[tuple[int, i
         place = getattr(struct, name)
         if issubclass(kind, ctypes.Structure):
             yield from _places(kind, start + place.offset)
+        elif issubclass(kind, ctypes.Array):
+            size = ctypes.sizeof(kind._type_)
+            yield from ((start + place.offset + i * size, size) for i in range(kind._length_))
         else:
             yield start + place.offset, place.size
 

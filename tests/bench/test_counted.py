@@ -24,7 +24,7 @@ def entries(path: Path) -> dict[tuple, dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cuda", "filters", "norms"])
+@pytest.mark.parametrize("name", ["cuda", "filters", "norms", "attention"])
 def test_counts_are_the_committed_ones(name: str, tmp_path: Path) -> None:
     """Within 1%: what is faster or slower is counted anew, ``python bench/tools/counted.py``."""
     require_nvrtc()

@@ -13,7 +13,13 @@ from ops.cases import make_case, unaligned
 from ops.test_small_generator import REGIMES, inputs, packed
 from torch import Tensor
 
-from dd2_fast.ops import conditional_score, flow_solve, nearest_code, sample_code
+from dd2_fast.ops import (
+    block_causal_attention,
+    conditional_score,
+    flow_solve,
+    nearest_code,
+    sample_code,
+)
 from dd2_fast.ops.small_generator import small_generator
 
 Results = list[Tensor]
@@ -91,6 +97,15 @@ def small(backend: str, dtype: torch.dtype) -> Results:
     noise, labels = inputs(regime, 1)
     arrays = (noise.to(dtype), labels, weights.to(dtype), decoder.to(dtype))
     return list(small_generator(*arrays, sizes, backend=backend))
+
+
+def attention(backend: str, dtype: torch.dtype) -> Results:
+    """Of unit queries and keys, several tiles of them, in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 150, 3, 1, 64, generator=generator).bfloat16()
+    gain = torch.full((1,), 6.0)
+    narrow = qkv if dtype != torch.float64 else qkv.to(dtype)
+    return [block_causal_attention(narrow, (20, 150), gain=gain, backend=backend)]
 
 
 ROW = score(2, 300, 8, 2, top_k=60)
@@ -195,6 +210,24 @@ FAULTS = {
         "  const long long last = gridDim.y == 1",
         "const long long first = 0;\n  const long long last = gridDim.y == 1",
         WIDE, "global race", "wrong result",
+    ),
+    "keys_not_waited_for": Planted(
+        "block_causal_attention.cuh",
+        "    wait_for_copies();\n    __syncthreads();\n    tile = next;",
+        "    __syncthreads();\n    tile = next;",
+        attention, "race", "never tried",
+    ),
+    "tile_reused_too_soon": Planted(
+        "block_causal_attention.cuh",
+        "    wait_for_copies();\n    __syncthreads();\n    tile = next;",
+        "    wait_for_copies();\n    tile = next;",
+        attention, "race", "never tried",
+    ),
+    "length_of_another_row": Planted(
+        "block_causal_attention.cuh",
+        "from = lane / 4 * 4 + lane / 8;",
+        "from = lane / 4 * 4;",
+        attention, "wrong result", "never tried",
     ),
     "sums_not_waited_for": Planted(
         "small_products.cuh",

@@ -25,6 +25,7 @@ _MANY = "5000 or follow or quantile or fine or greedy or misleads"
 # which type goes with which regime and backend is for tests/pairwise.py to say.
 # Not "ties": every test of a file of properties would match.
 QUICK = {
+    "block_causal_attention": "equals or head_of or later or strides or one_token",
     "conditional_score": "(matches_float64 and not var) or heavy_ties or invalid or minus_inf "
     "or strided or no_tokens or explains",
     "csd_loss": "((paper or unweighted) and not var and not llamagen) or low_precision or invalid "
@@ -47,6 +48,7 @@ ACCURACY = {
 }
 # Of the kernels that another backend or architecture has taken that way already.
 FEWER = {
+    "block_causal_attention": "odd_size or ragged_tiles or wide_heads",
     "conditional_score": "ragged or few_tokens_dense or many_draws or wide_codes or heavy_ties "
     "or invalid",
     "csd_loss": "paper and not var and not llamagen",
@@ -60,6 +62,7 @@ FEWER = {
 # PTX for sm_80 and sm_90 is one (test_ptx_of_two_architectures_is_one), what is launched is not:
 # less fits in shared memory.
 LEAST = {
+    "block_causal_attention": "odd_size",
     "conditional_score": "ragged or few_tokens_dense",
     "csd_loss": "paper and ragged",
     "flow_solve": "ragged",
@@ -90,7 +93,7 @@ TRITON = {
     "conditional_score": "ragged and bfloat16",
     "sample_code": "invalid or (heavy_ties and filters3)",
 }
-# Triton's alone; in CI every kind in a tile, a few of whole and ragged tiles, a head of each model.
+# By Triton; in CI every kind in a tile, a few of whole and ragged tiles, a head of each model.
 ATTENTION = {"block_causal_attention": "equals_the or head_of or later or strides or one_token"}
 FEW_OF_ATTENTION = {
     "block_causal_attention": "var_tiny or ragged_tiles-unit_strict or whole_tiles-unit or head_of"
@@ -232,7 +235,7 @@ def test_ptx_of_two_architectures_is_one() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("executed", ["cuda:80", "cuda:90", "cupy:90", "triton:80", "triton:90"])
-@pytest.mark.parametrize("operator", [*QUICK, *ATTENTION, *NORMS])
+@pytest.mark.parametrize("operator", QUICK | NORMS)
 def test_all_tests_of_operators(executed: str, operator: str, tmp_path: Path) -> None:
     require(executed)
     backend = executed.split(":")[0]

@@ -17,15 +17,20 @@ DEFAULT_INCLUDES = (CSRC, CSRC / "include")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra")
 
 
-def operators(kind: str = "DD2_OPERATOR") -> dict[str, str]:
-    """The type of the arguments of each operator with compiled kernels, by operators.def."""
+def operators(kind: str = "DD2_(?:CUDA_)?OPERATOR") -> dict[str, str]:
+    """The type of the arguments of each operator with GPU kernels, by operators.def."""
     lines = (CSRC / "operators.def").read_text()
     return dict(re.findall(rf"^{kind}\((\w+), (\w+)\)$", lines, re.M))
 
 
 def cpu_operators() -> dict[str, str]:
-    """Those without GPU kernels too."""
+    """Of each with CPU kernels."""
     return operators("DD2_(?:CPU_)?OPERATOR")
+
+
+def compiled_operators() -> dict[str, str]:
+    """Of each with compiled kernels."""
+    return operators() | cpu_operators()
 
 
 def _own_statics() -> list[str]:

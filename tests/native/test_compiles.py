@@ -21,7 +21,7 @@ from native.compilers import (
     resources,
     usage,
 )
-from native.test_plans import Launch, kernels, plan, small
+from native.test_plans import Launch, attention, kernels, plan, small
 
 from dd2_fast.ops import extension, nvrtc
 from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
@@ -47,6 +47,9 @@ def model_launches(op: str) -> Iterator[Launch]:
     """The launches that should stage the filtered rows of real models, and the bundled digits."""
     if op == "small_generator":
         yield from plan(op, small(4, 8, 64, 96, 1))[1]
+    if op == "block_causal_attention":
+        for images in (1, 64):
+            yield from plan(op, attention(images))[1]
     for vocabulary, dim in MODELS.values():
         teacher = TeacherRows(rows=1, vocabulary=vocabulary, top_k=900, top_p=1.0)
         if op == "sample_code":

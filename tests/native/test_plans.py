@@ -11,6 +11,7 @@ import pytest
 from native.build import operators
 
 from dd2_fast.ops import extension
+from dd2_fast.ops.block_causal_attention.native import BlockCausalAttentionParams
 from dd2_fast.ops.conditional_score.native import ConditionalScoreParams, CsdLossParams
 from dd2_fast.ops.flow_solve.native import FlowSolveParams
 from dd2_fast.ops.group_norm_silu.native import GroupNormSiluParams
@@ -197,6 +198,7 @@ def test_nothing_is_launched_for_nothing() -> None:
             FlowSolveParams(teacher=teacher(1), dim=3, draws=0),
         ],
         "image_normal": [ImageNormalParams(images=i, count=n) for i, n in ((0, 9), (9, 0))],
+        "block_causal_attention": [attention(0), attention(1, 0)],
         "group_norm_silu": [norm(0, 9, 16), norm(9, 0, 16)],
         "nearest_code": [NearestCodeParams(rows=0, vocabulary=9, dim=3)],
         "sample_code": [SampleCodeParams(teacher=teacher(0))],
@@ -301,6 +303,41 @@ def test_launches_of_a_norm(images: int, side: int, channels: int, blocks: int) 
     assert all(launch.kernel.endswith(", false>") for launch in plan("group_norm_silu", params)[1])
 
 
+def attention(
+    images: int, tokens: int = 680, size: int = 64, type: int = 1
+) -> BlockCausalAttentionParams:
+    return BlockCausalAttentionParams(images=images, tokens=tokens, heads=16, size=size, type=type)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "type", "blocks", "rows"),
+    [
+        (1, 64, 1, 16 * 11, 64),
+        (2, 64, 1, 2 * 16 * 11, 64),
+        (3, 64, 2, 3 * 16 * 6, 128),  # fill the device twice
+        (64, 24, 1, 64 * 16 * 6, 128),
+        (1, 64, 0, 16 * 11, 64),
+        (1, 65, 1, 16 * 22, 32),
+        (9, 128, 0, 9 * 16 * 11, 64),
+    ],
+)
+def test_blocks_of_attention(images: int, size: int, type: int, blocks: int, rows: int) -> None:
+    """Queries; tiles of 64 keys and values, two on their way where a value is of one part."""
+    padded, parts, stages = (
+        (64 if size <= 64 else 128),
+        (3 if type == 0 else 1),
+        (1 if type == 0 else 2),
+    )
+    shared = 2 * padded * parts * (rows + stages * 2 * 64) + 4 * (64 + rows)
+    for device in (H200_SHARED, A100_SHARED):
+        launch = the_launch(
+            "block_causal_attention", attention(images, 680, size, type), shared=device
+        )
+        kernel = f"block_causal_attention_fwd_kernel<LogitType({type}), {padded}>"
+        assert launch == Launch(kernel, (blocks, 1), 128, shared)
+        assert OWN + shared <= device
+
+
 def kernels() -> dict[str, set[str]]:
     """Every kernel that a plan can name, by operator."""
     found: dict[str, set[str]] = {}
@@ -323,6 +360,8 @@ def kernels() -> dict[str, set[str]]:
                 add("conditional_score", params)
     for channels, type, residual, silu in product((9, 16), range(3), (0, ADDRESS), (0, 1)):
         add("group_norm_silu", norm(9, 9, channels, type=type, residual=residual, silu=silu))
+    for size, type in product((64, 128), range(3)):
+        add("block_causal_attention", attention(1, size=size, type=type))
     for dim, processors in product((8, 32, 33), (1, 132)):
         add("nearest_code", NearestCodeParams(rows=9, vocabulary=9, dim=dim), processors)
     for grid, width in ((4, 64), (8, 256)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from native.build import DEFAULT_INCLUDES, compiler_command, cpu_operators
+from native.build import DEFAULT_INCLUDES, compiled_operators, compiler_command
 from native.compilers import require_nvrtc
 
 from dd2_fast.ops import extension, native, nvrtc, structs
@@ -35,7 +35,7 @@ def mirrored() -> list[type[ctypes.Structure]]:
                 add(kind)
         found[struct] = None
 
-    for op, name in cpu_operators().items():
+    for op, name in compiled_operators().items():
         struct = structs.params_of(op)
         assert struct.__name__ == name
         add(struct)
@@ -74,7 +74,7 @@ def compile_host(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def source() -> str:
-    includes = "".join(f'#include "dd2/{op}.h"\n' for op in cpu_operators())
+    includes = "".join(f'#include "dd2/{op}.h"\n' for op in compiled_operators())
     return "\n".join([OFFSET, includes, logit_types(), *map(checks, mirrored())])
 
 

@@ -13,9 +13,11 @@ from pairwise import pairwise
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dd2_fast.ops import block_causal_attention, default_backend
+from dd2_fast.ops import block_causal_attention, default_backend, registry
 
-BACKENDS = pytest.mark.parametrize("backend", runnable_backends(("torch", "triton")))
+BACKENDS = pytest.mark.parametrize(
+    "backend", runnable_backends(("torch", "cuda", "cupy", "triton"))
+)
 VAR = tuple(accumulate(side**2 for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -27,9 +29,12 @@ REGIMES: dict[str, tuple] = {
     "whole_tiles": (1, 128, 2, 64, (64, 128)),
     "ragged_tiles": (1, 150, 1, 64, (1, 63, 65, 130, 150)),
     "wide_heads": (1, 70, 1, 128, (30, 70)),
-    "widest_heads": (1, 40, 1, 256, (9, 40)),
     "causal": (2, 70, 2, 32, None),
+    "no_vectors": (1, 70, 2, 100, (3, 40, 70)),  # heads of LlamaGen-3B's size, no whole 16 bytes
+    "most_blocks": (1, 72, 1, 16, tuple(range(3, 75, 3))),  # 24, as CUDA's kernels take
+    "many": (11, 70, 24, 8, (30, 65, 70)),  # blocks, of which CUDA's take twice the queries
 }
+WIDEST = (1, 40, 1, 256, (9, 40))
 MODELS: dict[str, tuple] = {
     "var": (1, 680, 1, 64, VAR),
     "dd1": (1, 681, 1, 64, (1, *(1 + end for end in VAR))),
@@ -128,6 +133,12 @@ def test_equals_the_definition(backend: str, regime: tuple, kind: dict, dtype: t
     assert_within_budget(backend, make_inputs(regime, kind, dtype))
 
 
+@pytest.mark.parametrize("backend", runnable_backends(("torch", "triton")))
+@pairwise(kind=KINDS, dtype=DTYPES)
+def test_widest_heads(backend: str, kind: dict, dtype: torch.dtype) -> None:
+    assert_within_budget(backend, make_inputs(WIDEST, kind, dtype))
+
+
 @BACKENDS
 @pytest.mark.parametrize("model", MODELS)
 def test_one_head_of_a_model(backend: str, model: str) -> None:
@@ -218,11 +229,28 @@ def test_compiles_without_graph_breaks(backend: str, compiler: str) -> None:
         torch.testing.assert_close(compiled(qkv[:batch]), mixed(qkv[:batch]))
 
 
-@pytest.mark.parametrize("backend", runnable_backends(("triton",)))
-def test_wider_heads_are_refused(backend: str) -> None:
-    qkv = torch.zeros(1, 2, 3, 1, 257, device=device_of(backend))
-    with pytest.raises(RuntimeError, match="'triton' cannot run .*at most 256.*d = 257"):
-        block_causal_attention(qkv, backend=backend)
+LIMITS = {"cuda": (128, 24), "cupy": (128, 24), "triton": (256, None)}  # channels, blocks
+
+
+@pytest.mark.parametrize("backend", LIMITS)
+def test_what_a_kernel_does_not_take_is_refused(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And left to another, where none is named."""
+    monkeypatch.setattr(
+        registry, "_reason", lambda name, device: None if name in (backend, "torch") else "no"
+    )
+    largest, most = LIMITS[backend]
+    wide = torch.zeros(1, 2, 3, 1, largest + 1)
+    message = f"'{backend}' cannot run block_causal_attention: .*most {largest} .*d = {largest + 1}"
+    with pytest.raises(RuntimeError, match=message):
+        block_causal_attention(wide, backend=backend)
+    assert block_causal_attention(wide).shape == (1, 2, largest + 1)
+    if most is not None:
+        qkv, ends = torch.zeros(1, 50, 3, 1, 16), [*range(1, most + 1), 50]
+        with pytest.raises(RuntimeError, match=f"at most {most} blocks of tokens, got {most + 1}"):
+            block_causal_attention(qkv, ends, backend=backend)
+        assert block_causal_attention(qkv, ends).shape == (1, 50, 16)
 
 
 def test_float64_is_computed_by_the_definition_alone() -> None:

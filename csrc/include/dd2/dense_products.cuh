@@ -38,8 +38,6 @@ DD2_DEVICE bool needs_direct(const ConditionalScoreParams& p, long long token) {
   return !(t >= kSmallestDenseNoise && square <= limit * limit);
 }
 
-DD2_DEVICE int quad_lane() { return static_cast<int>(threadIdx.x % 4); }
-
 // Of this warp.
 DD2_DEVICE long long first_token() {
   return static_cast<long long>(blockIdx.x) * kDenseTokens + warp_index() * kWarpTokens;
@@ -50,13 +48,6 @@ DD2_DEVICE long long lane_token(const ConditionalScoreParams& p, int r) {
   const long long token = first_token() + lane_index() / 4 + 8 * r;
   const long long last = p.teacher.rows * p.draws - 1;
   return token < last ? token : last;
-}
-
-// Over the four lanes that share a token.
-template <typename T, typename Combine>
-DD2_DEVICE T quad_reduce(T value, Combine combine) {
-  value = combine(value, __shfl_xor_sync(kAllLanes, value, 1));
-  return combine(value, __shfl_xor_sync(kAllLanes, value, 2));
 }
 
 // A warp's 16 vectors as the left factor of a product: value(r, c) of this lane's two tokens.

@@ -23,12 +23,14 @@ namespace dd2 {
 using SharedAddress = unsigned char*;
 using no_device::add_where;
 using no_device::copy_to_shared;
+using no_device::copy_to_shared_or_zero;
 using no_device::count_in_shared;
 using no_device::exp2_flushed;
 using no_device::half_to_float;
 using no_device::load_matrices;
 using no_device::load_matrices_transposed;
 using no_device::multiply_add;
+using no_device::multiply_add_bfloat16;
 using no_device::pack_halves;
 using no_device::shared_address;
 using no_device::wait_for_copies;
@@ -98,6 +100,17 @@ DD2_DEVICE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0,
 #endif
 }
 
+// The same of bfloat16s.
+DD2_DEVICE void multiply_add_bfloat16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
+                                      unsigned b1) {
+#ifdef __CUDA_ARCH__
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
 // Four 8x8 matrices of halves whose 16-byte rows lanes 8i to 8i + 7 point at: r[i] has row g,
 // columns 2q and the next.
 DD2_DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
@@ -121,6 +134,15 @@ DD2_DEVICE void load_matrices_transposed(unsigned (&r)[4], SharedAddress row) {
 DD2_DEVICE void copy_to_shared(SharedAddress target, const void* source) {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+#endif
+}
+
+// Zeros where there is nothing; the source is not read then.
+DD2_DEVICE void copy_to_shared_or_zero(SharedAddress target, const void* source, bool there) {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(there ? 16 : 0)
+               : "memory");
 #endif
 }
 
@@ -157,6 +179,15 @@ DD2_DEVICE float exp2_flushed(float x) {
 }
 
 #endif
+
+DD2_DEVICE int quad_lane() { return static_cast<int>(threadIdx.x % 4); }
+
+// Over the four lanes that hold a row of a product.
+template <typename T, typename Combine>
+DD2_DEVICE T quad_reduce(T value, Combine combine) {
+  value = combine(value, __shfl_xor_sync(kAllLanes, value, 1));
+  return combine(value, __shfl_xor_sync(kAllLanes, value, 2));
+}
 
 // Two floats as sums of two halves.
 struct SplitPair {

@@ -15,13 +15,32 @@ _library.define(
     "float scale, str backend) -> Tensor"
 )
 
+# The most channels of a head that the backends' kernels take, and the most blocks of tokens.
+_LARGEST_HEAD = {"cuda": 128, "cupy": 128, "triton": 256}
+_MOST_BLOCKS = {"cuda": 24, "cupy": 24}
+
+
+def _unfit(size: int, blocks: int) -> dict[str, str | None]:
+    """Why backends cannot take such heads or so many blocks."""
+    reasons: dict[str, str | None] = {
+        name: f"expected at most {most} blocks of tokens, got {blocks}"
+        for name, most in _MOST_BLOCKS.items()
+        if blocks > most
+    }
+    return reasons | {
+        name: f"expected heads of at most {most} channels, got d = {size}"
+        for name, most in _LARGEST_HEAD.items()
+        if size > most
+    }
+
 
 @registry.exact_products
 def _forward(
     qkv: Tensor, ends: Sequence[int], gain: Tensor | None, rotary: Tensor | None, strict: bool,
     scale: float, backend: str,
 ) -> Tensor:  # fmt: skip
-    module = registry.resolve("block_causal_attention", backend, qkv.device, qkv.dtype)
+    unfit = _unfit(qkv.shape[-1], len(ends))
+    module = registry.resolve("block_causal_attention", backend, qkv.device, qkv.dtype, unfit)
     return module.block_causal_attention(qkv, ends, gain, rotary, strict, scale)
 
 

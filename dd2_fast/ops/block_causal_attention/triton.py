@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..triton_rows import LOG2E, OPTIONS, on_device_of, unit_stride
 
-LARGEST_SIZE = 256  # of a head
 _SHORTEST2 = tl.constexpr(1e-24)
 
 
@@ -184,11 +183,6 @@ def block_causal_attention(
     qkv = unit_stride(qkv)
     rotary = None if rotary is None else rotary.to(torch.float32).contiguous()
     gain = None if gain is None else gain.contiguous()
-    if size > LARGEST_SIZE:
-        raise RuntimeError(
-            "backend 'triton' cannot run block_causal_attention: expected heads of at most "
-            f"{LARGEST_SIZE} channels, got d = {size}"
-        )
     padded = max(16, triton.next_power_of_2(size))
     # Larger tiles of long rows would spill registers.
     row = padded * qkv.element_size()

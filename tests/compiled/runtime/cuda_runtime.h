@@ -24,6 +24,7 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -31,6 +32,7 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
 // What bodies of kernels call. Nothing runs them.
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 template <typename T>
@@ -68,9 +70,11 @@ inline void count_in_shared(unsigned char*, unsigned, float, float) {}
 template <int>
 void weigh_in_shared(unsigned char*, unsigned, unsigned, float, float) {}
 inline void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned) {}
+inline void multiply_add_bfloat16(float (&)[4], const unsigned (&)[4], unsigned, unsigned) {}
 inline void load_matrices(unsigned (&)[4], const unsigned char*) {}
 inline void load_matrices_transposed(unsigned (&)[4], const unsigned char*) {}
 inline void copy_to_shared(unsigned char*, const void*) {}
+inline void copy_to_shared_or_zero(unsigned char*, const void*, bool) {}
 inline void wait_for_copies() {}
 inline unsigned pack_halves(float, float) { return {}; }
 inline float half_to_float(unsigned short) { return {}; }

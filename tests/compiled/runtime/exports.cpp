@@ -29,6 +29,7 @@ const char* launched(void (*launcher)(const Params&, void*), const Params* param
   extern "C" long long workspace_##op(const dd2::Params* params) {              \
     return dd2::plan_##op(*params, dd2::cuda::current_device()).workspace;      \
   }
+#define DD2_CUDA_OPERATOR DD2_OPERATOR
 #include "operators.def"
 #undef DD2_OPERATOR
 
