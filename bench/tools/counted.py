@@ -36,6 +36,7 @@ COUNTED = {
     "conditional_score": ((8, 10_000), (64, 1)),
     "csd_loss": ((8, 10_000), (64, 1)),
     "sample_code": ((8, 1), (8, 1)),
+    "logit_distillation_loss": ((8, 1), (8, 1)),
     "flow_solve": ((2, 1), (2, 1)),
     "nearest_code": ((8, 10_000), (256, 1)),
     "image_normal": ((8, 1), (8, 1)),
@@ -44,7 +45,8 @@ COUNTED = {
 # A single block of 64 tokens would not pay beside VAR's kept codes.
 TENSOR_CORES = {"var_filtered": (128, 1)}
 DATA = ("normal", "peaked", "ties")
-FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
+LOGITS = "logit_distillation_loss"
+FILTERED = ("conditional_score", "csd_loss", "sample_code", LOGITS, "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
 NORM = "group_norm_silu"  # whose rows are pixels of bfloat16 maps, a logit a channel of one
 # Channels and pixels of VAR's decoder; an image is counted, in the blocks of one or of 64.
@@ -99,7 +101,7 @@ def sizes(operator: str) -> Iterator[Size]:
 
 
 def inputs(size: Size) -> dict[str, Any]:
-    """Arguments of the operators, bfloat16 logits with guidance."""
+    """Arguments of the operators, bfloat16 logits with guidance, and a student's."""
     import torch
 
     from cases import SHAPES
@@ -113,9 +115,11 @@ def inputs(size: Size) -> dict[str, Any]:
     logits = torch.randn(rows, shape.vocabulary, generator=g)
     uncond = 2 * logits + torch.randn(rows, shape.vocabulary, generator=g)
     logits = {"normal": 2, "peaked": 6, "ties": 2}[size.data] * logits
+    student = logits + torch.randn(rows, shape.vocabulary, generator=g)
     if size.data == "ties":
         logits, uncond = logits.round(), uncond.round()
     return {
+        "student": student.bfloat16(),
         "x_t": (1 - t[:, None]) * clean + t[:, None] * noise, "t": t, "codebook": codebook,
         "logits": logits.bfloat16(), "uncond_logits": uncond.bfloat16(), "guidance_scale": 2.0,
         "top_k": shape.top_k, "top_p": shape.top_p,
@@ -123,7 +127,7 @@ def inputs(size: Size) -> dict[str, Any]:
 
 
 def call(operator: str, size: Size) -> None:
-    """The operator with the default backend; ``csd_loss`` with its gradients."""
+    """The operator with the default backend; losses with their gradients."""
     import torch
 
     from dd2_fast import ops
@@ -141,6 +145,7 @@ def call(operator: str, size: Size) -> None:
         ops.group_norm_silu(x, *torch.ones(2, channels), 32, eps=1e-6, residual=skip)
         return
     data = inputs(size)
+    student = data.pop("student")
     rows = ("logits", "uncond_logits", "guidance_scale", "top_k", "top_p")
     teacher = {name: data[name] for name in rows}
     if operator == "conditional_score":
@@ -151,6 +156,10 @@ def call(operator: str, size: Size) -> None:
         ops.csd_loss(x_t, x_t, fake_x0=fake, **data).sum().backward()
     elif operator == "sample_code":
         ops.sample_code(**teacher, seed=0)
+    elif operator == LOGITS:
+        student.requires_grad_()
+        cond = teacher.pop("logits")
+        ops.logit_distillation_loss(student, cond, **teacher).sum().backward()
     elif operator == "flow_solve":
         ops.flow_solve(data["x_t"], codebook=data["codebook"], **teacher, steps=20)
     elif operator == "nearest_code":
@@ -218,7 +227,8 @@ def summary(
     else:
         logits = shape.vocabulary if operator != "image_normal" else shape.dim
     if not values and operator not in (*PLAIN, NORM, SMALL):
-        limit = 4 * logits * size.rows / BANDWIDTH
+        # Both rows of the teacher; of the loss the student's too, and all again for its gradient.
+        limit = (14 if operator == LOGITS else 4) * logits * size.rows / BANDWIDTH
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
         "counted_rows": size.counted, "kernels": kernels,

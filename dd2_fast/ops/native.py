@@ -62,8 +62,8 @@ class TeacherRows:
         top_k: int,
         top_p: float,
     ) -> None:
-        logits = _unit_stride(logits)
-        uncond_logits = None if uncond_logits is None else _unit_stride(uncond_logits)
+        logits = unit_stride(logits)
+        uncond_logits = None if uncond_logits is None else unit_stride(uncond_logits)
         guidance_scale = guidance_scale.contiguous()
         self._kept = (logits, uncond_logits, guidance_scale)
         self.arguments = structs.TeacherRows(
@@ -80,5 +80,5 @@ class TeacherRows:
         )
 
 
-def _unit_stride(tensor: Tensor) -> Tensor:
+def unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

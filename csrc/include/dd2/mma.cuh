@@ -158,6 +158,15 @@ DD2_DEVICE float exp2_flushed(float x) {
 
 #endif
 
+// Both rounded to the nearest bfloat16.
+DD2_DEVICE unsigned pack_bfloat16(float low, float high) {
+  unsigned packed = 0;
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+  return packed;
+}
+
 // Two floats as sums of two halves.
 struct SplitPair {
   unsigned high;
