@@ -101,7 +101,7 @@ def sizes(operator: str) -> Iterator[Size]:
 
 
 def inputs(size: Size) -> dict[str, Any]:
-    """Arguments of the operators, bfloat16 logits with guidance, and a student's."""
+    """Arguments of the operators, bfloat16 logits with guidance."""
     import torch
 
     from cases import SHAPES
@@ -115,11 +115,9 @@ def inputs(size: Size) -> dict[str, Any]:
     logits = torch.randn(rows, shape.vocabulary, generator=g)
     uncond = 2 * logits + torch.randn(rows, shape.vocabulary, generator=g)
     logits = {"normal": 2, "peaked": 6, "ties": 2}[size.data] * logits
-    student = logits + torch.randn(rows, shape.vocabulary, generator=g)
     if size.data == "ties":
         logits, uncond = logits.round(), uncond.round()
     return {
-        "student": student.bfloat16(),
         "x_t": (1 - t[:, None]) * clean + t[:, None] * noise, "t": t, "codebook": codebook,
         "logits": logits.bfloat16(), "uncond_logits": uncond.bfloat16(), "guidance_scale": 2.0,
         "top_k": shape.top_k, "top_p": shape.top_p,
@@ -145,7 +143,6 @@ def call(operator: str, size: Size) -> None:
         ops.group_norm_silu(x, *torch.ones(2, channels), 32, eps=1e-6, residual=skip)
         return
     data = inputs(size)
-    student = data.pop("student")
     rows = ("logits", "uncond_logits", "guidance_scale", "top_k", "top_p")
     teacher = {name: data[name] for name in rows}
     if operator == "conditional_score":
@@ -157,8 +154,9 @@ def call(operator: str, size: Size) -> None:
     elif operator == "sample_code":
         ops.sample_code(**teacher, seed=0)
     elif operator == LOGITS:
-        student.requires_grad_()
         cond = teacher.pop("logits")
+        noise = torch.randn(cond.shape, generator=torch.Generator().manual_seed(1))
+        student = (cond + noise).bfloat16().requires_grad_()
         ops.logit_distillation_loss(student, cond, **teacher).sum().backward()
     elif operator == "flow_solve":
         ops.flow_solve(data["x_t"], codebook=data["codebook"], **teacher, steps=20)
@@ -227,7 +225,7 @@ def summary(
     else:
         logits = shape.vocabulary if operator != "image_normal" else shape.dim
     if not values and operator not in (*PLAIN, NORM, SMALL):
-        # Both rows of the teacher; of the loss the student's too, and all again for its gradient.
+        # bfloat16 rows: the teacher's two; or three twice, and a gradient.
         limit = (14 if operator == LOGITS else 4) * logits * size.rows / BANDWIDTH
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
@@ -369,10 +367,11 @@ _RATES = f"{CLOCK / 1e9:.3f} GHz and {BANDWIDTH / 1e12:.1f} TB/s"
 LEGEND = f"""PTX for sm_90a as executed on a CPU for a few rows, and what the slowest unit of the
 busiest of {PROCESSORS} multiprocessors needs for it: a lower bound, without latencies and
 occupancy, and without what ptxas changes. "Reading" is the time of the conditional and the
-unconditional logits once ({_RATES}). Cycles are a multiprocessor's
+unconditional logits once ({_RATES}); `{LOGITS}`
+reads them and the student's twice, and writes a gradient. Cycles are a multiprocessor's
 for one row, by unit, bytes a row's, conflicts wavefronts of shared memory a 128 bytes asked for,
 below 1 where lanes read the same. bfloat16 logits with guidance; filtered: top-k 900, VAR with
-top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps; a row of
+top-p 0.95; losses with their gradients; `flow_solve` with 20 Heun steps; a row of
 `small_generator` is an image of the bundled digits, from seed to pixels, "a logit" one of its 64
 pixels. A count moves with the data: normal logits, peaked ones, heavy ties. Made by
 `python bench/tools/counted.py`, held to 1% by a test.

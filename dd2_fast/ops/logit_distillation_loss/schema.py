@@ -13,9 +13,10 @@ from ..derivatives import check_reverse_mode, kept, refuse_graph
 _ROWS = "Tensor logits, Tensor teacher_logits, Tensor? uncond_logits, Tensor guidance_scale"
 _TENSORS = ("logits", "teacher_logits", "uncond_logits", "guidance_scale")
 
-# Backward works the distributions out again from five numbers a row. A gradient that forward writes,
-# to be scaled in backward, moves six values a code, this seven (both five without guidance); but in
-# place that changes an output, which torch.compile refuses, and out of place takes its memory twice.
+# Backward works the distributions out again from five numbers a row. A gradient that forward
+# writes, for backward to scale, moves six values a code where this moves seven (five both without
+# guidance), but in place that changes an output, which torch.compile refuses, else it takes its
+# memory twice.
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define(
     f"logit_distillation_loss({_ROWS}, int top_k, float top_p, str backend) "
