@@ -9,7 +9,7 @@ namespace dd2 {
 // Four as stored, in two words or four; or widened.
 using AnyFour = uint4;
 
-// Of floats.
+// Values of one of the types of logits.
 struct AnyRow {
   char* start;
   int count;

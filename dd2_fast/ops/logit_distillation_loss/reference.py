@@ -39,8 +39,7 @@ def logit_distillation_loss(
     Works in the dtype of ``guidance_scale [R]`` (float32 or float64), which both results have. Of a
     row without a distribution the loss and a reciprocal are NaN.
     """
-    loss, statistics = guidance_scale.new_empty(len(logits)), guidance_scale.new_empty(0, 5)
-    found = [statistics]
+    loss, statistics = guidance_scale.new_empty(len(logits)), [guidance_scale.new_empty(0, 5)]
     teacher = teacher_logits, uncond_logits, guidance_scale
     for part, student, guided in _parts(logits, *teacher):
         kept = filter_logits(guided, top_k, top_p)
@@ -51,8 +50,8 @@ def logit_distillation_loss(
         terms = (kept.sub_(student).mul_(masses)).masked_fill_(masses == 0, 0).sum(-1)
         mass = masses.sum(-1)
         loss[part] = terms / mass + (total / mass).log()
-        found.append(torch.stack([smallest, largest, 1 / mass, of_student, 1 / total], -1))
-    return loss, torch.cat(found)
+        statistics.append(torch.stack([smallest, largest, 1 / mass, of_student, 1 / total], -1))
+    return loss, torch.cat(statistics)
 
 
 def logit_distillation_loss_backward(
