@@ -36,6 +36,7 @@ COUNTED = {
     "conditional_score": ((8, 10_000), (64, 1)),
     "csd_loss": ((8, 10_000), (64, 1)),
     "sample_code": ((8, 1), (8, 1)),
+    "logit_distillation_loss": ((8, 1), (8, 1)),
     "flow_solve": ((2, 1), (2, 1)),
     "nearest_code": ((8, 10_000), (256, 1)),
     "image_normal": ((8, 1), (8, 1)),
@@ -44,7 +45,8 @@ COUNTED = {
 # A single block of 64 tokens would not pay beside VAR's kept codes.
 TENSOR_CORES = {"var_filtered": (128, 1)}
 DATA = ("normal", "peaked", "ties")
-FILTERED = ("conditional_score", "csd_loss", "sample_code", "flow_solve")
+LOGITS = "logit_distillation_loss"
+FILTERED = ("conditional_score", "csd_loss", "sample_code", LOGITS, "flow_solve")
 PLAIN = ("nearest_code", "image_normal")
 NORM = "group_norm_silu"  # whose rows are pixels of bfloat16 maps, a logit a channel of one
 # Channels and pixels of VAR's decoder; an image is counted, in the blocks of one or of 64.
@@ -126,7 +128,7 @@ def inputs(size: Size) -> dict[str, Any]:
 
 
 def call(operator: str, size: Size) -> None:
-    """The operator with the default backend; ``csd_loss`` with its gradients."""
+    """The operator with the default backend; losses with their gradients."""
     import torch
 
     from dd2_fast import ops
@@ -154,6 +156,11 @@ def call(operator: str, size: Size) -> None:
         ops.csd_loss(x_t, x_t, fake_x0=fake, **data).sum().backward()
     elif operator == "sample_code":
         ops.sample_code(**teacher, seed=0)
+    elif operator == LOGITS:
+        cond = teacher.pop("logits")
+        noise = torch.randn(cond.shape, generator=torch.Generator().manual_seed(1))
+        student = (cond + noise).bfloat16().requires_grad_()
+        ops.logit_distillation_loss(student, cond, **teacher).sum().backward()
     elif operator == "flow_solve":
         ops.flow_solve(data["x_t"], codebook=data["codebook"], **teacher, steps=20)
     elif operator == "nearest_code":
@@ -221,7 +228,8 @@ def summary(
     else:
         logits = shape.vocabulary if operator != "image_normal" else shape.dim
     if not values and operator not in (*PLAIN, NORM, SMALL):
-        limit = 4 * logits * size.rows / BANDWIDTH
+        # bfloat16 rows: the teacher's two; or three twice, and a gradient.
+        limit = (14 if operator == LOGITS else 4) * logits * size.rows / BANDWIDTH
     return {
         "operator": operator, "shape": size.shape, "data": size.data, "rows": size.rows,
         "counted_rows": size.counted, "kernels": kernels,
@@ -408,10 +416,11 @@ _RATES = f"{CLOCK / 1e9:.3f} GHz and {BANDWIDTH / 1e12:.1f} TB/s"
 LEGEND = f"""PTX for sm_90a as executed on a CPU for a few rows, and what the slowest unit of the
 busiest of {PROCESSORS} multiprocessors needs for it: a lower bound, without latencies and
 occupancy, and without what ptxas changes. "Reading" is the time of the conditional and the
-unconditional logits once ({_RATES}). Cycles are a multiprocessor's
+unconditional logits once ({_RATES}); `{LOGITS}`
+reads them and the student's twice, and writes a gradient. Cycles are a multiprocessor's
 for one row, by unit, bytes a row's, conflicts wavefronts of shared memory a 128 bytes asked for,
 below 1 where lanes read the same. bfloat16 logits with guidance; filtered: top-k 900, VAR with
-top-p 0.95; `csd_loss` with its gradients; `flow_solve` with 20 Heun steps; a row of
+top-p 0.95; losses with their gradients; `flow_solve` with 20 Heun steps; a row of
 `small_generator` is an image of the bundled digits, from seed to pixels, "a logit" one of its 64
 pixels. A count moves with the data: normal logits, peaked ones, heavy ties. Made by
 `python bench/tools/counted.py`, held to 1% by a test.

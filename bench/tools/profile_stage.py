@@ -27,6 +27,7 @@ OPERATORS = (
     "conditional_score",
     "csd_loss",
     "sample_code",
+    "logit_distillation_loss",
     "nearest_code",
     "linear_conditional_score",
     "flow_solve",
@@ -40,7 +41,7 @@ SIZES = {"tiny": ("tiny", "tiny_var", "tiny_llamagen"),
 
 
 def operator(name: str, size: str, device: str, backend: str) -> Step:
-    """A call of one operator, forward and, for the loss, backward."""
+    """A call of one operator, forward and, for losses, backward."""
     shape = SIZES[size][0]
     if name == "flow_solve":
         data = operator_arguments(score_inputs(SHAPES[shape], device))

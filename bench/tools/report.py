@@ -22,6 +22,7 @@ BENCHES = {
     "conditional_score": "`conditional_score`",
     "csd_loss": "`csd_loss`, forward and backward",
     "sample_code": "`sample_code`",
+    "logit_distillation_loss": "`logit_distillation_loss`, forward and backward",
     "nearest_code": "`nearest_code`",
     "flow_solve": "`flow_solve`",
     "image_normal": "`image_normal`, the noise of images",

@@ -162,6 +162,18 @@ DD2_NOINLINE bool keep_top_k(const Guide guide, int64_t count, int64_t k, float*
 
 }  // namespace
 
+void guide_row(const TeacherRows& p, int64_t row, int64_t padded, float* guided) {
+  const int64_t count = p.vocabulary;
+  with_guide(p, row, 1.0f, [&](const auto& guide) __attribute__((always_inline)) {
+    guide.for_each(count, [&](int64_t j, Vec value) __attribute__((always_inline)) {
+      store(guided + j, value);
+    });
+  });
+  for (int64_t j = round_up(count, kLanes); j < padded; j += kLanes) {
+    store(guided + j, broadcast(negative_infinity()));
+  }
+}
+
 void prepare_row(const TeacherRows& p, int64_t row, Row& out, RowBuffers& buffers,
                  bool sparse_only, float factor) {
   const int64_t padded = buffers.padded;

@@ -46,6 +46,9 @@ struct RowBuffers {
 void prepare_row(const TeacherRows& p, int64_t row, Row& out, RowBuffers& buffers,
                  bool sparse_only, float factor = 1.0f);
 
+// Writes a row's guided logits, as prepare_row forms them, padded with -inf.
+void guide_row(const TeacherRows& p, int64_t row, int64_t padded, float* guided);
+
 // exp(value - largest) and its total.
 DD2_INLINE float exponentiate(const float* values, float* mass, int64_t padded, float largest) {
   Vec total{};

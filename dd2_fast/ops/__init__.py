@@ -7,6 +7,7 @@ from .csd_loss import csd_loss
 from .flow_solve import flow_solve
 from .group_norm_silu import group_norm_silu
 from .linear_conditional_score import linear_conditional_score
+from .logit_distillation_loss import logit_distillation_loss
 from .nearest_code import nearest_code
 from .registry import available_backends, default_backend
 from .sample_code import sample_code
@@ -21,6 +22,7 @@ __all__ = [
     "flow_solve",
     "group_norm_silu",
     "linear_conditional_score",
+    "logit_distillation_loss",
     "nearest_code",
     "sample_code",
 ]

@@ -34,19 +34,24 @@ def check_filters(top_k: Any, top_p: Any) -> tuple[int, float]:
 
 
 def check_logits(
-    logits: Any, uncond_logits: Any, guidance_scale: Any, top_k: Any, top_p: Any
+    logits: Any,
+    uncond_logits: Any,
+    guidance_scale: Any,
+    top_k: Any,
+    top_p: Any,
+    name: str = "logits",
 ) -> tuple[int, float]:
-    """The arguments that every operator over a teacher's logits ``[*, V]`` shares; returns the
-    filters."""
-    check_tensor("logits", logits)
+    """The arguments that every operator over a teacher's logits ``[*, V]``, called ``name``,
+    shares; returns the filters."""
+    check_tensor(name, logits)
     filters = check_filters(top_k, top_p)
     if logits.ndim < 1 or logits.shape[-1] < 1:
-        raise ValueError(f"logits: expected shape [*, V] with V >= 1, got {list(logits.shape)}")
+        raise ValueError(f"{name}: expected shape [*, V] with V >= 1, got {list(logits.shape)}")
     if uncond_logits is not None:
         check_tensor("uncond_logits", uncond_logits, (logits.dtype,))
-        check_shape("uncond_logits", uncond_logits, logits.shape, "that of logits")
-    check_same_device("logits", logits, uncond_logits=uncond_logits)
-    check_constant(logits=logits, uncond_logits=uncond_logits)
+        check_shape("uncond_logits", uncond_logits, logits.shape, f"that of {name}")
+    check_same_device(name, logits, uncond_logits=uncond_logits)
+    check_constant(**{name: logits}, uncond_logits=uncond_logits)
     check_guidance(guidance_scale, "uncond_logits", uncond_logits)
     return filters
 

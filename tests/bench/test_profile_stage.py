@@ -11,7 +11,7 @@ from processes import run_python
 from result_files import BENCH
 
 OPERATORS = ["conditional_score", "csd_loss", "sample_code", "nearest_code", "flow_solve",
-             "linear_conditional_score"]  # fmt: skip
+             "linear_conditional_score", "logit_distillation_loss"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

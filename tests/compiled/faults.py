@@ -17,6 +17,7 @@ from dd2_fast.ops import (
     block_causal_attention,
     conditional_score,
     flow_solve,
+    logit_distillation_loss,
     nearest_code,
     sample_code,
 )
@@ -88,6 +89,14 @@ def flow(backend: str, dtype: torch.dtype) -> Results:
         torch.randn(*size, generator=generator).to(dtype) for size in ((2, 8), (2, 100), (100, 8))
     )
     return [flow_solve(noise, logits, codebook, steps=2, top_k=50, backend=backend)]
+
+
+def distilled(backend: str, dtype: torch.dtype) -> Results:
+    """The logit student's loss, and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    student, logits = (torch.randn(2, 700, generator=generator).to(dtype) for _ in range(2))
+    loss = logit_distillation_loss(student.requires_grad_(), logits, top_k=60, backend=backend)
+    return [loss.detach(), torch.autograd.grad(loss.sum(), student)[0]]
 
 
 def small(backend: str, dtype: torch.dtype) -> Results:
@@ -234,6 +243,12 @@ FAULTS = {
         "    __syncthreads();\n    return {memory_ + sums_",
         "    return {memory_ + sums_",
         small, "race", "wrong result",
+    ),
+    "sums_of_another_largest": Planted(
+        "logit_distillation_loss.cuh",
+        "student *= exp2_flushed((largest - to) * kLog2E);",
+        "",
+        distilled, "wrong result", "never tried",
     ),
 }  # fmt: skip
 

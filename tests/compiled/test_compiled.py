@@ -34,6 +34,8 @@ QUICK = {
     "or strided or unaligned or explains",
     "group_norm_silu": "definition or far_from or constant or nan_and or strides",
     "image_normal": "definition",
+    "logit_distillation_loss": "definition or heavy_ties or invalid or minus_inf or strided "
+    "or explains",
     "nearest_code": "one or many_tokens or wide or first_of or unaligned",
     "sample_code": "equals_the_float64 or heavy_ties or invalid or minus_inf or strided "
     "or explains",
@@ -55,6 +57,7 @@ FEWER = {
     "flow_solve": "ragged or many_draws or top_k_draws or wide_codes",
     "group_norm_silu": "groups_of_5 or several_parts or nan_and or far_from or strides",
     "image_normal": "definition",
+    "logit_distillation_loss": "ragged or no_filter or one_code or invalid",
     "nearest_code": "many_tokens or wide",
     "sample_code": "ragged or no_filter or one_code",
     "small_generator": "ragged",
@@ -68,6 +71,7 @@ LEAST = {
     "flow_solve": "ragged",
     "group_norm_silu": "groups_of_5 or ragged_channels",
     "image_normal": "definition",
+    "logit_distillation_loss": "ragged",
     "nearest_code": "wide",
     "sample_code": "ragged",
     "small_generator": "ragged or several_panels",  # which takes a workspace there
@@ -79,6 +83,7 @@ ROWS = {
 }
 STREAMED = ROWS | {
     "flow_solve": "ragged or top_p_draws or invalid",
+    "logit_distillation_loss": "ragged or top_p_only or heavy_ties or invalid or minus_inf",
     "sample_code": "(equals_the_float64 and ragged) or heavy_ties or invalid or minus_inf",
 }
 # What many rows or draws make of a plan: blocks of many tokens, several draws in a block.
@@ -91,6 +96,7 @@ ON_ONE_PROCESSOR = {
 TRITON = {
     "flow_solve": "wide_codes and bfloat16",
     "conditional_score": "ragged and bfloat16",
+    "logit_distillation_loss": "ragged and bfloat16",
     "sample_code": "invalid or (heavy_ties and filters3)",
 }
 # By Triton; in CI every kind in a tile, a few of whole and ragged tiles, a head of each model.
@@ -155,7 +161,7 @@ def test_operators_equal_float64(executed: str, tmp_path: Path) -> None:
     require(executed)
     launched = execute(executed, RUNS[executed], tmp_path)
     if executed.startswith("triton"):
-        assert len(launched) == 16
+        assert len(launched) == 18
         return
     wanted = {header_of(kernel) for names in kernels().values() for kernel in names}
     if executed == "cupy:90":
@@ -193,6 +199,7 @@ def test_triton_in_a_few_regimes(tmp_path: Path) -> None:
     require("triton:90")
     names = ("conditional_score_fwd", "filter_rows_fwd", "flow_solve_fwd", "keep_codes_fwd")
     names += ("sample_code_fwd", "split_codebook")
+    names += ("logit_distillation_loss_fwd", "logit_distillation_gradient")
     assert execute("triton:90", TRITON, tmp_path) == {f"{name}_kernel" for name in names}
 
 

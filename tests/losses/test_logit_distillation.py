@@ -61,30 +61,6 @@ def test_value_and_gradient(top_k: int, top_p: float, guided: bool) -> None:
             assert student.grad[b, i].tolist() == pytest.approx(gradient, abs=1e-12)
 
 
-def test_rows_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for values in (1 << 24, 2 * VOCABULARY):
-        monkeypatch.setattr("dd2_fast.losses.logit_distillation._VALUES", values)
-        student = rand(BATCH, TOKENS, VOCABULARY, seed=1).requires_grad_()
-        cond, uncond = (rand(BATCH, TOKENS, VOCABULARY, seed=s) for s in (2, 3))
-        scale = torch.tensor([1.0, 1.5, 3.0], dtype=torch.float64)
-        teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=4), cond, uncond, scale, 5, 0.9)
-        loss = logit_distillation_loss(student, teacher)
-        loss.square().sum().backward()
-        found.append((loss.detach(), student.grad))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
-
-
-def test_its_gradient_is_taken_once() -> None:
-    student = rand(4, VOCABULARY, seed=1).requires_grad_()
-    teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=3), rand(4, VOCABULARY, seed=2))
-    loss = logit_distillation_loss(student, teacher).sum()
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="logits: expected one backward pass"):
-        loss.backward()
-
-
 def test_zero_where_both_agree() -> None:
     cond, uncond = rand(4, VOCABULARY, seed=1), rand(4, VOCABULARY, seed=2)
     teacher = TeacherDistribution(rand(VOCABULARY, 2, seed=3), cond, uncond, 2.5)

@@ -27,6 +27,7 @@ from dd2_fast.ops import extension, nvrtc
 from dd2_fast.ops.conditional_score.native import ConditionalScoreParams
 from dd2_fast.ops.flow_solve.native import FlowSolveParams
 from dd2_fast.ops.launch import header_of
+from dd2_fast.ops.logit_distillation_loss.native import LogitDistillationLossParams
 from dd2_fast.ops.sample_code.native import SampleCodeParams
 from dd2_fast.ops.structs import TeacherRows
 
@@ -54,6 +55,8 @@ def model_launches(op: str) -> Iterator[Launch]:
         teacher = TeacherRows(rows=1, vocabulary=vocabulary, top_k=900, top_p=1.0)
         if op == "sample_code":
             yield from plan(op, SampleCodeParams(teacher=teacher))[1]
+        elif op == "logit_distillation_loss":
+            yield from plan(op, LogitDistillationLossParams(teacher=teacher, loss=1))[1]
         elif op == "flow_solve":
             yield from plan(op, FlowSolveParams(teacher, draws=1, dim=dim))[1]
         elif op == "conditional_score":

@@ -16,6 +16,7 @@ from dd2_fast.ops.conditional_score.native import ConditionalScoreParams, CsdLos
 from dd2_fast.ops.flow_solve.native import FlowSolveParams
 from dd2_fast.ops.group_norm_silu.native import GroupNormSiluParams
 from dd2_fast.ops.image_normal.native import ImageNormalParams
+from dd2_fast.ops.logit_distillation_loss.native import LogitDistillationLossParams
 from dd2_fast.ops.nearest_code.native import NearestCodeParams
 from dd2_fast.ops.sample_code.native import SampleCodeParams
 from dd2_fast.ops.small_generator.native import SmallGeneratorParams
@@ -114,6 +115,25 @@ def test_short_rows_to_draw_from_take_fewer_threads(vocabulary: int, threads: in
     assert launch.kernel == f"sample_code_fwd_kernel<LogitType(3), {threads}, true>"
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "threads", "staged"),
+    [(1, 128, True), (8192, 128, True), (8193, 256, True), (10**6, 256, False)],
+)
+def test_launches_of_a_students_loss(vocabulary: int, threads: int, staged: bool) -> None:
+    """One kernel for logits of all types; its gradient takes no shared memory."""
+    for logit_type in range(3):
+        rows = teacher(vocabulary=vocabulary, logit_type=logit_type)
+        params = LogitDistillationLossParams(teacher=rows, loss=ADDRESS, student_type=logit_type)
+        assert the_launch("logit_distillation_loss", params) == Launch(
+            f"logit_distillation_loss_fwd_kernel<{threads}, {str(staged).lower()}>", (5, 1),
+            threads, 16 * -(-vocabulary // 4) if staged else 0,
+        )  # fmt: skip
+        params = LogitDistillationLossParams(teacher=rows, gradient=ADDRESS)
+        assert the_launch("logit_distillation_loss", params) == Launch(
+            "logit_distillation_gradient_kernel", (5, 1), 256, 0
+        )
+
+
 # dim, and the width and number of the blocks that a row takes
 @pytest.mark.parametrize(
     ("dim", "width", "blocks"), [(1, 8, 1), (8, 8, 1), (9, 32, 1), (32, 32, 1), (70, 32, 3)]
@@ -200,6 +220,9 @@ def test_nothing_is_launched_for_nothing() -> None:
         "image_normal": [ImageNormalParams(images=i, count=n) for i, n in ((0, 9), (9, 0))],
         "block_causal_attention": [attention(0), attention(1, 0)],
         "group_norm_silu": [norm(0, 9, 16), norm(9, 0, 16)],
+        "logit_distillation_loss": [
+            LogitDistillationLossParams(teacher=teacher(0), loss=loss) for loss in (0, ADDRESS)
+        ],
         "nearest_code": [NearestCodeParams(rows=0, vocabulary=9, dim=3)],
         "sample_code": [SampleCodeParams(teacher=teacher(0))],
         "small_generator": [small(4, 8, 64, 96, 0), SmallGeneratorParams(images=3)],
@@ -350,6 +373,9 @@ def kernels() -> dict[str, set[str]]:
         for size in (vocabulary, 9000):
             sampled = teacher(vocabulary=size, top_k=top_k, logit_type=logit_type)
             add("sample_code", SampleCodeParams(teacher=sampled))
+            for loss in (0, ADDRESS):
+                distilled = LogitDistillationLossParams(teacher=sampled, loss=loss)
+                add("logit_distillation_loss", distilled)
         for dim in (8, 16, 32, 64):
             add("flow_solve", FlowSolveParams(teacher=rows, dim=dim, draws=1, steps=1))
             for direction, workspace in product((0, ADDRESS), (0, ADDRESS)):

@@ -16,6 +16,7 @@ from dd2_fast.ops import (
     flow_solve,
     group_norm_silu,
     linear_conditional_score,
+    logit_distillation_loss,
     nearest_code,
     registry,
     sample_code,
@@ -66,6 +67,9 @@ def arguments(op: str) -> dict[str, Any]:
         hidden, uncond = _normal(ROWS, WIDTH), _normal(ROWS, WIDTH, seed=4)
         head = {"weight": _normal(VOCABULARY, WIDTH), "bias": _normal(VOCABULARY)}
         return {"hidden": hidden, "uncond_hidden": uncond, **head, **tokens}
+    if op == "logit_distillation_loss":
+        teacher["teacher_logits"] = teacher.pop("logits")
+        return {"logits": _normal(ROWS, VOCABULARY, seed=3), **teacher}
     if op == "nearest_code":
         return {"x": x_t, "codebook": codebook}
     if op == "sample_code":
@@ -92,6 +96,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "group_norm_silu": _result(group_norm_silu),
     "image_normal": image_normal,
     "linear_conditional_score": linear_conditional_score,
+    "logit_distillation_loss": logit_distillation_loss,
     "nearest_code": nearest_code,
     "sample_code": sample_code,
 }
@@ -99,6 +104,7 @@ DIFFERENTIABLE = {
     "conditional_score": ("x_t",),
     "csd_loss": ("x", "x_t", "fake_x0"),
     "linear_conditional_score": ("x_t",),
+    "logit_distillation_loss": ("logits",),
 }
 
 

@@ -38,6 +38,7 @@ QUICK = {
     "or test_minus_infinity_removes_codes[k or test_no_tokens or test_strided",
     "csd_loss": "one_code or dmd-ragged or alpha_two-ragged or test_no_rows",
     "sample_code": "one_code or test_shapes or test_invalid or test_strided",
+    "logit_distillation_loss": "(one_code and not bfloat16) or ragged-float32 or no_rows",
     "flow_solve": "one_code-heun-float32 or posterior_mean or two_steps-euler-float16",
     "nearest_code": "few_tokens-0.0 or one_dimension-0.0 or test_equal_codes_give_the_first[8",
     "image_normal": "test_draws_the_definition",
@@ -56,6 +57,8 @@ SLOW = {
     "csd_loss": "triton and (dense_block or paper-wide or paper-filtered_draws or dmd-filtered "
     "or low_precision or bounds or invalid or strides or no_rows)",
     "sample_code": "triton and (one_code or shapes or invalid or seeds_of or llamagen-float32)",
+    "logit_distillation_loss": "triton and not bfloat16 and (one_code or ragged or ties "
+    "or invalid or minus_inf or shapes or no_rows or zero_where or more_than_once)",
     "flow_solve": "triton and (one_code or one_token or two_draws-heun-float32 "
     "or two_draws-euler-bfloat16 or two_steps-heun-float32 or posterior_mean or k-token "
     "or (are_found and 1-triton) or (equal_codes and 7-triton))",
@@ -76,6 +79,8 @@ LONG = {
     "flow_solve": "triton and (fine or ragged-heun or no_filter-heun-float32 or draws-heun-float16 "
     "or draws-euler-bfloat16 or one_token or only_kept or equal_codes or invalid or strided "
     "or shapes or opcheck or compiles)",
+    "logit_distillation_loss": "triton and not bfloat16 and (var or llamagen or top_p or top_k "
+    "or tail or strided or opcheck or compiles)",
     "nearest_code": "triton",
     "triton_kernels": "tiles",
 }
@@ -157,6 +162,7 @@ def call_operators() -> None:
     from dd2_fast.ops.flow_solve import triton as flow_solve
     from dd2_fast.ops.group_norm_silu import triton as group_norm_silu
     from dd2_fast.ops.image_normal import triton as image_normal
+    from dd2_fast.ops.logit_distillation_loss import triton as logit_distillation_loss
     from dd2_fast.ops.nearest_code import triton as nearest_code
     from dd2_fast.ops.sample_code import triton as sample_code
 
@@ -177,6 +183,9 @@ def call_operators() -> None:
         conditional_score.conditional_x0_vjp(x_t, x_t, t, *teacher, codebook, top_k, top_p)
         for solver in ("heun", "euler"):
             flow_solve.flow_solve(x_t, *teacher, codebook, 20, solver, top_k, top_p)
+        student = (torch.zeros(64), torch.zeros(64, 5), logits, *teacher)
+        logit_distillation_loss.logit_distillation_loss(logits, *teacher, top_k, top_p)
+        logit_distillation_loss.logit_distillation_loss_backward(*student)
         seed = torch.zeros((), dtype=torch.int64)
         for index in (None, torch.arange(64)):
             sample_code.sample_code(*teacher, seed, index, top_k, top_p, 0.7)
@@ -281,7 +290,7 @@ def assert_compile(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = launches(monkeypatch, capability // 10)
-    assert len({launch.source.name for launch in found}) == 16
+    assert len({launch.source.name for launch in found}) == 18
     for launch in found[part]:
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(launch.source, target=target, options=launch.options)

@@ -6,15 +6,6 @@
 
 namespace dd2 {
 
-// Both rounded to the nearest bfloat16.
-DD2_DEVICE unsigned pack_bfloat16(float low, float high) {
-  unsigned packed = 0;
-#ifdef __CUDA_ARCH__
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-#endif
-  return packed;
-}
-
 // kVector: all eight are there and lie in whole 16 bytes; else `count` of them, the others are 0.
 template <LogitType kType, bool kVector>
 struct ChannelGroup {

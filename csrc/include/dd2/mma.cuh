@@ -180,6 +180,15 @@ DD2_DEVICE float exp2_flushed(float x) {
 
 #endif
 
+// Both rounded to the nearest bfloat16.
+DD2_DEVICE unsigned pack_bfloat16(float low, float high) {
+  unsigned packed = 0;
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+  return packed;
+}
+
 DD2_DEVICE int quad_lane() { return static_cast<int>(threadIdx.x % 4); }
 
 // Over the four lanes that hold a row of a product.
