@@ -124,5 +124,5 @@ bench training $(((end - SECONDS) * 45 / 100)) bench/bench_training.py -k "cuda 
 parts=(bench/bench_{forward,attention,add_norm_modulate,group_norm_silu}.py)
 bench forward $(((end - SECONDS) * 50 / 100)) "${parts[@]}" -k "cuda and not tiny"
 bench sampling $(((end - SECONDS) * 50 / 100)) bench/bench_sampling.py -m "slow or not slow"
-more=(bench/bench_{batching,flow_solve,image_normal,linear_conditional_score,scaling}.py)
+more=(bench/bench_{batching,flow_solve,image_normal,linear_conditional_score,logit_distillation_loss,scaling}.py)
 bench more $((end - SECONDS)) "${more[@]}" -k "cuda and not tiny"
