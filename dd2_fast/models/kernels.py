@@ -68,7 +68,10 @@ def _by_onednn(x: Tensor, weight: Tensor, least: int) -> bool:
     plain = x.device.type == "cpu" and x.dtype == weight.dtype in (torch.float32, torch.bfloat16)
     if not plain or torch.is_grad_enabled() or _autocasts(x):
         return False
-    return torch.backends.mkldnn.is_available()
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # oneDNN has no bfloat16 without AVX-512.
+    return x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _autocasts(x: Tensor) -> bool:

@@ -138,7 +138,9 @@ def test_products_with_gelu(dtype: torch.dtype, rows: int, strided: bool) -> Non
     ):
         with torch.no_grad(), Called() as called:
             found = call(x, weight, bias)
-        assert called.onednn() == (rows >= least and dtype != torch.float64)
+        narrow = dtype == torch.bfloat16
+        known = not narrow or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert called.onednn() == (rows >= least and dtype != torch.float64 and known)
         assert found.shape == wanted.shape and found.dtype == dtype and found.is_contiguous()
         error = (found.double() - wanted).abs().max()
         assert error < ROUNDING[dtype] * product.abs().max()
