@@ -98,6 +98,37 @@ def test_coroutines_get_their_own_images() -> None:
     assert [len(batch) for batch in sampler.batches] == [20] * 4
 
 
+def test_a_loop_is_woken_once_a_batch_and_a_closed_one_harms_nobody() -> None:
+    """Waking it for every image takes as long as the digits do."""
+    sampler, alone = Recorded("digits"), Sampler("digits")
+    gone = asyncio.new_event_loop()
+
+    async def scene() -> tuple[list[Any], int]:
+        loop, wakes = asyncio.get_running_loop(), 0
+
+        def wake(*arguments: Any, **settings: Any) -> Any:
+            nonlocal wakes
+            wakes += 1
+            return original(*arguments, **settings)
+
+        original, loop.call_soon_threadsafe = loop.call_soon_threadsafe, wake  # type: ignore
+        tasks = [asyncio.create_task(images.draw(1, seed=seed)) for seed in range(1, 10)]
+        await asyncio.sleep(0.05)
+        sampler.going_on.set()
+        return await asyncio.gather(*tasks), wakes
+
+    with BatchingSampler(sampler, max_batch=10, max_delay_ms=1) as images:
+        first = held(images, sampler)
+        lost = gone.create_task(images.draw(1, seed=0))
+        gone.run_until_complete(asyncio.sleep(0.05))
+        lost._log_destroy_pending = False  # type: ignore[attr-defined]
+        gone.close()
+        found, wakes = asyncio.run(scene())
+        assert first.result(WAIT) is not None
+    assert wakes == 1 and [len(batch) for batch in sampler.batches] == [1, 10]
+    assert all(torch.equal(x, alone(1, seed=i)[0]) for i, x in enumerate(found, 1))
+
+
 def test_a_batch_is_drawn_when_it_is_full_or_its_first_has_waited() -> None:
     sampler = Recorded("digits")
     with BatchingSampler(sampler, max_batch=4, max_delay_ms=3_000_000) as images:

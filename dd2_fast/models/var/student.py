@@ -155,10 +155,13 @@ class DD1VARStudent(VARTransformer):
 
     def _attention(self, device: torch.device) -> Attend:
         slices = token_slices(self.levels)
+        together = self._one_call(slices, strictly=True)
+        if together is not None:
+            return together
         if device not in self._attend:
             with torch.inference_mode(False):
                 self._attend[device] = StrictlyLowerScales(slices, device)
-        return self._one_call(slices, strictly=True) or self._attend[device]
+        return self._attend[device]
 
 
 def _check_scale(name: str, value: Any, low: int, high: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from .native import MOST_BLOCKS
 
 _library = torch.library.Library("dd2_fast", "FRAGMENT")
 _library.define(
@@ -17,7 +18,7 @@ _library.define(
 
 # The most channels of a head that the backends' kernels take, and the most blocks of tokens.
 _LARGEST_HEAD = {"cuda": 128, "cupy": 128, "triton": 256}
-_MOST_BLOCKS = {"cuda": 24, "cupy": 24}
+_MOST_BLOCKS = {"cuda": MOST_BLOCKS, "cupy": MOST_BLOCKS}
 
 
 def _unfit(size: int, blocks: int) -> dict[str, str | None]:
