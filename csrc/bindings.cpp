@@ -1,7 +1,8 @@
 // Python module dd2_fast._C. An operator of operators.def is cpu_<name>(params, num_threads) and, with
-// CUDA, cuda_<name>(params, stream), as far as it has such kernels, where params is the address of its arguments: a struct of
-// raw pointers and sizes, so one binary serves every torch version. plan_<name>(params, processors,
-// shared) says how its GPU kernels are launched, CUDA or not: CuPy launches them too.
+// CUDA, cuda_<name>(params, stream), as far as it has such kernels. params is the address of its
+// arguments: a struct of raw pointers and sizes, so one binary serves every torch version.
+// plan_<name>(params, processors, shared) says how its GPU kernels are launched, CUDA or not: CuPy
+// launches them too.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
