@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..condition import Rows, condition_of
 from ..losses import TeacherScore
+from ..models.family import Teacher
 from .noise import image_noise
 
 NEEDS = ("guidance_scale", "logits", "steps")  # what a teacher needs for it
@@ -16,7 +15,7 @@ _VALUES = 1 << 28  # logits that are held at once
 
 
 def jacobi(
-    teacher: Any,
+    teacher: Teacher,
     tokens: Tensor,
     labels: Rows,
     indices: Tensor,
