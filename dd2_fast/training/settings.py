@@ -68,7 +68,7 @@ def as_field(name: str, value: Any, kind: Any, *, text: bool = False) -> Any:
     Args:
         name: what an error begins with.
         value: as TOML has it; with ``text`` as a command line does, where a field that may be None
-            takes "none", and a tuple values with commas.
+            takes "none", and a tuple values with commas, or nothing.
 
     Raises:
         TypeError: a value of another type; of a ``text`` it is a ValueError.
@@ -82,6 +82,8 @@ def as_field(name: str, value: Any, kind: Any, *, text: bool = False) -> Any:
         return as_field(name, value, kind, text=text)
     if origin is tuple:
         values = value.strip("()").split(",") if text else value
+        if values == [""]:
+            values = []
         several = isinstance(values, list | tuple)
         kinds = inner[:1] * len(values) if several and inner[-1] is ... else inner
         if not several or len(values) != len(kinds):
