@@ -80,10 +80,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="override a field of the configuration, as in distill.steps=500; may be repeated",
+        help="override fields of the configuration, as in distill.steps=500 seed=1; may be repeated",
     )
     parser.add_argument("--backend", help="of every operator; torch is the plain reference trainer")
     parser.add_argument(
