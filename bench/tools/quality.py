@@ -153,7 +153,9 @@ def passes(folder: Path) -> str:
         for key, found in report["rows"].items():
             name, _, count = key.partition("+")
             if count:
-                text = "DD2, bundled" if name == "dd2" else f"logit student {name}"
+                method = report["runs"].get(name.partition(",")[0], {}).get("method", "logits")
+                kind = {"dd1": "DD1", "dd2": "DD2", "logits": "logit student"}[method]
+                text = "DD2, bundled" if name == "dd2" else f"{kind} {name}"
                 told = [text, str(int(count) + 1)]
             elif key in ("teacher", "set_prediction"):
                 told = [key.replace("_", " "), ""]
