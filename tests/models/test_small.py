@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from dd2_fast.models import ARTeacher, DD2Generator, VQTokenizer
-from dd2_fast.models.small import packed_decoder, packed_generator, packed_teacher
+from dd2_fast.models import ARTeacher, DD2Generator, LogitStudent, VQTokenizer
+from dd2_fast.models.small import (
+    packed_decoder,
+    packed_generator,
+    packed_student,
+    packed_teacher,
+)
 
 SIZES = {"num_tokens": 4, "dimension": 3, "num_classes": 2, "width": 32, "layers": 2, "heads": 2}
 
@@ -30,8 +35,17 @@ def teacher(**changes: int) -> ARTeacher:
     return ARTeacher(**{**SIZES, "vocabulary": 7, **changes})
 
 
-NETWORKS = [(generator, packed_generator), (tokenizer, packed_decoder), (teacher, packed_teacher)]
-EACH = pytest.mark.parametrize("make,pack", NETWORKS, ids=["generator", "decoder", "teacher"])
+def student(**changes: int) -> LogitStudent:
+    return LogitStudent(**{**SIZES, "codes": 7, **changes})
+
+
+NETWORKS = {
+    "generator": (generator, packed_generator),
+    "decoder": (tokenizer, packed_decoder),
+    "teacher": (teacher, packed_teacher),
+    "student": (student, packed_student),
+}
+EACH = pytest.mark.parametrize("make,pack", NETWORKS.values(), ids=NETWORKS.keys())
 
 
 def weights(pack: Callable, network: nn.Module) -> Tensor:
@@ -190,6 +204,9 @@ UNCOVERED = {
         lambda: changed(tokenizer(), "decoder.0.padding_mode", "reflect"),
     ),
     "teacher width": (packed_teacher, lambda: teacher(width=24, heads=1)),
+    "student width": (packed_student, lambda: student(width=24, heads=1)),
+    "no student's bias": (packed_student, lambda: student(bias=False)),
+    "another head": (packed_student, lambda: changed(student(), "head", nn.Linear(32, 8))),
     "classifier": (packed_teacher, lambda: changed(teacher(), "classifier", nn.Linear(32, 8))),
 }
 
