@@ -163,12 +163,6 @@ class CodesAtOnce:
     ) -> tuple[Tensor, Tensor] | None:
         if not self._covered:
             return None
-        tokens = None
-        if self._first is not None:
-            embeddings = self._first.draw(seed, indices, labels)
-            if embeddings is None or not math.isfinite(embeddings.sum()):
-                return None
-            tokens = nearest_code(embeddings, self._tokenizer.codebook)
         key = registry.named(), passes, images, *self._settings()
         kept = self._draws.get(key)
         if kept is None or not all(packed.usable() for packed in kept[0]):
@@ -176,6 +170,12 @@ class CodesAtOnce:
             if kept is None:
                 return None
             self._draws = {key: kept}
+        tokens = None
+        if self._first is not None:
+            embeddings = self._first.draw(seed, indices, labels)
+            if embeddings is None or not math.isfinite(embeddings.sum()):
+                return None
+            tokens = nearest_code(embeddings, self._tokenizer.codebook)
         if not isinstance(seed, Tensor):
             return kept[1](seed, indices, labels, tokens)
         noise = _noise(seed, indices, self._tokenizer, self._generator)
