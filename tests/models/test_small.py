@@ -19,6 +19,7 @@ from dd2_fast.models.small import (
     packed_student,
     packed_teacher,
 )
+from dd2_fast.ops import extension
 
 SIZES = {"num_tokens": 4, "dimension": 3, "num_classes": 2, "width": 32, "layers": 2, "heads": 2}
 
@@ -48,6 +49,15 @@ NETWORKS = {
 EACH = pytest.mark.parametrize("make,pack", NETWORKS.values(), ids=NETWORKS.keys())
 
 
+@pytest.fixture(params=["compiled", "python"])
+def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors looked at by the extension, and without one."""
+    if request.param == "python":
+        monkeypatch.setattr("dd2_fast.models.watch.extension.load", lambda: (None, "absent"))
+    elif extension.load()[0] is None:
+        pytest.skip("no extension")
+
+
 def weights(pack: Callable, network: nn.Module) -> Tensor:
     packed = pack(network)
     assert packed is not None
@@ -55,6 +65,7 @@ def weights(pack: Callable, network: nn.Module) -> Tensor:
 
 
 @EACH
+@pytest.mark.usefixtures("watch")
 def test_they_are_kept_until_a_tensor_changes(make: Callable, pack: Callable) -> None:
     network = make()
     read = [t for n, t in network.named_parameters() if not n.startswith("encoder")]
@@ -69,6 +80,7 @@ def test_they_are_kept_until_a_tensor_changes(make: Callable, pack: Callable) ->
 
 
 @EACH
+@pytest.mark.usefixtures("watch")
 def test_replaced_parts_are_seen(make: Callable, pack: Callable) -> None:
     network, other = make(), make()
     changes: list[Callable[[], object]] = [
@@ -105,6 +117,7 @@ def test_an_optimizer_step_is_seen(
 
 
 @EACH
+@pytest.mark.usefixtures("watch")
 def test_changes_that_torch_does_not_count_are_seen(make: Callable, pack: Callable) -> None:
     """As averages are often kept, and as vector_to_parameters writes."""
 
