@@ -19,13 +19,15 @@ from forks import Forked, run_forked
 from optional import require
 from PIL import Image
 from training.test_distil import config as tiny
+from training.test_image_recipe import config as image_recipe
+from training.test_image_recipe import written
 
 from dd2_fast import checkpoints
 from dd2_fast.cli import main
 from dd2_fast.cli.train import configuration
 from dd2_fast.ops.philox import image_normal
 from dd2_fast.sampling.sources import bundled_path
-from dd2_fast.training.recipes import distil
+from dd2_fast.training.recipes import distil, images, running
 from dd2_fast.training.recipes.digits import DigitsConfig
 from dd2_fast.training.recipes.distil import DistilConfig
 from dd2_fast.training.recipes.images import ImagesConfig
@@ -520,3 +522,35 @@ def test_without_a_classifier_pixels_are_compared(tmp_path: Path, capsys: Any) -
         "fd_pixel"
     }
     assert distil.run(read(tmp_path / "study" / "best.toml"), tmp_path / "run", progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [False, True], ids=["whole", "from"])
+def test_trials_over_images_share_what_comes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bool
+) -> None:
+    """Each takes no step of a stage before the first that differs, and the classifier is theirs."""
+    require("optuna")
+    config = image_recipe(written(tmp_path), watch={"images_every": 0})
+    more: list[str] = []
+    if start:
+        run = images.run(config, tmp_path / "run", progress=False)
+        more = ["--from", f"{run}:stage1"]
+    (tmp_path / "tiny.toml").write_text(toml_of("images", config))
+    ran: list[list[str]] = []
+    real = running.run_stages
+
+    def counted(stages: Any, state: Any, **settings: Any) -> None:
+        ran.append([stage.name for stage in stages if stage.name not in state.done])
+        real(stages, state, **settings)
+
+    monkeypatch.setattr(running, "run_stages", counted)
+    out = tmp_path / "study"
+    argv = ["tune", str(tmp_path / "tiny.toml"), "--samples", "100", "--trials", "2", "--quiet"]
+    argv += ["--search", "distill.generator_rate=1e-4,1e-3,1e-5", "--out", str(out), *more]
+    assert main(argv) == 0
+    late = ["guidance", "distill"]
+    before = [] if start else ["tokenizer", "classifier", "teacher", "stage1"]
+    assert ran == [[*before, "dd1"], late, late]
+    assert told(out)["objective"] == "fd"
+    assert read(out / "best.toml").start == (more[1] if start else "")
