@@ -110,7 +110,7 @@ def test_trials_that_are_worse_on_their_way_are_given_up(tmp_path: Path) -> None
     trials = told(tmp_path)["trials"]
     pruned = [t for t in trials if t["state"] == "pruned"]
     assert 3 <= len(pruned) <= 9 and trials[0] not in pruned
-    assert all(t["value"] is None and "of the training" in t["ended"] for t in pruned)
+    assert all(t["value"] is None and "of the last stage" in t["ended"] for t in pruned)
     # Halving: at the first report a trial goes on while it is among the better half so far.
     firsts: list[float] = []
     for trial in trials:

@@ -205,7 +205,9 @@ def _slice(axes: Any, task: Task, told: Mapping[str, Any], name: str) -> None:
         axes.set_xticks(range(len(place)), [str(choice) for choice in place], fontsize=7)
     elif searched.log:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")
     axes.set_yscale("log")
+    axes.tick_params(which="both", labelsize=7)
     axes.set_title(_short(name), fontsize=9)
 
 

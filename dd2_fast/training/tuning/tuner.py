@@ -118,7 +118,7 @@ def _make(
         trial.report(distances[task.objective], STEPS[part])
         worse = trial.should_prune()  # is asked of all: others are compared with what it sees
         if worse and part + 1 < len(PARTS) and not own:
-            raise Pruned(f"at {PARTS[part]:g} of the training")
+            raise Pruned(f"at {PARTS[part]:g} of the last stage")
 
     began = time.process_time()
     try:
