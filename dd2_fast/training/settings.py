@@ -28,6 +28,19 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def field_types(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the types of all fields that are not dataclasses themselves, by dotted name."""
+    hints = typing.get_type_hints(type(config))
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            known.update(field_types(value, f"{prefix}{field.name}."))
+        else:
+            known[prefix + field.name] = hints[field.name]
+    return known
+
+
 def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
     """A copy of a configuration with the values of a table, as TOML has them.
 

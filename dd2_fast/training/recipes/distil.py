@@ -165,6 +165,7 @@ def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) 
             networks.ema,
             keep=keep,
             done=("adaptation", "stage1") if config.start else (),
+            teacher=networks.source,
         )
 
     inputs = [config.source.teacher, config.source.tokenizer]
