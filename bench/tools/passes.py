@@ -5,11 +5,10 @@
     python bench/tools/passes.py TEACHER_RUN RUN... --data IDX_FOLDER --out ...
     python bench/tools/quality.py --passes bench/results/passes        the tables
 
-``RUN`` are folders of ``dd2-fast train`` over that teacher, which is a bundled one, or that of a run
+``RUN`` are folders of ``dd2-fast train`` over that teacher, which is a bundled one or that of a run
 over images (``train teacher``); guidance and filters are theirs, temperatures of logit students
-alone. The
-columns are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of one image
-by ``Sampler``, its least of some, on one thread.
+alone. The columns are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of
+one image by ``Sampler``, its least of some, on one thread.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def add_configuration_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="override fields of the configuration, as in distill.steps=500 seed=1; may be repeated",
+        help="override fields of the configuration, as in distill.steps=500; may be repeated",
     )
 
 

@@ -36,10 +36,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--search",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="FIELD=VALUES",
-        help="a setting to search and its values, LOW:HIGH, LOW:HIGH:log or A,B,C; may be "
+        help="settings to search and their values, LOW:HIGH, LOW:HIGH:log or A,B,C; may be "
         "repeated (default: rates, batch and what else the method has)",
     )
     parser.add_argument(
