@@ -1,0 +1,369 @@
+"""Claims of the paper on the digits: speed of training, steadiness, updates of the guidance
+network, smoothness of the noise space.
+
+    python bench/tools/claims.py --seed S --out bench/results/claims    about 25 minutes of one core
+    python bench/tools/quality.py --claims bench/results/claims         the tables
+
+* ``speed``: distances of DD2's averages along its training, and of DD1's, by CPU seconds;
+* ``steadiness``: the distance at the last twenty checkpoints of stage 2, with performance alignment
+  and without, after the same first half and in the same CPU seconds;
+* ``updates``: K guidance updates a generator update: the guidance network's error against one
+  trained to convergence on the same generator, and the images' distance;
+* ``smoothness``: path length in noise space.
+
+A claim of a seed that is done is not made again. ``--work`` keeps trainings that several claims
+need. With ``--students RUN...`` the path lengths of logit students of the bundled teacher are
+measured instead, beside the bundled DD2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ablations import SAMPLES, Snapped, features, generate, run_stage, teacher_features
+from dd2_fast import checkpoints
+from dd2_fast.checkpoints.files import check_writable, write_atomic
+from dd2_fast.losses import TeacherScore, add_noise, fcs_loss, flow_pairs
+from dd2_fast.metrics import frechet_distance, perceptual_path_length
+from dd2_fast.ops import nearest_code
+from dd2_fast.sampling.sources import bundled_path
+from dd2_fast.training.config import CsdConfig
+from dd2_fast.training.recipes.stage2 import distillation_stages
+from dd2_fast.training.samples.digits import load_digits
+from dd2_fast.training.schedule import ramp
+from dd2_fast.training.stages import CsdStage, GuidanceStage
+from trajectories import Clock, Seed, weights
+
+METHODS = ("dd2", "dd1_start")
+DD1_EVERY = 1600  # steps between the averages of DD1 that are judged
+# Steadiness, in steps: 200 of the guidance network alone cost what 120 of stage 2 do.
+ALIGN, INSTEAD, CHECKED, CHECK_EVERY, CHECKS = 200, 120, 480, 20, 20
+# Generator updates by K for 60 CPU seconds, at the measured 0.036 + 0.055 K of one.
+UPDATES = {1: 660, 2: 412, 4: 234, 8: 126}
+CONVERGED = 600  # updates of the guidance network on a frozen generator
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+EPSILONS = (1e-4, 1e-2, 1e-1)  # of the arc between two noises
+
+
+class Judge:
+    """Distances to the teacher's draws and to held-out images; every generator has the same noise
+    and labels."""
+
+    def __init__(self, models: dict[str, Any], data: Any, seed: int, samples: int) -> None:
+        self.models, self.seed = SimpleNamespace(**models), seed
+        self.labels = data.test_labels.repeat(samples // len(data.test_labels))
+        self.draws, other = teacher_features(self.models, self.labels, seed, 2)
+        with torch.no_grad():
+            classifier = self.models.classifier
+            self.real = torch.cat([classifier.features(p) for p in data.test_images.split(500)])
+        self.teacher = self._distances(other)
+
+    def _distances(self, found: Tensor) -> dict[str, float]:
+        return {
+            "fd_teacher": frechet_distance(found, self.draws),
+            "fd": frechet_distance(found, self.real),
+        }
+
+    def __call__(self, generator: nn.Module, snap: bool = False) -> dict[str, float]:
+        x = generate(self.models, generator.eval(), self.labels, self.seed)
+        told = self._distances(features(self.models, x))
+        if snap:
+            codebook = self.models.tokenizer.codebook
+            codes = self._distances(features(self.models, nearest_code(x, codebook)))
+            told |= {f"{name}_codes": value for name, value in codes.items()}
+        return told
+
+
+def speed(found: Seed) -> dict[str, Any]:
+    """DD1's final distance, and those of its averages and DD2's by CPU seconds.
+
+    All are charged the drawing of the pool: DD1's pairs, whose samples stage 1 takes.
+    """
+    judge = Judge(found.models, found.data, found.seed, SAMPLES)
+
+    def point(kept: dict[str, Any]) -> dict[str, float]:
+        generator = found.network("ema", kept["weights"])
+        seconds = found.pairs_seconds + kept["seconds"]
+        return {"step": kept["step"], "seconds": seconds, **judge(generator, snap=True)}
+
+    dd1 = found.along("dd1")["points"]
+    curve = [point(p) for p in dd1 if p["step"] % DD1_EVERY == 0 or p is dd1[-1]]
+    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher}
+    told["dd1"] = {"before": found.pairs_seconds, "curve": curve}
+    last = curve[-1]
+    for name in METHODS:
+        along = found.along(name)
+        before = found.pairs_seconds + along["seconds"]["guidance"]
+        missing, curve = {k for k in last if k.startswith("fd")}, []
+        for kept in along["points"]:
+            if missing or kept is along["points"][-1]:
+                curve.append(point(kept))
+                missing = {k for k in missing if curve[-1][k] > last[k]}
+        told[name] = {"before": before, "curve": curve}
+        print(name, curve[-1], flush=True)
+    return told
+
+
+def steadiness(found: Seed) -> dict[str, Any]:
+    """The distances of the last checkpoints, of averages and raw weights, at constant rates."""
+    judge = Judge(found.models, found.data, found.seed, 2000)
+    half = found.along("dd2")["networks"]["half"]
+    config = CsdConfig(
+        steps=INSTEAD, align_steps=ALIGN, aligned_steps=CHECKED, hold=1.0, guidance_floor=1.0
+    )
+    told: dict[str, Any] = {"samples": 2000, "teacher": judge.teacher}
+    for name, first in {"continued": "distill", "aligned": "align"}.items():
+        networks = {k: found.network(k, half[k]) for k in ("generator", "guidance", "ema")}
+        for network in networks.values():
+            network.requires_grad_(True).train()
+        score = TeacherScore(found.models["teacher"])
+        stages = {s.name: s for s in distillation_stages(**networks, score=score, pool=None,
+                                                         config=config)}  # fmt: skip
+        clock, points = Clock(), []
+
+        def watch(
+            stage: Any, index: int, clock: Clock = clock, points: list[dict[str, Any]] = points
+        ) -> None:
+            done = index + 1
+            if done > CHECKED - CHECKS * CHECK_EVERY and done % CHECK_EVERY == 0:
+                pair = {"average": stage.ema, "raw": stage.generator}
+                points.append(clock.paused(lambda: {k: weights(v) for k, v in pair.items()}))
+
+        run_stage(stages[first], torch.Generator().manual_seed(found.seed))
+        # The same random numbers for both in the steps that are checked.
+        run_stage(stages["aligned"], torch.Generator().manual_seed(found.seed + 1), watch)
+        told[name] = {"seconds": clock()}
+        for kind in ("average", "raw"):
+            rows = [judge(found.network("ema", point[kind])) for point in points]
+            told[name][kind] = {k: [row[k] for row in rows] for k in judge.teacher}
+        print(name, told[name]["seconds"], told[name]["raw"]["fd_teacher"], flush=True)
+    return told
+
+
+def converge(
+    found: Seed, generator: nn.Module, guidance: nn.Module, config: CsdConfig
+) -> nn.Module:
+    """A guidance network trained long on a frozen generator, from ``guidance``."""
+    network = found.network("guidance", guidance.state_dict()).requires_grad_(True).train()
+    settings = dataclasses.replace(config, draws=4)
+    stage = GuidanceStage("converged", CONVERGED, generator, network, settings)
+    rng = torch.Generator().manual_seed(found.seed + 2)
+    for index in range(CONVERGED):
+        rate = config.guidance_rate * ramp(index, CONVERGED, warmup=20, hold=0.3, floor=0.01)
+        stage.update.on_fresh(rate, rng)
+    return network.eval()
+
+
+@torch.no_grad()
+def errors(found: Seed, generator: nn.Module, guidance: Any, converged: Any) -> dict[str, Any]:
+    """Mean over tokens of squared velocities, at each of `TIMES`, on the generator's tokens.
+
+    * error: ``|v - v'|^2``, of the guidance network and the converged one;
+    * excess: of the guidance network's loss over the converged one's, which is ``error`` where the
+      converged one is the posterior mean;
+    * signal: ``|v' - v_teacher|^2``, of which the generator's update is made.
+    """
+    labels = found.data.test_labels.repeat(4)
+    models = SimpleNamespace(**found.models)
+    score, rng = TeacherScore(models.teacher), torch.Generator().manual_seed(found.seed + 3)
+    told: dict[str, Any] = {name: [0.0] * len(TIMES) for name in ("error", "excess", "signal")}
+    everything = generate(models, generator.eval(), labels, found.seed + 4)
+    parts = list(zip(everything.split(500), labels.split(500), strict=True))
+    for x, y in parts:
+        noise = torch.randn(*x.shape[:2], len(TIMES), x.shape[2], generator=rng)
+        t = torch.tensor(TIMES).expand(noise.shape[:3])
+        x_t = add_noise(x, t, noise)
+        v, better = (network.eval()(x_t, t, x, y) for network in (guidance, converged))
+        wanted = score(x, y).predict(x_t, t, "velocity")
+        values = {
+            "error": (v - better).square().sum(-1),
+            "excess": fcs_loss(v, x, noise) - fcs_loss(better, x, noise),
+            "signal": (better - wanted).square().sum(-1),
+        }
+        for name, value in values.items():
+            mean = (value.double().mean((0, 1)) / len(parts)).tolist()
+            told[name] = [a + b for a, b in zip(told[name], mean, strict=True)]
+    return told
+
+
+def updates(found: Seed) -> dict[str, Any]:
+    """For each K the guidance network's error and the images' distance, after as many generator
+    updates as the largest K makes in its time, and after equal time."""
+    judge = Judge(found.models, found.data, found.seed, SAMPLES)
+    start = found.along("dd2")["networks"]["start"]
+    score = TeacherScore(found.models["teacher"])
+    fewest = min(UPDATES.values())
+    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher, "times": TIMES}
+    for count, steps in UPDATES.items():
+        generator, ema = (found.network("ema", start["generator"]) for _ in range(2))
+        guidance = found.network("guidance", start["guidance"])
+        for network in (generator, guidance, ema):
+            network.requires_grad_(True).train()
+        config = CsdConfig(guidance_updates=count, hold=1.0, guidance_floor=1.0)
+        clock, points = Clock(), []
+
+        def keep(
+            stage: Any, index: int, clock: Clock = clock, points: list[dict[str, Any]] = points
+        ) -> None:
+            if index + 1 in (fewest, stage.steps):
+                seconds, parts = clock(), ("generator", "guidance", "ema")
+                states = clock.paused(lambda: {k: weights(getattr(stage, k)) for k in parts})
+                points.append({"updates": index + 1, "seconds": seconds, "states": states})
+
+        run_stage(
+            CsdStage("distill", steps, generator, guidance, ema, score, None, config),
+            torch.Generator().manual_seed(found.seed),
+            keep,
+        )
+        told[f"K={count}"] = []
+        for point in points:
+            states = point.pop("states")
+            frozen = found.network("ema", states["generator"]).eval().requires_grad_(False)
+            guidance = found.network("guidance", states["guidance"])
+            converged = converge(found, frozen, guidance, config)
+            point |= errors(found, frozen, guidance, converged)
+            point |= {"average": judge(found.network("ema", states["ema"])), "raw": judge(frozen)}
+            told[f"K={count}"].append(point)
+            print(count, point, flush=True)
+    return told
+
+
+class Flow(nn.Module):
+    """The codes of DD1's map: what its regression is of."""
+
+    def __init__(self, score: TeacherScore) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        return self.score.teacher.codebook[flow_pairs(noise, labels, self.score)]
+
+
+class Walked:
+    """A generator with its tokenizer, as ``perceptual_path_length`` takes it."""
+
+    def __init__(self, models: Any, network: nn.Module) -> None:
+        self.num_tokens, self.tokenizer = models.teacher.num_tokens, models.tokenizer
+        self.network = network
+
+    def __call__(self, noise: Tensor, labels: Tensor) -> Tensor:
+        x: Tensor = self.network(noise, labels)
+        return x
+
+
+def path_lengths(
+    models: Any, network: nn.Module, labels: Tensor, epsilons: Sequence[float]
+) -> dict[str, Any]:
+    """By epsilon, in the classifier's features and in pixels: mean and its standard error."""
+    told: dict[str, Any] = {}
+    for epsilon in epsilons:
+        seen: dict[str, list[Tensor]] = {"features": [], "pixels": []}
+
+        def distance(a: Tensor, b: Tensor, seen: dict[str, list[Tensor]] = seen) -> Tensor:
+            of = models.classifier.features
+            seen["features"].append((of(a) - of(b)).double().square().sum(1))
+            seen["pixels"].append((a - b).mean(1).double().square().sum((1, 2)))
+            return seen["features"][-1]
+
+        walked = Walked(models, network)
+        perceptual_path_length(walked, labels, distance, epsilon=epsilon, batch_size=500)
+        told[f"{epsilon:g}"] = {}
+        for name, parts in seen.items():
+            values = torch.cat(parts) / epsilon**2
+            error = float(values.std()) / math.sqrt(len(values))
+            told[f"{epsilon:g}"][name] = {"mean": float(values.mean()), "error": error}
+    return told
+
+
+def all_lengths(
+    models: Any, networks: dict[str, Any], labels: Tensor, coded: set[str]
+) -> dict[str, Any]:
+    """Of every generator, then with the nearest code of each token; ``coded`` are codes already,
+    and an image of codes is constant in noise but for jumps, so it has no length at the least
+    epsilon."""
+    told: dict[str, Any] = {"samples": len(labels)}
+    networks = {"flow": Flow(TeacherScore(models.teacher)), **networks}
+    for name, network in networks.items():
+        network.eval()
+        if name in coded:
+            told[name] = path_lengths(models, network, labels, EPSILONS[1:])
+            continue
+        told[name] = path_lengths(models, network, labels, EPSILONS)
+        snapped = Snapped(network, models.tokenizer.codebook)
+        told[f"{name}_codes"] = path_lengths(models, snapped, labels, EPSILONS[1:])
+        print(name, told[name], flush=True)
+    return told
+
+
+def smoothness(found: Seed) -> dict[str, Any]:
+    """Path lengths of DD1's and DD2's final averages."""
+    networks = {
+        name: found.network("ema", found.along(name)["points"][-1]["weights"])
+        for name in ("dd1", *METHODS)
+    }
+    labels = found.data.test_labels.repeat(SAMPLES // len(found.data.test_labels))
+    return all_lengths(SimpleNamespace(**found.models), networks, labels, {"flow"})
+
+
+def students(runs: list[Path]) -> dict[str, Any]:
+    """Path lengths of the bundled DD2 and of logit students of its teacher."""
+    bundle = checkpoints.load_bundle(bundled_path("digits"))
+    networks = {"dd2": bundle.generator}
+    for run in runs:
+        student = checkpoints.load(run / "generator.safetensors")
+        student.tokenizer = bundle.tokenizer
+        networks[run.name] = student
+    data = load_digits()
+    labels = data.test_labels.repeat(SAMPLES // len(data.test_labels))
+    return all_lengths(bundle, networks, labels, {"flow", *networks} - {"dd2"})
+
+
+CLAIMS: dict[str, Callable[[Seed], dict[str, Any]]] = {
+    "speed": speed,
+    "smoothness": smoothness,
+    "steadiness": steadiness,
+    "updates": updates,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="kept trainings")
+    parser.add_argument("--only", nargs="*", choices=CLAIMS, default=list(CLAIMS))
+    parser.add_argument("--students", nargs="+", type=Path, metavar="RUN")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    check_writable(options.out)
+
+    def once(claim: str, name: str, make: Callable[[], dict[str, Any]], **more: Any) -> None:
+        path = options.out / f"{claim}-{name}.json"
+        if path.exists():
+            return
+        print(claim, name, flush=True)
+        report = {"claim": claim, **more, **make()}
+        write_atomic(path, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+
+    if options.students:
+        once("smoothness", "students", lambda: students(options.students))
+        return 0
+    found = Seed(options.seed, options.work)
+    for claim in options.only:
+        once(claim, str(options.seed), lambda c=claim: CLAIMS[c](found), seed=options.seed)  # type: ignore[misc]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
