@@ -11,6 +11,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and range."""
+    """Mean and range; a value by itself."""
     mean, low, high = sum(values) / len(values), min(values), max(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -12,7 +12,11 @@ from typing import Any
 from cells import spread, table
 
 Report = dict[str, Any]
-_METHODS = {"dd2": "as in the paper", "dd1_start": "from DD1's regression"}
+_SPEEDS = {
+    ("dd2", "lengths"): "as in the paper",
+    ("dd2", "curve"): "the same, averages of the longest",
+    ("dd1_start", "lengths"): "from DD1's regression",
+}
 _DISTANCES = {
     "fd_teacher": "to the teacher",
     "fd": "to held-out digits",
@@ -27,36 +31,27 @@ def _read(folder: Path, claim: str) -> list[Report]:
     return sorted((r for r in reports if "seed" in r), key=lambda r: r["seed"])
 
 
-def reached(curve: list[Report], name: str, wanted: float) -> float | None:
-    """CPU seconds at the first checkpoint whose distance is at most ``wanted``."""
-    return next((float(p["seconds"]) for p in curve if p[name] <= wanted), None)
+def reached(points: list[Report], name: str, wanted: float) -> float | None:
+    """CPU seconds of the first point whose distance is at most ``wanted``."""
+    return next((float(p["seconds"]) for p in points if p[name] <= wanted), None)
 
 
 def speed(folder: Path) -> str:
     rows = []
-    for method, text in _METHODS.items():
-        reports = [r for r in _read(folder, "speed") if method in r]
+    for (method, kind), text in _SPEEDS.items():
+        reports = [r for r in _read(folder, "speed") if kind in r.get(method, {})]
         for name, distance in _DISTANCES.items() if reports else ():
-            ends = [r["dd1"]["curve"][-1] for r in reports]
-            times = [
-                reached(r[method]["curve"], name, end[name])
-                for r, end in zip(reports, ends, strict=True)
-            ]
-            found = [i for i, seconds in enumerate(times) if seconds is not None]
-            cells = [""] * 3
-            if found:
-                seconds = [float(times[i] or 0) for i in found]
-                total = [ends[i]["seconds"] / s for i, s in zip(found, seconds, strict=True)]
-                alone = [
-                    (ends[i]["seconds"] - reports[i]["dd1"]["before"])
-                    / (s - reports[i][method]["before"])
-                    for i, s in zip(found, seconds, strict=True)
-                ]
-                cells = [spread(seconds, 0), spread(total, 1), spread(alone, 1)]
-            near = [
-                reached(r["dd1"]["curve"], name, 1.1 * end[name]) or end["seconds"]
-                for r, end in zip(reports, ends, strict=True)
-            ]
+            seconds, total, alone, ends, near = [], [], [], [], []
+            for report in reports:
+                dd1, dd2 = report["dd1"], report[method]
+                end = dd1["curve"][-1]
+                ends.append(end)
+                near.append(reached(dd1["curve"], name, 1.1 * end[name]) or end["seconds"])
+                time = reached(dd2[kind], name, end[name])
+                if time is not None:
+                    seconds.append(time)
+                    total.append(end["seconds"] / time)
+                    alone.append((end["seconds"] - dd1["before"]) / (time - dd2["before"]))
             rows.append(
                 [
                     text,
@@ -64,8 +59,8 @@ def speed(folder: Path) -> str:
                     spread([end[name] for end in ends], 3),
                     spread([end["seconds"] for end in ends], 0),
                     spread(near, 0),
-                    f"{len(found)} of {len(reports)}",
-                    *cells,
+                    f"{len(seconds)} of {len(reports)}",
+                    *(spread(v, d) if v else "" for v, d in ((seconds, 0), (total, 1), (alone, 1))),
                 ]
             )
     header = ["DD2", "distance", "DD1 ends with", "in CPU seconds", "within 10% after",
@@ -125,60 +120,43 @@ def updates(folder: Path) -> str:
     return table(header, rows)
 
 
-_WALKED = {
-    "dd1": "DD1",
-    "dd2": "DD2 as in the paper",
-    "dd1_start": "DD2 from DD1's regression",
-    "flow": "DD1's map",
-}
+_COLUMNS = [(e, kind) for e in ("0.0001", "0.01", "0.1") for kind in ("features", "pixels")]
 
 
 def smoothness(folder: Path) -> str:
     """Of every seed's generators, and of those of the bundled teacher."""
-    columns = [(e, kind) for e in ("0.0001", "0.01", "0.1") for kind in ("features", "pixels")]
-
-    def row(text: str, codes: bool, reports: list[Report], name: str) -> list[str]:
-        key = name if not codes or name not in _WALKED or name == "flow" else f"{name}_codes"
-        found = [r[key] for r in reports if key in r]
-        cells = [
-            spread([f[e][kind]["mean"] for f in found], 0) if e in found[0] else ""
-            for e, kind in columns
-        ]
-        return [text, "nearest codes" if codes else "vectors", str(len(found)), *cells]
-
-    def ratio(text: str, codes: str, reports: list[Report], name: str) -> list[str]:
-        pairs = [
-            (r[f"{name}{codes}"], r[f"dd1{codes}"])
-            for r in reports
-            if f"{name}{codes}" in r and f"dd1{codes}" in r
-        ]
-        cells = [
-            spread([a[e][kind]["mean"] / b[e][kind]["mean"] for a, b in pairs], 2)
-            if e in pairs[0][0]
-            else ""
-            for e, kind in columns
-        ]
-        return [text, "nearest codes" if codes else "vectors", str(len(pairs)), *cells]
-
-    reports, rows = _read(folder, "smoothness"), []
-    for codes in (False, True):
-        names = [n for n in _WALKED if codes or n != "flow"]
-        rows += [row(_WALKED[n], codes, reports, n) for n in names if any(n in r for r in reports)]
-        rows += [
-            ratio(f"{_WALKED[n]} over DD1", "_codes" if codes else "", reports, n)
-            for n in _METHODS
-            if any(n in r for r in reports)
-        ]
+    seeds = _read(folder, "smoothness")
     path = folder / "smoothness-students.json"
-    if path.is_file():
-        bundled = json.loads(path.read_text())
-        rows.append(row("DD2, bundled", False, [bundled], "dd2"))
-        rows.append(row("DD2, bundled", True, [bundled], "dd2"))
-        rows.append(row("DD1's map, bundled teacher", True, [bundled], "flow"))
-        known = [k for k, v in bundled.items() if isinstance(v, dict) and k.startswith("digits")]
-        rows += [row(f"logit student {k}", True, [bundled], k) for k in known]
-    header = ["", "decoded", "seeds",
-              *(f"{kind}, {e}" for e, kind in columns)]  # fmt: skip
+    bundled = [json.loads(path.read_text())] if path.is_file() else []
+    students = sorted(k for k in bundled[0] if k.startswith("digits")) if bundled else []
+
+    def row(text: str, reports: list[Report], name: str, under: str = "") -> list[str]:
+        def cell(epsilon: str, kind: str) -> str:
+            values = [r[name][epsilon][kind]["mean"] for r in reports if epsilon in r[name]]
+            if under:
+                below = [r[under][epsilon][kind]["mean"] for r in reports if epsilon in r[under]]
+                values = [a / b for a, b in zip(values, below, strict=True)]
+            return spread(values, 2 if under else 0) if values else ""
+
+        return [text, str(len(reports)), *(cell(*column) for column in _COLUMNS)]
+
+    rows = [
+        row("DD1", seeds, "dd1"),
+        row("DD2 as in the paper", seeds, "dd2"),
+        row("DD2's over DD1's", seeds, "dd2", "dd1"),
+        row("DD1, nearest codes", seeds, "dd1_codes"),
+        row("DD2, nearest codes", seeds, "dd2_codes"),
+        row("DD2's over DD1's, nearest codes", seeds, "dd2_codes", "dd1_codes"),
+        row("the teacher's flow", seeds, "flow"),
+    ]
+    if bundled:
+        rows += [
+            row("DD2, bundled", bundled, "dd2"),
+            row("DD2, bundled, nearest codes", bundled, "dd2_codes"),
+            row("the bundled teacher's flow", bundled, "flow"),
+            *(row(f"logit student {name}", bundled, name) for name in students),
+        ]
+    header = ["", "seeds", *(f"{kind}, {epsilon}" for epsilon, kind in _COLUMNS)]
     return table(header, rows)
 
 

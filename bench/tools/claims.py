@@ -4,7 +4,7 @@ network, smoothness of the noise space.
     python bench/tools/claims.py --seed S --out bench/results/claims    about 25 minutes of one core
     python bench/tools/quality.py --claims bench/results/claims         the tables
 
-* ``speed``: distances of DD2's averages along its training, and of DD1's, by CPU seconds;
+* ``speed``: distances of DD2 after stages 2 of several lengths, and of DD1, by CPU seconds;
 * ``steadiness``: the distance at the last twenty checkpoints of stage 2, with performance alignment
   and without, after the same first half and in the same CPU seconds;
 * ``updates``: K guidance updates a generator update: the guidance network's error against one
@@ -19,11 +19,14 @@ measured instead, beside the bundled DD2.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,27 +34,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablations import SAMPLES, Snapped, features, generate, run_stage, teacher_features
+from ablations import (
+    SAMPLES,
+    STEP,
+    VARIANTS,
+    Snapped,
+    features,
+    generate,
+    run_stage,
+    teacher_features,
+)
 from dd2_fast import checkpoints
 from dd2_fast.checkpoints.files import check_writable, write_atomic
 from dd2_fast.losses import TeacherScore, add_noise, fcs_loss, flow_pairs
 from dd2_fast.metrics import frechet_distance, perceptual_path_length
 from dd2_fast.ops import nearest_code
 from dd2_fast.sampling.sources import bundled_path
-from dd2_fast.training.config import CsdConfig
+from dd2_fast.training.config import CsdConfig, RegressionConfig, Stage1Config
+from dd2_fast.training.loop import Stage
 from dd2_fast.training.recipes.stage2 import distillation_stages
 from dd2_fast.training.samples.digits import load_digits
 from dd2_fast.training.schedule import ramp
-from dd2_fast.training.stages import CsdStage, GuidanceStage
+from dd2_fast.training.stages import (
+    CsdStage,
+    GroundTruthScoreStage,
+    GuidanceStage,
+    PairsStage,
+    RegressionStage,
+)
 from trajectories import Clock, Seed, weights
 
 METHODS = ("dd2", "dd1_start")
-DD1_EVERY = 1600  # steps between the averages of DD1 that are judged
+# Steps between the averages of a training that are judged, and whole lengths of stage 2.
+DD1_EVERY, DD2_EVERY, LENGTHS = 1600, 120, (100, 200, 400, 800)
+# Time is counted in steps, whose cost was measured: other work inflates seconds as they are taken.
 # Steadiness, in steps: 200 of the guidance network alone cost what 120 of stage 2 do.
 ALIGN, INSTEAD, CHECKED, CHECK_EVERY, CHECKS = 200, 120, 480, 20, 20
-# Generator updates by K for 60 CPU seconds, at the measured 0.036 + 0.055 K of one.
+# Generator updates by K for 60 CPU seconds.
 UPDATES = {1: 660, 2: 412, 4: 234, 8: 126}
-CONVERGED = 600  # updates of the guidance network on a frozen generator
+CONVERGED = 400  # updates of the guidance network on a frozen generator
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 EPSILONS = (1e-4, 1e-2, 1e-1)  # of the arc between two noises
 
@@ -85,33 +106,95 @@ class Judge:
         return told
 
 
+def step_costs(found: Seed, rounds: int = 8) -> dict[str, float]:
+    """CPU seconds of a step of every stage, the least of blocks of ten in turns, and of all pairs.
+
+    In turns, so that whatever else the machine does is the same for all.
+    """
+    models, rng = found.models, torch.Generator().manual_seed(found.seed)
+    score, pool = TeacherScore(models["teacher"]), models["pool"]
+    start = found.along("dd2")["networks"]["start"]
+    generator, ema = (found.network("ema", start["generator"]) for _ in range(2))
+    guidance = found.network("guidance", start["guidance"])
+    for network in (generator, ema, guidance):
+        network.requires_grad_(True).train()
+    config, first, pairs = CsdConfig(), Stage1Config(), found.config.pairs
+    filled = copy.deepcopy(pool)
+    stage1 = GroundTruthScoreStage(guidance, score, pool, first)
+    stages: dict[str, tuple[Stage, int]] = {
+        "head": (stage1, 0),
+        "stage1": (stage1, first.head_steps),
+        "regression": (RegressionStage(generator, score, pool, RegressionConfig(), ema=ema), 0),
+        "guidance": (GuidanceStage("guidance", 100, generator, guidance, config), 0),
+        "distill": (CsdStage("distill", 100, generator, guidance, ema, score, None, config), 0),
+        "pairs": (PairsStage(filled, score, 100, pairs.ode_steps), 0),
+    }
+    costs = dict.fromkeys(stages, math.inf)
+    for _ in range(rounds):
+        for name, (stage, index) in stages.items():
+            began = time.process_time()
+            for i in range(10):
+                stage.step(index + i, rng)
+            costs[name] = min(costs[name], (time.process_time() - began) / 10)
+    return {**costs, "pairs": costs["pairs"] * pairs.count / 100}
+
+
+def stage2(found: Seed, name: str, steps: int) -> nn.Module:
+    """The average of stage 2 of so many steps, with its whole schedule, from a variant's start."""
+    start = found.start(name)
+    generator, ema = (found.network("ema", start["generator"]) for _ in range(2))
+    guidance = found.network("guidance", start["guidance"])
+    for network in (generator, ema, guidance):
+        network.requires_grad_(True).train()
+    config, score = CsdConfig(steps=steps), TeacherScore(found.models["teacher"])
+    run_stage(
+        CsdStage("distill", steps, generator, guidance, ema, score, None, config),
+        torch.Generator().manual_seed(found.seed),
+    )
+    return ema
+
+
 def speed(found: Seed) -> dict[str, Any]:
-    """DD1's final distance, and those of its averages and DD2's by CPU seconds.
+    """Distances by CPU seconds: of DD1 along its training, of DD2 after stages 2 of several
+    lengths, until DD1's last are reached, and along the longest of them.
 
     All are charged the drawing of the pool: DD1's pairs, whose samples stage 1 takes.
     """
     judge = Judge(found.models, found.data, found.seed, SAMPLES)
+    costs, config, first = step_costs(found), CsdConfig(), Stage1Config()
 
-    def point(kept: dict[str, Any]) -> dict[str, float]:
-        generator = found.network("ema", kept["weights"])
-        seconds = found.pairs_seconds + kept["seconds"]
-        return {"step": kept["step"], "seconds": seconds, **judge(generator, snap=True)}
+    def along(name: str, before: float, cost: float, every: int) -> list[dict[str, Any]]:
+        points = found.along(name)["points"]
+        return [
+            {
+                "step": p["step"],
+                "seconds": before + p["step"] * cost,
+                "taken": p["seconds"],
+                **judge(found.network("ema", p["weights"]), snap=True),
+            }
+            for p in points
+            if p["step"] % every == 0 or p is points[-1]
+        ]
 
-    dd1 = found.along("dd1")["points"]
-    curve = [point(p) for p in dd1 if p["step"] % DD1_EVERY == 0 or p is dd1[-1]]
-    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher}
-    told["dd1"] = {"before": found.pairs_seconds, "curve": curve}
-    last = curve[-1]
+    curve = along("dd1", costs["pairs"], costs["regression"], DD1_EVERY)
+    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher, "costs": costs}
+    told["dd1"] = {"before": costs["pairs"], "curve": curve}
     for name in METHODS:
-        along = found.along(name)
-        before = found.pairs_seconds + along["seconds"]["guidance"]
-        missing, curve = {k for k in last if k.startswith("fd")}, []
-        for kept in along["points"]:
-            if missing or kept is along["points"][-1]:
-                curve.append(point(kept))
-                missing = {k for k in missing if curve[-1][k] > last[k]}
-        told[name] = {"before": before, "curve": curve}
-        print(name, curve[-1], flush=True)
+        before = costs["pairs"] + first.head_steps * costs["head"] + first.steps * costs["stage1"]
+        before += VARIANTS[name].regression * costs["regression"]
+        before += config.guidance_start * costs["guidance"]
+        lengths: list[dict[str, Any]] = []
+        start = found.network("ema", found.start(name)["generator"])
+        told[name] = {"before": before, "start": judge(start, snap=True), "lengths": lengths}
+        for steps in LENGTHS:
+            distances = judge(stage2(found, name, steps), snap=True)
+            seconds = before + steps * costs["distill"]
+            lengths.append({"step": steps, "seconds": seconds, **distances})
+            print(name, lengths[-1], flush=True)
+            if all(min(p[k] for p in lengths) <= curve[-1][k] for k in distances):
+                break
+        if name == "dd2":
+            told[name]["curve"] = along(name, before, costs["distill"], DD2_EVERY)
     return told
 
 
@@ -214,12 +297,19 @@ def updates(found: Seed) -> dict[str, Any]:
         clock, points = Clock(), []
 
         def keep(
-            stage: Any, index: int, clock: Clock = clock, points: list[dict[str, Any]] = points
+            stage: Any,
+            index: int,
+            clock: Clock = clock,
+            points: list[dict[str, Any]] = points,
+            count: int = count,
         ) -> None:
             if index + 1 in (fewest, stage.steps):
-                seconds, parts = clock(), ("generator", "guidance", "ema")
+                taken, parts = clock(), ("generator", "guidance", "ema")
                 states = clock.paused(lambda: {k: weights(getattr(stage, k)) for k in parts})
-                points.append({"updates": index + 1, "seconds": seconds, "states": states})
+                counted = (index + 1) * (STEP["distill"] + (count - 1) * STEP["guidance"])
+                points.append(
+                    {"updates": index + 1, "seconds": counted, "taken": taken, "states": states}
+                )
 
         run_stage(
             CsdStage("distill", steps, generator, guidance, ema, score, None, config),
@@ -310,7 +400,7 @@ def smoothness(found: Seed) -> dict[str, Any]:
     """Path lengths of DD1's and DD2's final averages."""
     networks = {
         name: found.network("ema", found.along(name)["points"][-1]["weights"])
-        for name in ("dd1", *METHODS)
+        for name in ("dd1", "dd2")
     }
     labels = found.data.test_labels.repeat(SAMPLES // len(found.data.test_labels))
     return all_lengths(SimpleNamespace(**found.models), networks, labels, {"flow"})
@@ -329,7 +419,7 @@ def students(runs: list[Path]) -> dict[str, Any]:
     return all_lengths(bundle, networks, labels, {"flow", *networks} - {"dd2"})
 
 
-CLAIMS: dict[str, Callable[[Seed], dict[str, Any]]] = {
+CLAIMS: dict[str, Callable[..., dict[str, Any]]] = {
     "speed": speed,
     "smoothness": smoothness,
     "steadiness": steadiness,
@@ -357,11 +447,11 @@ def main() -> int:
         write_atomic(path, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
 
     if options.students:
-        once("smoothness", "students", lambda: students(options.students))
+        once("smoothness", "students", partial(students, options.students))
         return 0
     found = Seed(options.seed, options.work)
     for claim in options.only:
-        once(claim, str(options.seed), lambda c=claim: CLAIMS[c](found), seed=options.seed)  # type: ignore[misc]
+        once(claim, str(options.seed), partial(CLAIMS[claim], found), seed=options.seed)
     return 0
 
 

@@ -8,6 +8,7 @@ in the folder.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import time
 from collections.abc import Callable
@@ -143,6 +144,20 @@ class Seed:
             return {k: getattr(along, k) for k in ("seconds", "points", "networks")}
 
         return self.once(name, make)
+
+    def start(self, name: str) -> dict[str, Any]:
+        """The generator and the guidance network that stage 2 of a variant starts from."""
+
+        def make() -> dict[str, Any]:
+            along = Along("distill")
+            train(dataclasses.replace(VARIANTS[name], csd=1), self.models, self.seed, along)
+            return along.networks["start"]
+
+        if (self.folder / f"{name}-{self.seed}.pt").exists():
+            start: dict[str, Any] = self.along(name)["networks"]["start"]
+            return start
+        found: dict[str, Any] = self.once(f"{name}-start", make)
+        return found
 
     def network(self, kind: str, state: dict[str, Any]) -> Any:
         """A generator or guidance network (``kind``) of these weights."""
