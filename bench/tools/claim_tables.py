@@ -100,7 +100,7 @@ def updates(folder: Path) -> str:
                 [statistics.mean(p[name]) for p in points] for name in ("error", "excess", "signal")
             )
             shares = [e / s for e, s in zip(error, signal, strict=True)]
-            distances = [("average", "fd_teacher"), ("average", "fd"), ("raw", "fd_teacher")]
+            distances = [(k, name) for k in ("raw", "average") for name in ("fd_teacher", "fd")]
             rows.append(
                 [
                     text,
@@ -114,9 +114,10 @@ def updates(folder: Path) -> str:
                 ]
             )
     times = [reports[0]["times"][i] for i in shown]
-    header = ["", "K", "updates", "CPU seconds", "error", "excess loss",
-              *(f"error at t = {t:g}" for t in times), "error over signal", "FD to the teacher",
-              "FD", "to the teacher, raw weights"]  # fmt: skip
+    header = ["", "K", "updates", "CPU seconds, counted", "error", "excess loss",
+              *(f"error at t = {t:g}" for t in times), "error over signal",
+              "FD to the teacher, raw weights", "FD, raw", "to the teacher, average",
+              "FD, average"]  # fmt: skip
     return table(header, rows)
 
 

@@ -66,13 +66,14 @@ from trajectories import Clock, Seed, weights
 
 METHODS = ("dd2", "dd1_start")
 # Steps between the averages of a training that are judged, and whole lengths of stage 2.
-DD1_EVERY, DD2_EVERY, LENGTHS = 1600, 120, (100, 200, 400, 800)
+DD1_EVERY, DD2_EVERY, LENGTHS = 1600, 240, (100, 200)
 # Time is counted in steps, whose cost was measured: other work inflates seconds as they are taken.
 # Steadiness, in steps: 200 of the guidance network alone cost what 120 of stage 2 do.
 ALIGN, INSTEAD, CHECKED, CHECK_EVERY, CHECKS = 200, 120, 480, 20, 20
-# Generator updates by K for 60 CPU seconds.
-UPDATES = {1: 660, 2: 412, 4: 234, 8: 126}
-CONVERGED = 400  # updates of the guidance network on a frozen generator
+# Generator updates by K for 20 CPU seconds; images of the last checkpoints are judged.
+UPDATES = {1: 220, 2: 137, 4: 78, 8: 42}
+LAST, LAST_EVERY = 6, 5
+CONVERGED = 200  # updates of the guidance network on a frozen generator
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 EPSILONS = (1e-4, 1e-2, 1e-1)  # of the arc between two noises
 
@@ -106,7 +107,7 @@ class Judge:
         return told
 
 
-def step_costs(found: Seed, rounds: int = 8) -> dict[str, float]:
+def step_costs(found: Seed, rounds: int = 2) -> dict[str, float]:
     """CPU seconds of a step of every stage, the least of blocks of ten in turns, and of all pairs.
 
     In turns, so that whatever else the machine does is the same for all.
@@ -281,51 +282,45 @@ def errors(found: Seed, generator: nn.Module, guidance: Any, converged: Any) -> 
 
 
 def updates(found: Seed) -> dict[str, Any]:
-    """For each K the guidance network's error and the images' distance, after as many generator
-    updates as the largest K makes in its time, and after equal time."""
-    judge = Judge(found.models, found.data, found.seed, SAMPLES)
-    start = found.along("dd2")["networks"]["start"]
+    """For each K the guidance network's error and the images' mean distance over the last
+    checkpoints, from the middle of stage 2, where K was 1, and at full rates: after as many
+    generator updates as the largest K makes in its time, and after equal time."""
+    judge = Judge(found.models, found.data, found.seed, 1000)
+    half = found.along("dd2")["networks"]["half"]
     score = TeacherScore(found.models["teacher"])
     fewest = min(UPDATES.values())
-    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher, "times": TIMES}
+    told: dict[str, Any] = {"samples": 1000, "teacher": judge.teacher, "times": TIMES}
     for count, steps in UPDATES.items():
-        generator, ema = (found.network("ema", start["generator"]) for _ in range(2))
-        guidance = found.network("guidance", start["guidance"])
-        for network in (generator, guidance, ema):
+        networks = {name: found.network(name, half[name]) for name in half}
+        for network in networks.values():
             network.requires_grad_(True).train()
-        config = CsdConfig(guidance_updates=count, hold=1.0, guidance_floor=1.0)
-        clock, points = Clock(), []
+        config = CsdConfig(guidance_updates=count, hold=1.0, guidance_floor=1.0, warmup=20)
+        kept: dict[int, dict[str, Any]] = {}
 
-        def keep(
-            stage: Any,
-            index: int,
-            clock: Clock = clock,
-            points: list[dict[str, Any]] = points,
-            count: int = count,
-        ) -> None:
-            if index + 1 in (fewest, stage.steps):
-                taken, parts = clock(), ("generator", "guidance", "ema")
-                states = clock.paused(lambda: {k: weights(getattr(stage, k)) for k in parts})
-                counted = (index + 1) * (STEP["distill"] + (count - 1) * STEP["guidance"])
-                points.append(
-                    {"updates": index + 1, "seconds": counted, "taken": taken, "states": states}
-                )
+        def keep(stage: Any, index: int, kept: dict[int, dict[str, Any]] = kept) -> None:
+            for end in (fewest, stage.steps):
+                before, rest = divmod(end - index - 1, LAST_EVERY)
+                if rest == 0 and 0 <= before < LAST:
+                    parts = ("generator", "guidance", "ema")
+                    kept[index + 1] = {k: weights(getattr(stage, k)) for k in parts}
 
         run_stage(
-            CsdStage("distill", steps, generator, guidance, ema, score, None, config),
+            CsdStage("distill", steps, **networks, score=score, pool=None, config=config),
             torch.Generator().manual_seed(found.seed),
             keep,
         )
         told[f"K={count}"] = []
-        for point in points:
-            states = point.pop("states")
-            frozen = found.network("ema", states["generator"]).eval().requires_grad_(False)
-            guidance = found.network("guidance", states["guidance"])
-            converged = converge(found, frozen, guidance, config)
-            point |= errors(found, frozen, guidance, converged)
-            point |= {"average": judge(found.network("ema", states["ema"])), "raw": judge(frozen)}
-            told[f"K={count}"].append(point)
-            print(count, point, flush=True)
+        for end in sorted({fewest, steps}):
+            frozen = found.network("generator", kept[end]["generator"]).eval().requires_grad_(False)
+            guidance = found.network("guidance", kept[end]["guidance"])
+            point = errors(found, frozen, guidance, converge(found, frozen, guidance, config))
+            last = [kept[end - LAST_EVERY * i] for i in range(LAST)]
+            for kind, name in {"raw": "generator", "average": "ema"}.items():
+                rows = [judge(found.network("ema", states[name])) for states in last]
+                point[kind] = {k: sum(row[k] for row in rows) / LAST for k in rows[0]}
+            seconds = end * (STEP["distill"] + (count - 1) * STEP["guidance"])
+            told[f"K={count}"].append({"updates": end, "seconds": seconds, **point})
+            print(count, told[f"K={count}"][-1], flush=True)
     return told
 
 
