@@ -13,9 +13,9 @@ from cells import spread, table
 
 Report = dict[str, Any]
 _SPEEDS = {
-    ("dd2", "lengths"): "as in the paper",
-    ("dd2", "curve"): "the same, averages of the longest",
-    ("dd1_start", "lengths"): "from DD1's regression",
+    ("dd2", "curve"): "averages along the training",
+    ("dd2", "lengths"): "short stages 2",
+    ("dd1_start", "lengths"): "the same from DD1's regression",
 }
 _DISTANCES = {
     "fd_teacher": "to the teacher",
@@ -38,8 +38,10 @@ def reached(points: list[Report], name: str, wanted: float) -> float | None:
 
 def speed(folder: Path) -> str:
     rows = []
+    ends_of = {r["seed"]: r["dd1"] for r in _read(folder, "speed")}
     for (method, kind), text in _SPEEDS.items():
-        reports = [r for r in _read(folder, "speed") if kind in r.get(method, {})]
+        found = _read(folder, "speed" if kind == "curve" else "lengths")
+        reports = [r | {"dd1": ends_of[r["seed"]]} for r in found]
         for name, distance in _DISTANCES.items() if reports else ():
             seconds, total, alone, ends, near = [], [], [], [], []
             for report in reports:
@@ -65,11 +67,13 @@ def speed(folder: Path) -> str:
             )
     header = ["DD2", "distance", "DD1 ends with", "in CPU seconds", "within 10% after",
               "DD2 reaches it", "in CPU seconds", "times as fast", "stage 2 alone"]  # fmt: skip
-    return table(header, rows)
+    return table(header, rows) if rows else ""
 
 
 def steadiness(folder: Path) -> str:
     reports = _read(folder, "steadiness")
+    if not reports:
+        return ""
     rows = []
     for kind, text in {"raw": "raw weights", "average": "average (EMA)"}.items():
         for name in ("fd_teacher", "fd"):
@@ -91,6 +95,8 @@ def steadiness(folder: Path) -> str:
 
 def updates(folder: Path) -> str:
     reports = _read(folder, "updates")
+    if not reports:
+        return ""
     shown = (0, 2, 4)  # of the times
     rows = []
     for at, text in {0: "equal updates", -1: "equal time"}.items():
@@ -141,15 +147,17 @@ def smoothness(folder: Path) -> str:
 
         return [text, str(len(reports)), *(cell(*column) for column in _COLUMNS)]
 
-    rows = [
-        row("DD1", seeds, "dd1"),
-        row("DD2 as in the paper", seeds, "dd2"),
-        row("DD2's over DD1's", seeds, "dd2", "dd1"),
-        row("DD1, nearest codes", seeds, "dd1_codes"),
-        row("DD2, nearest codes", seeds, "dd2_codes"),
-        row("DD2's over DD1's, nearest codes", seeds, "dd2_codes", "dd1_codes"),
-        row("the teacher's flow", seeds, "flow"),
-    ]
+    rows = []
+    if seeds:
+        rows += [
+            row("DD1", seeds, "dd1"),
+            row("DD2 as in the paper", seeds, "dd2"),
+            row("DD2's over DD1's", seeds, "dd2", "dd1"),
+            row("DD1, nearest codes", seeds, "dd1_codes"),
+            row("DD2, nearest codes", seeds, "dd2_codes"),
+            row("DD2's over DD1's, nearest codes", seeds, "dd2_codes", "dd1_codes"),
+            row("the teacher's flow", seeds, "flow"),
+        ]
     if bundled:
         rows += [
             row("DD2, bundled", bundled, "dd2"),
@@ -158,7 +166,7 @@ def smoothness(folder: Path) -> str:
             *(row(f"logit student {name}", bundled, name) for name in students),
         ]
     header = ["", "seeds", *(f"{kind}, {epsilon}" for epsilon, kind in _COLUMNS)]
-    return table(header, rows)
+    return table(header, rows) if rows else ""
 
 
 CLAIMS: dict[str, Callable[[Path], str]] = {

@@ -4,7 +4,8 @@ network, smoothness of the noise space.
     python bench/tools/claims.py --seed S --out bench/results/claims    about 25 minutes of one core
     python bench/tools/quality.py --claims bench/results/claims         the tables
 
-* ``speed``: distances of DD2 after stages 2 of several lengths, and of DD1, by CPU seconds;
+* ``speed``: distances along the trainings of DD1 and DD2, by CPU seconds; ``lengths``: of DD2 after
+  short stages 2;
 * ``steadiness``: the distance at the last twenty checkpoints of stage 2, with performance alignment
   and without, after the same first half and in the same CPU seconds;
 * ``updates``: K guidance updates a generator update: the guidance network's error against one
@@ -155,18 +156,31 @@ def stage2(found: Seed, name: str, steps: int) -> nn.Module:
     return ema
 
 
+def before_stage2(costs: dict[str, float], name: str) -> float:
+    """CPU seconds of all that a variant does before, the drawing of the pool included: DD1's pairs,
+    whose samples stage 1 takes."""
+    config, first = CsdConfig(), Stage1Config()
+    return (
+        costs["pairs"]
+        + first.head_steps * costs["head"]
+        + first.steps * costs["stage1"]
+        + VARIANTS[name].regression * costs["regression"]
+        + config.guidance_start * costs["guidance"]
+    )
+
+
 def speed(found: Seed) -> dict[str, Any]:
-    """Distances by CPU seconds: of DD1 along its training, of DD2 after stages 2 of several
-    lengths, until DD1's last are reached, and along the longest of them.
-
-    All are charged the drawing of the pool: DD1's pairs, whose samples stage 1 takes.
-    """
+    """Distances by CPU seconds along the trainings of DD1 and DD2."""
     judge = Judge(found.models, found.data, found.seed, SAMPLES)
-    costs, config, first = step_costs(found), CsdConfig(), Stage1Config()
-
-    def along(name: str, before: float, cost: float, every: int) -> list[dict[str, Any]]:
+    costs = found.once("costs", lambda: step_costs(found))
+    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher, "costs": costs}
+    ways = {
+        "dd1": (costs["pairs"], costs["regression"], DD1_EVERY),
+        "dd2": (before_stage2(costs, "dd2"), costs["distill"], DD2_EVERY),
+    }
+    for name, (before, cost, every) in ways.items():
         points = found.along(name)["points"]
-        return [
+        curve = [
             {
                 "step": p["step"],
                 "seconds": before + p["step"] * cost,
@@ -176,26 +190,26 @@ def speed(found: Seed) -> dict[str, Any]:
             for p in points
             if p["step"] % every == 0 or p is points[-1]
         ]
+        told[name] = {"before": before, "curve": curve}
+        print(name, curve[-1], flush=True)
+    return told
 
-    curve = along("dd1", costs["pairs"], costs["regression"], DD1_EVERY)
-    told: dict[str, Any] = {"samples": SAMPLES, "teacher": judge.teacher, "costs": costs}
-    told["dd1"] = {"before": costs["pairs"], "curve": curve}
+
+def lengths(found: Seed) -> dict[str, Any]:
+    """Distances of DD2 after whole stages 2 of several lengths, as in the paper and from DD1's
+    regression."""
+    judge = Judge(found.models, found.data, found.seed, SAMPLES)
+    costs = found.once("costs", lambda: step_costs(found))
+    told: dict[str, Any] = {"samples": SAMPLES, "costs": costs}
     for name in METHODS:
-        before = costs["pairs"] + first.head_steps * costs["head"] + first.steps * costs["stage1"]
-        before += VARIANTS[name].regression * costs["regression"]
-        before += config.guidance_start * costs["guidance"]
-        lengths: list[dict[str, Any]] = []
+        before = before_stage2(costs, name)
         start = found.network("ema", found.start(name)["generator"])
-        told[name] = {"before": before, "start": judge(start, snap=True), "lengths": lengths}
+        told[name] = {"before": before, "start": judge(start, snap=True), "lengths": []}
         for steps in LENGTHS:
-            distances = judge(stage2(found, name, steps), snap=True)
-            seconds = before + steps * costs["distill"]
-            lengths.append({"step": steps, "seconds": seconds, **distances})
-            print(name, lengths[-1], flush=True)
-            if all(min(p[k] for p in lengths) <= curve[-1][k] for k in distances):
-                break
-        if name == "dd2":
-            told[name]["curve"] = along(name, before, costs["distill"], DD2_EVERY)
+            point = {"step": steps, "seconds": before + steps * costs["distill"]}
+            point |= judge(stage2(found, name, steps), snap=True)
+            told[name]["lengths"].append(point)
+            print(name, point, flush=True)
     return told
 
 
@@ -397,7 +411,7 @@ def smoothness(found: Seed) -> dict[str, Any]:
         name: found.network("ema", found.along(name)["points"][-1]["weights"])
         for name in ("dd1", "dd2")
     }
-    labels = found.data.test_labels.repeat(SAMPLES // len(found.data.test_labels))
+    labels = found.data.test_labels.repeat(6)
     return all_lengths(SimpleNamespace(**found.models), networks, labels, {"flow"})
 
 
@@ -416,6 +430,7 @@ def students(runs: list[Path]) -> dict[str, Any]:
 
 CLAIMS: dict[str, Callable[..., dict[str, Any]]] = {
     "speed": speed,
+    "lengths": lengths,
     "smoothness": smoothness,
     "steadiness": steadiness,
     "updates": updates,
