@@ -27,7 +27,7 @@ _DISTANCES = {
 
 def _read(folder: Path, claim: str) -> list[Report]:
     """Of every seed, in order."""
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{claim}-*.json"))]
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{claim}*-*.json"))]
     return sorted((r for r in reports if "seed" in r), key=lambda r: r["seed"])
 
 
@@ -41,7 +41,7 @@ def speed(folder: Path) -> str:
     ends_of = {r["seed"]: r["dd1"] for r in _read(folder, "speed")}
     for (method, kind), text in _SPEEDS.items():
         found = _read(folder, "speed" if kind == "curve" else "lengths")
-        reports = [r | {"dd1": ends_of[r["seed"]]} for r in found]
+        reports = [r | {"dd1": ends_of[r["seed"]]} for r in found if kind in r.get(method, {})]
         for name, distance in _DISTANCES.items() if reports else ():
             seconds, total, alone, ends, near = [], [], [], [], []
             for report in reports:

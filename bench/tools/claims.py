@@ -4,8 +4,8 @@ network, smoothness of the noise space.
     python bench/tools/claims.py --seed S --out bench/results/claims    about 25 minutes of one core
     python bench/tools/quality.py --claims bench/results/claims         the tables
 
-* ``speed``: distances along the trainings of DD1 and DD2, by CPU seconds; ``lengths``: of DD2 after
-  short stages 2;
+* ``speed``: distances along the trainings of DD1 and DD2, by CPU seconds; ``lengths``, as in the
+  paper, and ``lengths_dd1_start``, from DD1's regression: after short stages 2;
 * ``steadiness``: the distance at the last twenty checkpoints of stage 2, with performance alignment
   and without, after the same first half and in the same CPU seconds;
 * ``updates``: K guidance updates a generator update: the guidance network's error against one
@@ -65,9 +65,8 @@ from dd2_fast.training.stages import (
 )
 from trajectories import Clock, Seed, weights
 
-METHODS = ("dd2", "dd1_start")
 # Steps between the averages of a training that are judged, and whole lengths of stage 2.
-DD1_EVERY, DD2_EVERY, LENGTHS = 1600, 240, (100, 200)
+DD1_EVERY, DD2_EVERY, LENGTHS = 2000, 240, (100, 200)
 # Time is counted in steps, whose cost was measured: other work inflates seconds as they are taken.
 # Steadiness, in steps: 200 of the guidance network alone cost what 120 of stage 2 do.
 ALIGN, INSTEAD, CHECKED, CHECK_EVERY, CHECKS = 200, 120, 480, 20, 20
@@ -195,22 +194,16 @@ def speed(found: Seed) -> dict[str, Any]:
     return told
 
 
-def lengths(found: Seed) -> dict[str, Any]:
-    """Distances of DD2 after whole stages 2 of several lengths, as in the paper and from DD1's
-    regression."""
+def lengths(found: Seed, name: str) -> dict[str, Any]:
+    """Distances of a variant after whole stages 2 of several lengths."""
     judge = Judge(found.models, found.data, found.seed, SAMPLES)
     costs = found.once("costs", lambda: step_costs(found))
-    told: dict[str, Any] = {"samples": SAMPLES, "costs": costs}
-    for name in METHODS:
-        before = before_stage2(costs, name)
-        start = found.network("ema", found.start(name)["generator"])
-        told[name] = {"before": before, "start": judge(start, snap=True), "lengths": []}
-        for steps in LENGTHS:
-            point = {"step": steps, "seconds": before + steps * costs["distill"]}
-            point |= judge(stage2(found, name, steps), snap=True)
-            told[name]["lengths"].append(point)
-            print(name, point, flush=True)
-    return told
+    before, points = before_stage2(costs, name), []
+    for steps in LENGTHS:
+        point = {"step": steps, "seconds": before + steps * costs["distill"]}
+        points.append(point | judge(stage2(found, name, steps), snap=True))
+        print(name, points[-1], flush=True)
+    return {"samples": SAMPLES, "costs": costs, name: {"before": before, "lengths": points}}
 
 
 def steadiness(found: Seed) -> dict[str, Any]:
@@ -411,7 +404,7 @@ def smoothness(found: Seed) -> dict[str, Any]:
         name: found.network("ema", found.along(name)["points"][-1]["weights"])
         for name in ("dd1", "dd2")
     }
-    labels = found.data.test_labels.repeat(6)
+    labels = found.data.test_labels.repeat(4)
     return all_lengths(SimpleNamespace(**found.models), networks, labels, {"flow"})
 
 
@@ -430,7 +423,8 @@ def students(runs: list[Path]) -> dict[str, Any]:
 
 CLAIMS: dict[str, Callable[..., dict[str, Any]]] = {
     "speed": speed,
-    "lengths": lengths,
+    "lengths": partial(lengths, name="dd2"),
+    "lengths_dd1_start": partial(lengths, name="dd1_start"),
     "smoothness": smoothness,
     "steadiness": steadiness,
     "updates": updates,
