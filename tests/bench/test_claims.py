@@ -67,14 +67,15 @@ def test_steadiness(tools: Any, tmp_path: Path) -> None:
 
 def test_updates(tools: Any, tmp_path: Path) -> None:
     """Error 2 and signal 4 at a mean over the times; one point is both equal updates and time."""
-    point = {"updates": 42, "seconds": 20.0, "error": [1.0, 2, 2, 2, 3], "excess": [3.0] * 5,
-             "signal": [4.0] * 5, **{k: {"fd_teacher": 0.5, "fd": 0.7} for k in ("raw", "average")}}  # fmt: skip
+    distances = {k: {"fd_teacher": 0.5, "fd": 0.7} for k in ("raw", "average")}
+    errors = {"error": [1.0, 2, 2, 2, 3], "excess": [3.0] * 5, "signal": [4.0] * 5}
+    point = {"updates": 42, "seconds": 20.0, **errors, **distances}
     report = {"seed": 0, "times": [0.1, 0.3, 0.5, 0.7, 0.9], "K=8": [point]}
     (tmp_path / "updates-0.json").write_text(json.dumps(report))
     rows = cells(tools.tables.updates(tmp_path))
     assert [row[0] for row in rows] == ["equal updates", "equal time"]
-    assert rows[0][1:] == rows[1][1:] == ["8", "42", "20", "2.000", "3.000", "1.000", "2.000",
-                                          "3.000", "0.50", "0.50", "0.70", "0.50", "0.70"]  # fmt: skip
+    means = ["2.000", "3.000", "1.000", "2.000", "3.000", "0.50"]
+    assert rows[0][1:] == rows[1][1:] == ["8", "42", "20", *means, "0.50", "0.70", "0.50", "0.70"]
 
 
 class _Velocity(nn.Module):
