@@ -15,6 +15,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ from dd2_fast.training.stages import (
     RegressionStage,
 )
 
-# Steps for 228 CPU seconds of one thread, by the measured cost of a step: stage 1 0.050, regression
-# 0.0274, guidance 0.055, CSD 0.091, and 12 for the pairs.
+# CPU seconds of a step of one thread, as measured; steps for 228 of them, 12 of which make pairs.
+STEP = {"stage1": 0.050, "regression": 0.0274, "guidance": 0.055, "distill": 0.091}
 DD1_ALONE, PAPER_CSD, STARTED_CSD = 7900, 2220, 1800
 SAMPLES = 5000
+# Is told of a stage, after its step of a number.
+Watch = Callable[[Stage, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,26 +80,33 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def run_stage(stage: Stage, rng: torch.Generator) -> None:
+def run_stage(stage: Stage, rng: torch.Generator, watch: Watch | None = None) -> None:
     if stage.steps:
         stage.prepare()
         for index in range(stage.steps):
             losses = stage.step(index, rng)
+            if watch:
+                watch(stage, index)
             if index % 200 == 0:
                 print(f"  {stage.name} {index}", {k: round(float(v), 3) for k, v in losses.items()})
         stage.finish()
 
 
-def make_base(config: digits.DigitsConfig) -> tuple[dict[str, Any], Any]:
+def make_base(
+    config: digits.DigitsConfig, watch: Watch | None = None
+) -> tuple[dict[str, Any], Any]:
     """Tokenizer, classifier, teacher and pairs of a seed."""
     models, data = digits.build_models(config), load_digits()
     for number, stage in enumerate(digits.build_stages(config, models, data)):
         if stage.name in ("tokenizer", "classifier", "teacher", "pairs"):
-            run_stage(stage, torch.Generator().manual_seed(1_000_003 * (number + 1) + config.seed))
+            rng = torch.Generator().manual_seed(1_000_003 * (number + 1) + config.seed)
+            run_stage(stage, rng, watch)
     return models, data
 
 
-def train(variant: Variant, models: dict[str, Any], seed: int) -> tuple[DD2Generator, float]:
+def train(
+    variant: Variant, models: dict[str, Any], seed: int, watch: Watch | None = None
+) -> tuple[DD2Generator, float]:
     """The average generator of a variant and its CPU seconds."""
     teacher, pool, score = models["teacher"], models["pool"], TeacherScore(models["teacher"])
     rng = torch.Generator().manual_seed(seed)
@@ -107,7 +117,7 @@ def train(variant: Variant, models: dict[str, Any], seed: int) -> tuple[DD2Gener
     began = time.process_time()
     if variant.csd:
         config = Stage1Config(target=variant.target)
-        run_stage(GroundTruthScoreStage(guidance, score, pool, config), rng)
+        run_stage(GroundTruthScoreStage(guidance, score, pool, config), rng, watch)
     start = guidance if variant.csd and variant.start_generator else fresh
     generator, ema = (DD2Generator.from_guidance(start) for _ in range(2))
     if not variant.start_guidance:
@@ -119,40 +129,57 @@ def train(variant: Variant, models: dict[str, Any], seed: int) -> tuple[DD2Gener
             generator, score, pool, regression, ema=averaged, ema_decay=CsdConfig.ema_decay
         ),
         rng,
+        watch,
     )
     if variant.csd:
         config = CsdConfig(steps=variant.csd, auxiliary=variant.auxiliary)
         run_stage(
-            GuidanceStage("guidance", config.guidance_start, generator, guidance, config), rng
+            GuidanceStage("guidance", config.guidance_start, generator, guidance, config),
+            rng,
+            watch,
         )
         ema.load_state_dict(generator.state_dict())
         pairs = pool if variant.auxiliary else None
         run_stage(
             CsdStage("distill", config.steps, generator, guidance, ema, score, pairs, config),
             rng,
+            watch,
         )
     return ema.eval().requires_grad_(False), time.process_time() - began
 
 
 @torch.no_grad()
-def distance_to_teacher(bundle: Bundle, labels: torch.Tensor, seed: int) -> dict[str, float]:
-    """Fréchet distance of the generator's features, and of another draw, to the teacher's draws."""
+def features(models: Any, tokens_or_x: Tensor) -> Tensor:
+    """The classifier's features of the images of tokens or embeddings."""
+    decode, embed = models.tokenizer.decode, models.tokenizer.embed
+    x = tokens_or_x if tokens_or_x.is_floating_point() else embed(tokens_or_x)
+    return torch.cat([models.classifier.features(decode(part)) for part in x.split(500)])
 
-    def features(tokens_or_x: torch.Tensor) -> torch.Tensor:
-        decode, embed = bundle.tokenizer.decode, bundle.tokenizer.embed
-        x = tokens_or_x if tokens_or_x.is_floating_point() else embed(tokens_or_x)
-        return torch.cat([bundle.classifier.features(decode(part)) for part in x.split(500)])
 
-    draws = [features(bundle.teacher.sample(labels, seed=seed + 10 + i)) for i in range(2)]
+@torch.no_grad()
+def teacher_features(models: Any, labels: Tensor, seed: int, count: int) -> list[Tensor]:
+    """Features of ``count`` of the teacher's draws."""
+    draws = (models.teacher.sample(labels, seed=seed + 10 + i) for i in range(count))
+    return [features(models, tokens) for tokens in draws]
+
+
+@torch.no_grad()
+def generate(models: Any, generator: nn.Module, labels: Tensor, seed: int) -> Tensor:
+    """Embeddings of the generator, the noise the seed's."""
     noise = torch.randn(
-        len(labels), bundle.teacher.num_tokens, bundle.tokenizer.codebook.shape[1],
+        len(labels), models.teacher.num_tokens, models.tokenizer.codebook.shape[1],
         generator=torch.Generator().manual_seed(seed + 99),
     )  # fmt: skip
-    x = torch.cat(
-        [bundle.generator(*p) for p in zip(noise.split(500), labels.split(500), strict=True)]
-    )
+    parts = zip(noise.split(500), labels.split(500), strict=True)
+    return torch.cat([generator(*part) for part in parts])
+
+
+def distance_to_teacher(bundle: Bundle, labels: Tensor, seed: int) -> dict[str, float]:
+    """Fréchet distance of the generator's features, and of another draw, to the teacher's draws."""
+    draws = teacher_features(bundle, labels, seed, 2)
+    own = features(bundle, generate(bundle, bundle.generator, labels, seed))
     return {
-        "fd_teacher": frechet_distance(features(x), draws[0]),
+        "fd_teacher": frechet_distance(own, draws[0]),
         "fd_teacher_floor": frechet_distance(draws[1], draws[0]),
     }
 

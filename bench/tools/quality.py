@@ -1,11 +1,12 @@
 """Prints the sections of bench/QUALITY.md.
 
-    python bench/tools/quality.py [RUN...] [--ablations DIR] [--passes DIR] [--tuning DIR]
+    python bench/tools/quality.py [RUN...] [--ablations DIR] [--claims DIR] [--passes DIR]
+        [--tuning DIR]
 
 Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``ablations.py`` wrote
-the comparison of methods; of what ``passes.py`` wrote generators with Jacobi passes after them; of
-the ``trials.json`` of ``dd2-fast tune``, as ``NAME.json``, the best trials, and of further ones of
-a single trial, as ``NAME-TEXT.json``, their distances.
+the comparison of methods, of ``claims.py`` a table a claim; of what ``passes.py`` wrote generators
+with Jacobi passes after them; of the ``trials.json`` of ``dd2-fast tune``, as ``NAME.json``, the
+best trials, and of further ones of a single trial, as ``NAME-TEXT.json``, their distances.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations import VARIANTS
+from cells import spread, table
+from claim_tables import CLAIMS
 
 ROWS = {
     "reconstruction": "real digits, tokenized",
@@ -33,11 +36,6 @@ COLUMNS = {
     "fd_pixel": ("FD pixel", 3),
     "nll": ("NLL", 3),
 }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def digits(runs: list[dict[str, Any]]) -> str:
@@ -105,17 +103,14 @@ def _compared(
 
     def cell(key: str, digits: int) -> str:
         values = [m[key] for m in found if key in m]
-        if not values:
-            return ""
-        mean, low, high = sum(values) / len(values), min(values), max(values)
-        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        return spread(values, digits) if values else ""
 
     def share(gap: Callable[[dict[str, Any], str], float]) -> str:
         if dd1 is None:
             return ""
         metrics = [(r["metrics"], dd1[r["seed"]]["metrics"]) for r in reports]
         ratios = [gap(own, row) / gap(theirs, "one_step") for own, theirs in metrics]
-        return f"{sum(ratios) / len(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        return spread(ratios, 2)
 
     seconds = [f"{r['cpu_seconds']:.0f}" for r in reports] if dd1 is not None else []
     return [
@@ -221,6 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--ablations", type=Path, help="folder that bench/tools/ablations.py wrote")
+    parser.add_argument("--claims", type=Path, help="folder that bench/tools/claims.py wrote")
     parser.add_argument("--passes", type=Path, help="folder that bench/tools/passes.py wrote")
     parser.add_argument("--tuning", type=Path, help="folder of trials.json of dd2-fast tune")
     options = parser.parse_args()
@@ -231,6 +227,9 @@ def main() -> int:
         parts.append(f"## Digits\n\n{digits(found['digits'])}")
     if options.ablations:
         parts.append(f"## Methods at equal training time\n\n{ablations(options.ablations)}")
+    if options.claims:
+        made = {title: table_of(options.claims) for title, table_of in CLAIMS.items()}
+        parts += [f"### {title}\n\n{text}" for title, text in made.items() if text]
     if options.passes:
         parts.append(f"## Jacobi passes\n\n{passes(options.passes)}")
     if options.tuning:

@@ -20,6 +20,18 @@ def test_the_committed_comparison_is_made_from_the_committed_files(tmp_path: Pat
     assert table.count("\n") >= 9 and table in (BENCH / "QUALITY.md").read_text()
 
 
+def test_the_committed_claims_are_made_from_the_committed_files(tmp_path: Path) -> None:
+    folder = BENCH / "results" / "claims"
+    printed = run_python(
+        str(BENCH / "tools" / "quality.py"), "--claims", str(folder), folder=tmp_path
+    ).strip()
+    tables = [part for part in printed.split("\n\n") if not part.startswith("#")]
+    quality = (BENCH / "QUALITY.md").read_text()
+    claims = {path.stem.partition("-")[0].partition("_")[0] for path in folder.glob("*.json")}
+    assert len(tables) >= len(claims - {"lengths"}) >= 1
+    assert all(table in quality for table in tables)
+
+
 def test_the_committed_passes_are_made_from_the_committed_files(tmp_path: Path) -> None:
     folder = BENCH / "results" / "passes"
     printed = run_python(
