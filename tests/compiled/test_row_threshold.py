@@ -64,7 +64,9 @@ def row(name: str) -> Tensor:
     if name == "far_apart":
         return normal.index_fill(0, torch.tensor([3]), -3e38).index_fill(0, torch.tensor([9]), 3e38)
     if name == "unbounded":  # whose squares overflow
-        return normal.index_fill(0, torch.tensor([3]), 300.0).index_fill(0, torch.tensor([9]), -1e30)
+        return normal.index_fill(0, torch.tensor([3]), 300.0).index_fill(
+            0, torch.tensor([9]), -1e30
+        )
     if name == "lowest":
         return torch.full((SIZE,), -3.4028234663852886e38)
     assert name == "normal"
