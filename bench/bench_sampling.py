@@ -1,7 +1,7 @@
 """One-step sampling against the teacher's own steps: the bundled digits, and with ``-m slow``
 VAR-d16's and LlamaGen-L's shape with random weights, one image on a CPU. One step is timed whole
 and in its parts, in bfloat16, compiled, and replayed as CUDA graphs; the digits' networks, which
-are one call of ``small_generator`` or ``small_teacher``, by their modules too.
+are one call of ``small_generator``, ``small_student`` or ``small_teacher``, by their modules too.
 
 pytest bench/bench_sampling.py --benchmark-only [-m "slow or not slow"]
 """
@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dd2_fast.checkpoints import load_bundle
-from dd2_fast.models import DD2Generator, LlamaGenTeacher, LlamaGenTokenizer, fp8, int8
+from dd2_fast.models import (
+    DD2Generator,
+    LlamaGenTeacher,
+    LlamaGenTokenizer,
+    LogitStudent,
+    fp8,
+    int8,
+)
 from dd2_fast.models.prepared import prepare
 from dd2_fast.models.processor import emulated
 from dd2_fast.models.sampling import categorical
@@ -33,6 +40,14 @@ Images = Callable[[], Tensor]
 def digits() -> tuple[Any, Any]:
     bundle = load_bundle(resolve_path("digits"))
     return bundle.generator, bundle.teacher
+
+
+def digits_logits() -> tuple[Any, Any]:
+    """The logit student that training starts from: the teacher's own weights."""
+    teacher = load_bundle(resolve_path("digits")).teacher
+    student = LogitStudent.from_teacher(teacher)
+    student.tokenizer, student.teacher = load_bundle(resolve_path("digits")).tokenizer, teacher
+    return student.eval().requires_grad_(False), teacher
 
 
 def var_d16() -> tuple[Any, Any]:
@@ -75,8 +90,9 @@ def psnr(images: Tensor, wanted: Tensor) -> float:
 def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
     """A function that makes ``count`` images, or a part of that; every call the same.
 
-    ``name``: teacher, or one_step with _generator or _decoder after it; then _bf16, _int8,
-    _fp8, _compiled, _graphs; _modules at the end for what is one call otherwise.
+    ``name``: teacher, or one_step with _generator, _decoder, _pass (of the teacher, over all
+    tokens) or _guided_pass after it; then _bf16, _int8, _fp8, _compiled, _graphs; _modules at the
+    end for what is one call otherwise.
     """
     labels = torch.arange(count) % generator.num_classes
     if "modules" in name:
@@ -86,7 +102,11 @@ def make_variant(name: str, generator: Any, teacher: Any, count: int) -> Images:
             generator.tokenizer, teacher, labels.to(generator.tokenizer.codebook.device)
         )
     dtype = next((kind for kind in ("int8", "fp8") if kind in name), None)
-    sampler = Sampler(generator, batch_size=count, cuda_graphs="graphs" in name, dtype=dtype)
+    passes: dict[str, Any] = {"jacobi": 1} if "pass" in name else {}
+    if "guided" in name:
+        passes["cfg"] = 2.0
+    graphs = "graphs" in name
+    sampler = Sampler(generator, batch_size=count, cuda_graphs=graphs, dtype=dtype, **passes)
     if "compiled" in name:
         sampler.compile()
     if "decoder" in name:
@@ -156,6 +176,12 @@ SMALL_CASES = [
     for size in ("digits_1", "digits_80")
     for v in ("teacher", "one_step", *PARTS, "teacher_modules", "one_step_modules")
 ]
+SMALL_CASES += [
+    (size, f"one_step{passes}{how}")
+    for size in ("digits_logits_1", "digits_logits_80")
+    for passes in ("", "_pass", "_guided_pass")
+    for how in ("", "_modules")
+]
 INT8 = [f"{name}_int8" for name in ("one_step", *PARTS)] if int8.missing() is None else []
 SLOW_CASES = [("var_d16_1", v) for v in ("teacher", "one_step", *PARTS, *BF16, *INT8)]
 if "cuda" not in DEVICES:
@@ -172,9 +198,10 @@ CASES = [*(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES), 
 def problem(size: str, device: str) -> Problem:
     model, _, images = size.rpartition("_")
     count = int(images)
-    generator, teacher = {"digits": digits, "var_d16": var_d16, "llamagen_l": llamagen_l}[model]()
+    made = {"digits": digits, "digits_logits": digits_logits}
+    generator, teacher = {**made, "var_d16": var_d16, "llamagen_l": llamagen_l}[model]()
     networks = {"": (generator, teacher)}
-    if model != "digits":
+    if model not in made:
         networks["bf16"] = copy.deepcopy((generator, teacher))
         for part in (*networks["bf16"], networks["bf16"][0].tokenizer):
             part.to(device, torch.bfloat16)
@@ -188,7 +215,7 @@ def problem(size: str, device: str) -> Problem:
 
     def check(variant: str, call: Call) -> dict[str, Any]:
         low = "bf16" in variant
-        if variant.startswith("teacher") and model != "digits":
+        if variant.startswith("teacher") and model not in made:
             with FlopCounterMode(display=False) as counter:
                 check_images(call(), count)
             error = error_of_steps(networks["bf16" if low else ""][1], teacher, count)
@@ -198,7 +225,7 @@ def problem(size: str, device: str) -> Problem:
         result = call()
         check_images(result, count)
         plain = make(re.sub("_(bf16|graphs|int8|fp8).*", "", variant))[0]
-        if model == "digits" and "decoder" not in variant:
+        if model in made and "decoder" not in variant:
             by_modules = make(f"{variant.removesuffix('_modules')}_modules")[0]()
             assert (result - by_modules).abs().max() < 1e-5, f"{variant}: not timed"
         with FlopCounterMode(display=False) as counter:

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -98,6 +99,46 @@ py::tuple cuda_architectures() {
 #endif
 }
 
+// What a watched tensor was: where it lay, torch's count of its changes, and its first number of
+// `size` bytes, 0 where that is not looked at. dd2_fast/models/watch.py packs these.
+struct Seen {
+  std::uint64_t address, version, size, number;
+};
+
+// Whether dicts still hold the objects `held`, in order, and tensors among them are as they were.
+bool unchanged(const py::tuple& dicts, const py::tuple& held, const py::tuple& tensors,
+               const py::bytes& seen) {
+  static PyObject* const version = PyUnicode_InternFromString("_version");
+  static PyObject* const address = PyUnicode_InternFromString("data_ptr");
+  const auto number_of = [](PyObject* value) {
+    if (value == nullptr) throw py::error_already_set();
+    const std::uint64_t number = PyLong_AsUnsignedLongLongMask(value);
+    Py_DECREF(value);
+    return number;
+  };
+  Py_ssize_t count = 0;
+  for (py::handle dict : dicts) {
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(dict.ptr(), &at, &key, &value)) {
+      if (count >= PyTuple_GET_SIZE(held.ptr())) return false;
+      if (PyTuple_GET_ITEM(held.ptr(), count++) != value) return false;
+    }
+  }
+  if (count != PyTuple_GET_SIZE(held.ptr())) return false;
+  const char* bytes = PyBytes_AS_STRING(seen.ptr());
+  for (py::handle tensor : tensors) {
+    Seen was;
+    std::memcpy(&was, bytes, sizeof(was));
+    bytes += sizeof(was);
+    if (number_of(PyObject_CallMethodNoArgs(tensor.ptr(), address)) != was.address) return false;
+    if (number_of(PyObject_GetAttr(tensor.ptr(), version)) != was.version) return false;
+    const void* first = reinterpret_cast<const void*>(static_cast<Address>(was.address));
+    if (was.size > 0 && std::memcmp(first, &was.number, was.size) != 0) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -115,6 +156,7 @@ PYBIND11_MODULE(_C, m) {
   info["nvcc"] = DD2_NVCC_VERSION;
 #endif
   m.attr("build_info") = info;
+  m.def("unchanged", &unchanged, "Whether watched tensors are as they were.");
 
   py::dict layouts;
 #define DD2_CPU_OPERATOR(name, Params)                 \

@@ -5,10 +5,10 @@
     python bench/tools/passes.py TEACHER_RUN RUN... --data IDX_FOLDER --out ...
     python bench/tools/quality.py --passes bench/results/passes        the tables
 
-``RUN`` are folders of ``dd2-fast train`` with ``method = "logits"`` over that teacher, which is a
-bundled one, or that of a run over images (``train teacher``); guidance and filters are theirs. The
-columns are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of one image
-by ``Sampler``, its least of some, on one thread.
+``RUN`` are folders of ``dd2-fast train`` over that teacher, which is a bundled one or that of a run
+over images (``train teacher``); guidance and filters are theirs, temperatures of logit students
+alone. The columns are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of
+one image by ``Sampler``, its least of some, on one thread.
 """
 
 from __future__ import annotations
@@ -133,13 +133,17 @@ def main() -> int:
     for run in options.runs:
         generator = checkpoints.load(run / "generator.safetensors")
         generator.tokenizer, generator.teacher = bundle.tokenizer, bundle.teacher
+        own = json.loads((run / "run.json").read_text())["settings"]
+        section = {"dd1": "regression", "dd2": "distill", "logits": "logits"}[own["method"]]
+        runs[run.name] = {"method": own["method"], "seed": own["seed"], **own[section]}
+        if bundle.generator is None:
+            score_of = own["score"]
+        if own["method"] != "logits":
+            generators[run.name] = generator
+            continue
         for temperature in options.temperatures:
             at = f"{run.name}, temperature {temperature:g}"
             generators[run.name if temperature == 1 else at] = generator.at_temperature(temperature)
-        own = json.loads((run / "run.json").read_text())["settings"]
-        runs[run.name] = own["logits"]
-        if bundle.generator is None:
-            score_of = own["score"]
     sampling = {k: score_of[k] for k in ("cfg", "top_k", "top_p")}
     score = TeacherScore(bundle.teacher, **sampling)
     ways: dict[str, Any] = {}

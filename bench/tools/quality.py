@@ -1,9 +1,11 @@
 """Prints the sections of bench/QUALITY.md.
 
-    python bench/tools/quality.py [RUN...] [--ablations DIR] [--passes DIR]
+    python bench/tools/quality.py [RUN...] [--ablations DIR] [--passes DIR] [--tuning DIR]
 
 Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``ablations.py`` wrote
-the comparison of methods; of what ``passes.py`` wrote generators with Jacobi passes after them.
+the comparison of methods; of what ``passes.py`` wrote generators with Jacobi passes after them; of
+the ``trials.json`` of ``dd2-fast tune``, as ``NAME.json``, the best trials, and of further ones of
+a single trial, as ``NAME-TEXT.json``, their distances.
 """
 
 from __future__ import annotations
@@ -153,7 +155,9 @@ def passes(folder: Path) -> str:
         for key, found in report["rows"].items():
             name, _, count = key.partition("+")
             if count:
-                text = "DD2, bundled" if name == "dd2" else f"logit student {name}"
+                method = report["runs"].get(name.partition(",")[0], {}).get("method", "logits")
+                kind = {"dd1": "DD1", "dd2": "DD2", "logits": "logit student"}[method]
+                text = "DD2, bundled" if name == "dd2" else f"{kind} {name}"
                 told = [text, str(int(count) + 1)]
             elif key in ("teacher", "set_prediction"):
                 told = [key.replace("_", " "), ""]
@@ -166,11 +170,59 @@ def passes(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+_DISTANCES = {"fd": ("FD", 3), "fd_class": ("per class", 2), "fd_pixel": ("pixel", 4)}
+_SHOWN = 4  # trials
+
+
+def tuning(folder: Path) -> str:
+    """A table for each study, and one of what mattered."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        if "-" in path.stem:
+            continue
+        study = json.loads(path.read_text())
+        names = list(study["search"])
+        header = ["", *(name for name, _ in _DISTANCES.values()), *names, "CPU seconds"]
+        complete = [trial for trial in study["trials"] if trial["value"] is not None]
+        best = sorted(complete, key=lambda trial: trial["value"])[:_SHOWN]
+        own = [trial for trial in complete if trial["own"]]
+        rows = [_distances("teacher, another draw", study["teacher"], [""] * (len(names) + 1))]
+        rows += [_trial("own values", trial, names) for trial in own]
+        rows += [_trial(f"trial {t['number']}", t, names) for t in best if not t["own"]]
+        for other in sorted(folder.glob(f"{path.stem}-*.json")):
+            (again,) = json.loads(other.read_text())["trials"]
+            rows.append(
+                _trial(
+                    other.stem.partition("-")[2].replace("-", ", ").replace("_", " "), again, names
+                )
+            )
+        spent = sum(trial["cpu_seconds"] or 0 for trial in study["trials"])
+        counted = (
+            f"{len(study['trials'])} trials, {len(complete)} of them complete, {spent:.0f} CPU s."
+        )
+        shares = [[n, *(f"{one.get(n, 0):.2f}" for one in study["importances"].values())]
+                  for n in names]  # fmt: skip
+        parts.append(f"### {path.stem}, tuned\n\n{counted}\n\n{table(header, rows)}")
+        parts.append(table(["share of the variance", *study["importances"]], shares))
+    return "\n\n".join(parts)
+
+
+def _trial(text: str, trial: dict[str, Any], names: list[str]) -> list[str]:
+    settings = [trial["settings"].get(name, "") for name in names]
+    cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings]
+    return _distances(text, trial["distances"], [*cells, f"{trial['cpu_seconds']:.0f}"])
+
+
+def _distances(text: str, found: dict[str, float], rest: list[str]) -> list[str]:
+    return [text, *(f"{found[c]:.{d}f}" for c, (_, d) in _DISTANCES.items()), *rest]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--ablations", type=Path, help="folder that bench/tools/ablations.py wrote")
     parser.add_argument("--passes", type=Path, help="folder that bench/tools/passes.py wrote")
+    parser.add_argument("--tuning", type=Path, help="folder of trials.json of dd2-fast tune")
     options = parser.parse_args()
     runs = [json.loads((folder / "run.json").read_text()) for folder in options.runs]
     found = {name: [run for run in runs if run["recipe"] == name] for name in ("digits", "toy")}
@@ -181,6 +233,8 @@ def main() -> int:
         parts.append(f"## Methods at equal training time\n\n{ablations(options.ablations)}")
     if options.passes:
         parts.append(f"## Jacobi passes\n\n{passes(options.passes)}")
+    if options.tuning:
+        parts.append(f"## Tuning\n\n{tuning(options.tuning)}")
     if found["toy"]:
         parts.append(f"## Toys\n\n{toys(found['toy'])}")
     print("\n\n".join(parts))

@@ -42,6 +42,7 @@ DD2_INLINE void each_vector(int64_t channels, const Use& use) {
 }
 
 constexpr int64_t kTogether = 4;  // pixels
+constexpr int64_t kAhead = 1024;  // values to fetch ahead: processors stop at the end of a page
 
 template <typename T>
 class Image {
@@ -165,6 +166,7 @@ class Image {
       const T* x = of + first + p * p_.channels;
       T* y = y_ + first + p * p_.channels;
       each_vector(p_.channels, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+        __builtin_prefetch(x + c + kAhead);
         const Vec v = load_some(x + c, n) * load(gain + c) + load(shift + c);
         store_some(y + c, n, kSilu ? silu(v) : v);
       });
@@ -180,6 +182,8 @@ class Image {
   // Values of the image from `at` on, of channels c, ...; with a residual written as the sum, too.
   template <bool kResidual, bool kWrites>
   DD2_INLINE Vec value(int64_t at, int64_t c, int64_t n) const {
+    __builtin_prefetch(x_ + at + kAhead);
+    if constexpr (kResidual) __builtin_prefetch(residual_ + at + kAhead);
     const Vec x = load_some(x_ + at, n);
     if constexpr (!kResidual) return x;
     const Vec sum = x + load(scratch_.added.get() + c) + load_some(residual_ + at, n);

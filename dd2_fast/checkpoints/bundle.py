@@ -15,6 +15,7 @@ from .io import load_model, read_header, save
 from .registry import kind_of
 
 PARTS = ("tokenizer", "teacher", "generator", "stage1", "classifier")
+OPTIONAL = ("stage1",)  # a logit student has none
 SETTINGS = "run.json"
 STORED = "stored"  # in the settings: the dtype of parts that are to be float32
 _KINDS = {  # the ends of their names
@@ -28,7 +29,8 @@ _KINDS = {  # the ends of their names
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle folder holds; ``settings`` is its ``run.json``."""
+    """What a bundle folder holds; ``settings`` is its ``run.json``, ``stage1`` the generator as its
+    stage 1 left it, None where there was none."""
 
     tokenizer: Any
     teacher: Any
@@ -50,18 +52,19 @@ def load_bundle(folder: str | Path) -> Bundle:
         FileNotFoundError: the folder or a part is missing. ValueError: a part is damaged.
     """
     folder = Path(folder)
-    missing = [name for name in _file_names() if not (folder / name).is_file()]
+    needed = _file_names(OPTIONAL)
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: expected a bundle with {', '.join(_file_names())}; "
+            f"{folder}: expected a bundle with {', '.join(needed)}; "
             f"missing {', '.join(missing)}{_other_files(folder)}"
         )
     settings = _settings(folder)
-    parts = {name: _load_part(folder, name) for name in PARTS}
+    parts = {name: _load_part(folder, name) for name in PARTS if _is_there(folder, name)}
     if STORED in settings:  # smaller than they were trained, to be computed with in float32
         for part in parts.values():
             part.float()
-    bundle = Bundle(**parts, settings=settings)
+    bundle = Bundle(**{"stage1": None, **parts}, settings=settings)
     bundle.teacher.tokenizer = bundle.tokenizer
     bundle.generator.tokenizer = bundle.tokenizer
     bundle.generator.teacher = bundle.teacher
@@ -78,7 +81,7 @@ def shrink_bundle(folder: str | Path, out: str | Path, dtype: torch.dtype = torc
     folder, out = Path(folder), Path(out)
     bundle = load_bundle(folder)
     check_writable(out)
-    for name in PARTS:
+    for name in filter(lambda name: _is_there(folder, name), PARTS):
         header = read_header(folder / f"{name}.safetensors")
         save(out / f"{name}.safetensors", getattr(bundle, name).to(dtype), header["metadata"])
     settings = {**bundle.settings, STORED: str(dtype).removeprefix("torch.")}
@@ -108,8 +111,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / SETTINGS, "a run's settings")
 
 
-def _file_names() -> tuple[str, ...]:
-    return (*(f"{name}.safetensors" for name in PARTS), SETTINGS)
+def _is_there(folder: Path, name: str) -> bool:
+    return name not in OPTIONAL or (folder / f"{name}.safetensors").is_file()
+
+
+def _file_names(but: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return (*(f"{name}.safetensors" for name in PARTS if name not in but), SETTINGS)
 
 
 def _other_files(folder: Path) -> str:

@@ -36,10 +36,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=integer(0, 1 << 62), default=0, help="of every draw")
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="override a setting of data, evaluation, classifier or score, as in "
+        help="override settings of data, evaluation, classifier or score, as in "
         "evaluation.samples=1000; may be repeated",
     )
     parser.add_argument("--device", default="auto", help="default: CUDA where there is one")

@@ -26,11 +26,12 @@ from . import (
     plot,
     sample,
     train,
+    tune,
 )
 
 PROGRAM = "dd2-fast"
 _COMMANDS = (  # as --help lists them
-    *(info, demo, app, sample, edit, train, evaluate, plot),
+    *(info, demo, app, sample, edit, train, tune, evaluate, plot),
     *(make_data, fid, inspect, convert, export),
 )
 EXIT_ERROR = 2

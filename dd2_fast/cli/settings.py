@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import math
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..reading import shown
-from ..training.settings import as_field, configure, parse_config
+from ..training.settings import as_field, configure, field_types, parse_config
 
 T = TypeVar("T")
 SEEDS = (-(1 << 63), (1 << 63) - 1)
@@ -174,16 +172,3 @@ def apply_settings(config: T, assignments: Sequence[str]) -> T:
             section = section.setdefault(part, {})
         section[field] = as_field(f"--set {name}", text.strip(), known[name], text=True)
     return configure(config, table)
-
-
-def field_types(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the types of all fields that are not dataclasses themselves, by dotted name."""
-    hints = typing.get_type_hints(type(config))
-    known: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            known.update(field_types(value, f"{prefix}{field.name}."))
-        else:
-            known[prefix + field.name] = hints[field.name]
-    return known

@@ -71,13 +71,18 @@ def evaluation_table(told: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _place(key: str) -> tuple[int, str]:
+def _place(key: str) -> tuple[int, str, int]:
     """Where a row stands: JSON files keep no order."""
     kind = "one_step" if key.startswith("one_step") else key
-    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), key
+    name, _, number = key.rpartition("_")
+    after = (name, int(number)) if number.isdecimal() else (key, 0)
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), *after
 
 
 def _row_name(key: str) -> str:
+    name, _, number = key.rpartition("_")
+    if name == "one_step_jacobi":
+        return f"one step + {number} pass{'es' * (number != '1')}"
     if key.startswith("one_step_"):
-        return f"one step + {int(key.rpartition('_')[2]) - 1} teacher's"
+        return f"one step + {int(number) - 1} teacher's"
     return {**NAMES, "dd1": "DD1, one step"}.get(key, key.replace("_", " "))

@@ -60,31 +60,8 @@ def add_parser(commands: Any) -> None:
         metavar="CONFIG",
         help=f"after tokenizer or teacher: the configuration of images (default {_STAGES_OF})",
     )
-    parser.add_argument("--teacher", help="checkpoint of the teacher")
-    parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
-    add_config_option(parser)
-    parser.add_argument(
-        "--data",
-        help="images: a folder with one subfolder a class, an .npz (images, labels) or IDX files; "
-        "for a loaded teacher: samples of dd2-fast make-data (default: drawn when needed)",
-    )
-    parser.add_argument(
-        "--from",
-        dest="start",
-        metavar="RUN:stage1",
-        help="take stage 1 of another run, made with the same settings of it",
-    )
+    add_configuration_options(parser)
     parser.add_argument("--out", type=Path, help="folder to write (default runs/RECIPE)")
-    parser.add_argument(
-        "--seed", type=integer(0, SEEDS[1]), help="of the whole run (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="override a field of the configuration, as in distill.steps=500; may be repeated",
-    )
     parser.add_argument("--backend", help="of every operator; torch is the plain reference trainer")
     parser.add_argument(
         "--check-parity",
@@ -101,6 +78,35 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, shared=True)
 
 
+def add_configuration_options(parser: argparse.ArgumentParser) -> None:
+    """Add what changes a recipe's configuration, as :func:`configuration` reads it."""
+    parser.add_argument("--teacher", help="checkpoint of the teacher")
+    parser.add_argument("--tokenizer", help="checkpoint of its tokenizer")
+    add_config_option(parser)
+    parser.add_argument(
+        "--data",
+        help="images: a folder with one subfolder a class, an .npz (images, labels) or IDX files; "
+        "for a loaded teacher: samples of dd2-fast make-data (default: drawn when needed)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="RUN:stage1",
+        help="take stage 1 of another run, made with the same settings of it",
+    )
+    parser.add_argument(
+        "--seed", type=integer(0, SEEDS[1]), help="of the whole run (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override fields of the configuration, as in distill.steps=500; may be repeated",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the recipe and print where its networks are."""
     import torch
@@ -109,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..processes import place
 
     rank, count = place()
-    module, config = _configuration(arguments)
+    module, config = configuration(arguments)
     if rank > 0 and (arguments.list or arguments.check_parity is not None):
         return 0
     if count > 1 and rank == 0 and arguments.recipe in _RECIPES:
@@ -143,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
+def configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
     """The recipe's module and its configuration with everything the command line changes."""
     name, last = arguments.recipe, ""
     if name in _STAGES:
@@ -157,8 +163,9 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
         )
     table = {} if name in _RECIPES else _read_toml(name)
     recipe = name if name in _RECIPES else table.pop("recipe", "distil")
-    if recipe not in (*_CONFIGURED, *_RECIPES):
-        raise ValueError(f"{name}: expected a recipe of {', '.join(_CONFIGURED)}, got {recipe!r}")
+    known = {**_CONFIGURED, **{key: kind for key, (kind, _) in _RECIPES.items()}}
+    if recipe not in known:
+        raise ValueError(f"{name}: expected a recipe of {', '.join(known)}, got {recipe!r}")
     if last and recipe != "images":
         raise ValueError(f"CONFIG: expected a configuration of images, got {name}")
     module = importlib.import_module(f"dd2_fast.training.recipes.{recipe}")
@@ -166,22 +173,21 @@ def _configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
     if arguments.config:
         parse_config(arguments.config)  # a mistake in it before any work
         given["config"] = shlex.join(arguments.config)
-    if name in _RECIPES:
+    if recipe in _RECIPES:
         if arguments.start:
-            raise ValueError(f"--from: the recipe {name} has no run to start from")
+            raise ValueError(f"--from: the recipe {recipe} has no run to start from")
         if given:
-            raise ValueError(f"--{next(iter(given))}: the recipe {name} makes its own")
-        config = getattr(module, _RECIPES[name][0])()
+            raise ValueError(f"--{next(iter(given))}: the recipe {recipe} makes its own")
     else:
         # All at once: whether settings fit each other may depend on what the options give.
         source, more = table.get("source", {}), {"start": arguments.start, "last": last}
         if isinstance(source, dict):
             table["source"] = {**source, **given}
         table |= {key: value for key, value in more.items() if value}
-        try:
-            config = configure(getattr(module, _CONFIGURED[recipe])(), table)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}") from error
+    try:
+        config = configure(getattr(module, known[recipe])(), table)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
     config = apply_settings(config, arguments.set)
     if arguments.seed is not None:
         config = dataclasses.replace(config, seed=arguments.seed)

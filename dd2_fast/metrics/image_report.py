@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ambient import outside_autocast
+from ..losses import TeacherScore
 from ..models.family import Student, Teacher, Tokenizer
 from ..models.sampling import draw_tokens
 from ..ops import nearest_code
@@ -85,6 +86,7 @@ def evaluate_images(
     generators: Mapping[str, Student] | None = None,
     samples: int = 5000,
     teacher_steps: Sequence[int] = (2, 3, 4),
+    jacobi: Sequence[int] = (),
     neighbours: int = 3,
     batch: int = 250,
     seed: int = 0,
@@ -104,7 +106,8 @@ def evaluate_images(
     Rows are ``real`` (the held-out images), ``reconstruction`` (through the tokenizer),
     ``teacher`` (another draw than the reference), ``set_prediction`` (the tokens of that draw
     shuffled inside each class, at every position), each of ``generators`` and, of ``one_step``,
-    ``one_step_K`` with the last ``K - 1`` steps drawn anew by the teacher.
+    ``one_step_K`` with the last ``K - 1`` steps drawn anew by the teacher, ``one_step_jacobi_K``
+    with ``K`` of the teacher's passes over all tokens (``teacher_steps`` and ``jacobi`` have K).
 
     Args:
         tokenizer: that decodes all of them. images: parts ``[m, c, S, S]`` in [0, 1] of the
@@ -122,7 +125,7 @@ def evaluate_images(
         if teacher is not None:
             judge.draw(teacher, options, seed)
             for name, generator in (generators or {}).items():
-                judge.generated(name, generator, teacher, seed, teacher_steps, options)
+                judge.generated(name, generator, teacher, seed, teacher_steps, jacobi, options)
         return judge.told
 
 
@@ -206,15 +209,18 @@ class _Judge:
         teacher: Teacher,
         seed: int,
         teacher_steps: Sequence[int],
+        jacobi: Sequence[int],
         sampling: dict[str, Any],
     ) -> None:
-        """The row of a generator, and of the teacher's steps after ``one_step``."""
+        """The row of a generator, and of the teacher's steps and passes after ``one_step``."""
         book = self.tokenizer.codebook
 
-        def draw(labels: Tensor, index: Tensor) -> Tensor:
+        def noise(index: Tensor) -> Tensor:
             shape = (generator.num_tokens, book.shape[1])
-            noise = image_normal(seed, index, shape, stream=_NOISE_STREAM)
-            return generator(noise.to(book.dtype), labels)
+            return image_normal(seed, index, shape, stream=_NOISE_STREAM).to(book.dtype)
+
+        def draw(labels: Tensor, index: Tensor) -> Tensor:
+            return generator(noise(index), labels)
 
         made = self._parts(draw)
         images = (self.tokenizer.decode(part) for part in made)
@@ -247,6 +253,18 @@ class _Judge:
                     refine(y, i, nearest_code(draw(y, i), book)[:, :k])
                 ),
             )
+
+        for count in jacobi:
+
+            def passed(labels: Tensor, index: Tensor, passes: int = count) -> Tensor:
+                found, eps = nearest_code(draw(labels, index), book), noise(index)
+                score = TeacherScore(teacher, **sampling)
+                for _ in range(passes):
+                    found = score(found, labels).flow(eps)
+                return found
+
+            self._tokens(f"{name}_jacobi_{count}", torch.cat(self._parts(passed)))
+            self._time(f"{name}_jacobi_{count}", lambda y, i, p=passed: self._decode(p(y, i)))  # type: ignore[misc]
 
     def _tokens(self, name: str, tokens: Tensor) -> None:
         parts = (self._decode(part) for part in tokens.split(self.batch))

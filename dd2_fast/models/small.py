@@ -1,5 +1,5 @@
-"""Small networks' weights, packed as the kernels of ``small_generator`` and ``small_teacher`` read
-them.
+"""Small networks' weights, packed as the kernels of ``small_generator``, ``small_student`` and
+``small_teacher`` read them.
 
 The packed copy is no part of a network: it is kept beside it while the network's tensors are those
 it was made of (:class:`.watch.Watch`).
@@ -119,6 +119,12 @@ def packed_teacher(teacher: Any) -> Packed | None:
     return _of(teacher, _teacher_parts, _fresh_teacher, _pack_teacher)
 
 
+def packed_student(student: Any) -> Packed | None:
+    """The weights of a ``LogitStudent`` over a :class:`.CausalTransformer`: backbone and a
+    classifier with a bias."""
+    return _of(student, _generator_parts, _fresh_student, _pack_student)
+
+
 def _generator_parts(generator: Any) -> list[nn.Module]:
     return [generator.backbone, generator.head]
 
@@ -164,9 +170,27 @@ def _fresh_teacher(teacher: Any) -> list[nn.Module] | None:
 
 
 def _pack_teacher(writer: Writer, teacher: Any) -> TeacherSizes:
-    _pack_transformer(writer, teacher.backbone)
-    writer.layer(*_after_norm(teacher.backbone.norm, teacher.classifier))
-    return TeacherSizes(*_sizes(teacher.backbone))
+    return _pack_logits(writer, teacher.backbone, teacher.classifier)
+
+
+def _fresh_student(student: Any) -> list[nn.Module] | None:
+    backbone = student.backbone
+    if not _fits(backbone):
+        return None
+    made = CausalTransformer(**backbone.backbone_config)
+    return [made, nn.Linear(made.width, student.config["codes"])]
+
+
+def _pack_student(writer: Writer, student: Any) -> TeacherSizes:
+    return _pack_logits(writer, student.backbone, student.head)
+
+
+def _pack_logits(
+    writer: Writer, backbone: CausalTransformer, classifier: nn.Linear
+) -> TeacherSizes:
+    _pack_transformer(writer, backbone)
+    writer.layer(*_after_norm(backbone.norm, classifier))
+    return TeacherSizes(*_sizes(backbone))
 
 
 def _narrow(width: int) -> bool:

@@ -18,10 +18,18 @@ from torch.autograd.graph import increment_version
 from torch.nn.modules import module as every_module
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from ..ops import extension, structs
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EVERY_HOOK = [getattr(every_module, f"_global{name}") for name in _HOOKS]
 _PLAIN = (Tensor, nn.Parameter)
 _version, _value, _address = attrgetter("_version"), attrgetter("value"), Tensor.data_ptr
+
+
+class _Seen(ctypes.Structure):
+    """``Seen`` of ``csrc/bindings.cpp``."""
+
+    _fields_ = structs.fields("address version size number", ctypes.c_uint64)
 
 
 def _count_fused_step(optimizer: Optimizer, *_: Any) -> None:
@@ -46,17 +54,25 @@ class Watch:
     def __init__(self, network: nn.Module, parts: Iterable[nn.Module]) -> None:
         modules = [network, *(module for part in parts for module in part.modules())]
         of_kinds = [m.__dict__[k] for m in modules for k in ("_parameters", "_buffers", "_modules")]
-        self._places = [kept.values() for kept in of_kinds if kept]
-        self._held = list(chain.from_iterable(self._places))
+        self._dicts = tuple(kept for kept in of_kinds if kept)
+        self._places = [kept.values() for kept in self._dicts]
+        self._held = tuple(chain.from_iterable(self._places))
         self.tensors = [held for held in self._held if isinstance(held, Tensor)]
         self._lie = self._addresses()
         kinds = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
-        self._numbers = [
-            kinds[min(8, tensor.element_size())].from_address(address)
-            for tensor, address in zip(self.tensors, self._lie, strict=True)
+        self._sizes = [
+            min(8, tensor.element_size())
             if tensor.device.type == "cpu" and tensor.numel() and address and type(tensor) in _PLAIN
+            else 0
+            for tensor, address in zip(self.tensors, self._lie, strict=True)
         ]
-        self._state = self._now()
+        self._numbers = [
+            kinds[size].from_address(address)
+            for size, address in zip(self._sizes, self._lie, strict=True)
+            if size
+        ]
+        self._unchanged = getattr(extension.load()[0], "unchanged", None)
+        self.renew()
         self._hooks = [m.__dict__[name] for m in modules for name in _HOOKS]
         self.plain = all(type(t) in _PLAIN for t in self.tensors) and not any(
             "forward" in m.__dict__ or hasattr(m, "parametrizations") for m in modules
@@ -79,11 +95,24 @@ class Watch:
 
     def current(self) -> bool:
         """Whether they are as they were, too."""
+        if self._unchanged is not None:  # in half the time
+            as_they_were: bool = self._unchanged(
+                self._dicts, self._held, self._as_tuple, self._seen
+            )
+            return as_they_were
         return self.in_place() and self._now() == self._state
 
     def renew(self) -> None:
         """Take the tensors, which lie where they did, as they are now."""
         self._state = self._now()
+        self._as_tuple = tuple(self.tensors)
+        numbers = iter(self._state[len(self.tensors) :])
+        versions = self._state[: len(self.tensors)]
+        parts = [
+            _Seen(address, version, size, next(numbers) if size else 0)
+            for address, version, size in zip(self._lie, versions, self._sizes, strict=True)
+        ]
+        self._seen = b"".join(map(bytes, parts))
 
     def hooked(self) -> bool:
         """Whether a hook waits for a module."""

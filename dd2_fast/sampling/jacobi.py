@@ -11,6 +11,7 @@ from ..models.family import Teacher
 from .noise import image_noise
 
 NEEDS = ("guidance_scale", "logits", "steps")  # what a teacher needs for it
+FLOW_STEPS = 20  # after a generator that has none of its own
 _VALUES = 1 << 28  # logits that are held at once
 
 
@@ -22,7 +23,7 @@ def jacobi(
     *,
     passes: int,
     seed: int | Tensor,
-    flow_steps: int = 20,
+    flow_steps: int = FLOW_STEPS,
     cfg: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -42,6 +43,14 @@ def jacobi(
     codebook, condition = teacher.codebook, condition_of(teacher)
     score = TeacherScore(teacher, cfg=cfg, top_k=top_k, top_p=top_p)
     noise = image_noise(seed, indices, (tokens.shape[1], codebook.shape[1])).to(codebook.dtype)
+    at_once = getattr(teacher, "pass_at_once", None)
+    if at_once is not None:
+        scale = score.guidance_scale()
+        passed: Tensor | None = at_once(
+            tokens, labels, noise, passes, flow_steps, scale, top_k, top_p
+        )
+        if passed is not None:
+            return passed
     size = max(1, _VALUES // (tokens.shape[1] * len(codebook)))
     parts = []
     for part, eps, rows in zip(

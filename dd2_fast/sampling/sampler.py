@@ -33,11 +33,11 @@ from .arguments import (
     image_seeds,
     integer,
 )
-from .at_once import AtOnce
+from .at_once import AtOnce, CodesAtOnce, at_once
 from .buckets import BucketedCall, Function, bucket_sizes
 from .edit import EditingSampler
 from .faults import Faults
-from .jacobi import NEEDS, jacobi
+from .jacobi import FLOW_STEPS, NEEDS, jacobi
 from .noise import image_noise
 from .outputs import PIXELS, check_output, in_form, to_uint8
 from .pretrained import PretrainedSampler
@@ -46,7 +46,6 @@ from .sources import load_networks
 
 _BATCH = 256
 _REFINES = ("guidance_scale", "generate", "steps")  # what a teacher needs for its steps
-_FLOW_STEPS = 20  # of Jacobi passes after a generator that has none of its own
 _OFF = {"cfg": None, "top_k": 0, "top_p": 1.0}
 
 
@@ -127,7 +126,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         self._compiling: dict[str, Any] | None = None
         # What runs, and the prepared networks that it is of.
         self._calls: tuple[tuple[Function, Function], tuple[Any, Any]] | None = None
-        self._at_once: AtOnce | None = None
+        self._at_once: AtOnce | CodesAtOnce | None = None
         self.rounded = dtype if isinstance(dtype, str) else None
         if isinstance(dtype, torch.dtype):
             self.to(dtype)
@@ -229,7 +228,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
     ) -> Tensor:
         """Embeddings [B, n, C] from the noise of a seed (one number, or int64 [B])."""
         if self._plain():
-            drawn = self._networks_at_once().draw(seed, indices, labels, images=False)
+            drawn = self._networks_at_once().draw(seed, indices, labels)
             if drawn is not None:
                 return drawn
         codebook = self.tokenizer.codebook
@@ -294,12 +293,12 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
 
         It has no part of torch's modes, each of which costs some percent of a digit.
         """
-        if self.teacher_steps > 1 or self.jacobi or output == "tokens" or not self._plain():
+        if self.teacher_steps > 1 or not self._plain():
             return None
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self._small(labels, indices, seed, output)
-        drawn = self._networks_at_once().draw(seed, indices, labels, images=output != "latent")
+        drawn = self._networks_at_once().finished(seed, indices, labels, output)
         if drawn is None or not math.isfinite(drawn.sum()):
             return None
         return to_uint8(drawn) if output in PIXELS else drawn
@@ -308,9 +307,10 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
         """Whether the networks run as they are, neither compiled nor captured."""
         return self._compiling is None and not self._cuda_graphs
 
-    def _networks_at_once(self) -> AtOnce:
+    def _networks_at_once(self) -> AtOnce | CodesAtOnce:
         if self._at_once is None:
-            self._at_once = AtOnce(self.generator, self.tokenizer)
+            passes: dict[str, Any] = dict(passes=self.jacobi, **self._teacher_options)
+            self._at_once = at_once(self.generator, self.tokenizer, self.teacher, **passes)
         return self._at_once
 
     def _drawn(
@@ -366,7 +366,7 @@ class Sampler(PretrainedSampler, EditingSampler, nn.Module):
             by_teacher = prepare(self.teacher), nearest_code(x, codebook), labels, indices
             with annotate("dd2_fast.refine"):
                 if self.jacobi:
-                    flow_steps = getattr(self.generator, "flow_steps", _FLOW_STEPS)
+                    flow_steps = getattr(self.generator, "flow_steps", FLOW_STEPS)
                     tokens = jacobi(*by_teacher, passes=self.jacobi, flow_steps=flow_steps, **given)
                 else:
                     tokens = refine(*by_teacher, steps=self.teacher_steps - 1, **given)

@@ -176,12 +176,19 @@ class ImageClassifierConfig(Checked):
 class EvaluationConfig(Checked):
     """What a run is judged on: images of each way to make them, 0 for no evaluation.
 
-    ``teacher_steps``: steps after the one of the generator's, each number a row. ``grid``: images
-    of a picture, ``neighbours`` of precision and recall.
+    Each number is a row, ``teacher_steps``: of steps in all, the teacher's after the one of the
+    generator's; ``jacobi``: of the teacher's passes over all tokens after it. ``grid``: images of a
+    picture, ``neighbours`` of precision and recall.
     """
 
     samples: Count = 5000
     teacher_steps: tuple[int, ...] = (2, 3, 4)
+    jacobi: tuple[int, ...] = ()
     grid: int = 80
     neighbours: int = 3
     batch: int = 250
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(passes < 1 for passes in self.jacobi):
+            raise ValueError(f"jacobi: expected numbers of at least 1, got {self.jacobi}")

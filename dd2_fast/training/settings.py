@@ -28,6 +28,19 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def field_types(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the types of all fields that are not dataclasses themselves, by dotted name."""
+    hints = typing.get_type_hints(type(config))
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            known.update(field_types(value, f"{prefix}{field.name}."))
+        else:
+            known[prefix + field.name] = hints[field.name]
+    return known
+
+
 def configure(config: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
     """A copy of a configuration with the values of a table, as TOML has them.
 
@@ -68,7 +81,7 @@ def as_field(name: str, value: Any, kind: Any, *, text: bool = False) -> Any:
     Args:
         name: what an error begins with.
         value: as TOML has it; with ``text`` as a command line does, where a field that may be None
-            takes "none", and a tuple values with commas.
+            takes "none", and a tuple values with commas, or nothing.
 
     Raises:
         TypeError: a value of another type; of a ``text`` it is a ValueError.
@@ -82,6 +95,8 @@ def as_field(name: str, value: Any, kind: Any, *, text: bool = False) -> Any:
         return as_field(name, value, kind, text=text)
     if origin is tuple:
         values = value.strip("()").split(",") if text else value
+        if values == [""]:
+            values = []
         several = isinstance(values, list | tuple)
         kinds = inner[:1] * len(values) if several and inner[-1] is ... else inner
         if not several or len(values) != len(kinds):

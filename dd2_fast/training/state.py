@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,18 @@ class RunState:
             return False
         if state is None:
             state = self._read(self.path.with_name(name))
+        self._take(state)
+        return True
+
+    def begin_from(self, path: Path, differing: Collection[str]) -> None:
+        """Take the state of another run, whose settings are this one's but for ``differing``.
+
+        Raises:
+            ValueError: it is damaged, or other settings differ.
+        """
+        self._take(self._read(path, differing))
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         for name, module in self.modules.items():
             self.parallel.load_model(module, state["modules"][name])
         self.done, self.stage, self.step = state["done"], state["stage"], state["step"]
@@ -157,7 +169,6 @@ class RunState:
         self.seconds = state["seconds"]
         self.rng.set_state(state["rng"])
         self._stage_state = state["stage_state"]
-        return True
 
     def _choose(self, replace: bool) -> tuple[Path | None, dict[str, Any] | None]:
         """The file to go on from and what is in it."""
@@ -180,8 +191,8 @@ class RunState:
             self.remove()
         return None, None
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        """The saved state, of this format and with this run's settings."""
+    def _read(self, path: Path, differing: Collection[str] = ()) -> dict[str, Any]:
+        """The saved state, of this format and with this run's settings but for ``differing``."""
         try:
             screen_zip(path)
             check_archive(path)
@@ -197,8 +208,19 @@ class RunState:
         saved = state["settings"]
         if path == self.final and self.extends is not None:
             saved = {**saved, self.extends: self.settings[self.extends]}
-        check_settings(path, saved, self.settings)
+        saved, wanted = (
+            {name: value for name, value in settings.items() if name not in differing}
+            for settings in (saved, self.settings)
+        )
+        check_settings(path, saved, wanted)
         return state
+
+    def fork(self, path: Path) -> None:
+        """Save the state between two stages as ``path``, in place of the others."""
+        self.save({})
+        if self.parallel.rank == 0:
+            os.replace(self.path, path)
+            self.previous.unlink(missing_ok=True)
 
     def keep(self) -> None:
         """The state at the end of the last stage stays as ``final.pt``, and no other does."""

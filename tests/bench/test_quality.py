@@ -29,3 +29,15 @@ def test_the_committed_passes_are_made_from_the_committed_files(tmp_path: Path) 
     quality = (BENCH / "QUALITY.md").read_text()
     assert len(tables) == len(list(folder.glob("*.json"))) >= 1
     assert all(table.count("\n") >= 5 and table in quality for table in tables)
+
+
+def test_the_committed_tuning_is_made_from_the_committed_files(tmp_path: Path) -> None:
+    folder = BENCH / "results" / "tuning"
+    printed = run_python(
+        str(BENCH / "tools" / "quality.py"), "--tuning", str(folder), folder=tmp_path
+    ).strip()
+    tables = [part for part in printed.split("\n\n") if part.startswith("|")]
+    studies = [path for path in folder.glob("*.json") if "-" not in path.stem]
+    quality = (BENCH / "QUALITY.md").read_text()
+    assert len(tables) == 2 * len(studies) >= 2
+    assert all(table in quality for table in tables)

@@ -184,6 +184,8 @@ def test_bundle(tmp_path: Path):
         bundle.settings = {}
     generator = checkpoints.load(tmp_path)
     assert isinstance(generator, DD2Generator) and isinstance(generator.tokenizer, VQTokenizer)
+    (tmp_path / "stage1.safetensors").unlink()  # as of a logit student
+    assert checkpoints.load_bundle(tmp_path).stage1 is None
     (tmp_path / "teacher.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"missing teacher\.safetensors"):
         checkpoints.load_bundle(tmp_path)

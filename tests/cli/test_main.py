@@ -18,6 +18,7 @@ COMMANDS = (
     "demo",
     "sample",
     "train",
+    "tune",
     "plot",
     "make-data",
     "inspect",

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from dd2_fast.models import ARTeacher, DD2Generator, VQTokenizer
-from dd2_fast.models.small import packed_decoder, packed_generator, packed_teacher
+from dd2_fast.models import ARTeacher, DD2Generator, LogitStudent, VQTokenizer
+from dd2_fast.models.small import (
+    packed_decoder,
+    packed_generator,
+    packed_student,
+    packed_teacher,
+)
+from dd2_fast.ops import extension
 
 SIZES = {"num_tokens": 4, "dimension": 3, "num_classes": 2, "width": 32, "layers": 2, "heads": 2}
 
@@ -30,8 +36,26 @@ def teacher(**changes: int) -> ARTeacher:
     return ARTeacher(**{**SIZES, "vocabulary": 7, **changes})
 
 
-NETWORKS = [(generator, packed_generator), (tokenizer, packed_decoder), (teacher, packed_teacher)]
-EACH = pytest.mark.parametrize("make,pack", NETWORKS, ids=["generator", "decoder", "teacher"])
+def student(**changes: int) -> LogitStudent:
+    return LogitStudent(**{**SIZES, "codes": 7, **changes})
+
+
+NETWORKS = {
+    "generator": (generator, packed_generator),
+    "decoder": (tokenizer, packed_decoder),
+    "teacher": (teacher, packed_teacher),
+    "student": (student, packed_student),
+}
+EACH = pytest.mark.parametrize("make,pack", NETWORKS.values(), ids=NETWORKS.keys())
+
+
+@pytest.fixture(params=["compiled", "python"])
+def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors looked at by the extension, and without one."""
+    if request.param == "python":
+        monkeypatch.setattr("dd2_fast.models.watch.extension.load", lambda: (None, "absent"))
+    elif extension.load()[0] is None:
+        pytest.skip("no extension")
 
 
 def weights(pack: Callable, network: nn.Module) -> Tensor:
@@ -41,6 +65,7 @@ def weights(pack: Callable, network: nn.Module) -> Tensor:
 
 
 @EACH
+@pytest.mark.usefixtures("watch")
 def test_they_are_kept_until_a_tensor_changes(make: Callable, pack: Callable) -> None:
     network = make()
     read = [t for n, t in network.named_parameters() if not n.startswith("encoder")]
@@ -55,6 +80,7 @@ def test_they_are_kept_until_a_tensor_changes(make: Callable, pack: Callable) ->
 
 
 @EACH
+@pytest.mark.usefixtures("watch")
 def test_replaced_parts_are_seen(make: Callable, pack: Callable) -> None:
     network, other = make(), make()
     changes: list[Callable[[], object]] = [
@@ -91,6 +117,7 @@ def test_an_optimizer_step_is_seen(
 
 
 @EACH
+@pytest.mark.usefixtures("watch")
 def test_changes_that_torch_does_not_count_are_seen(make: Callable, pack: Callable) -> None:
     """As averages are often kept, and as vector_to_parameters writes."""
 
@@ -190,6 +217,9 @@ UNCOVERED = {
         lambda: changed(tokenizer(), "decoder.0.padding_mode", "reflect"),
     ),
     "teacher width": (packed_teacher, lambda: teacher(width=24, heads=1)),
+    "student width": (packed_student, lambda: student(width=24, heads=1)),
+    "no student's bias": (packed_student, lambda: student(bias=False)),
+    "another head": (packed_student, lambda: changed(student(), "head", nn.Linear(32, 8))),
     "classifier": (packed_teacher, lambda: changed(teacher(), "classifier", nn.Linear(32, 8))),
 }
 

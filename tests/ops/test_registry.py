@@ -268,7 +268,7 @@ def test_imports_point_one_way() -> None:
 
 # The rooms of training/, each of which imports those before it; what is in no folder and is not
 # the configuration is the run's. Two files are other paths of those in samples/.
-ROOMS = ("config", "run", "samples", "stages", "recipes")
+ROOMS = ("config", "run", "samples", "stages", "recipes", "tuning")
 OTHER_PATHS = ("shards.py", "make_shards.py")
 
 

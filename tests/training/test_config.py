@@ -90,6 +90,7 @@ SAME: list[tuple[str, Any, Any]] = [
     ("inner.rate", "2", 2),
     ("inner.betas", "(0, 0.9)", [0, 0.9]),
     ("inner.sizes", "4,5,6", [4, 5, 6]),
+    ("inner.sizes", "", []),
 ]
 
 

@@ -22,9 +22,9 @@ def train(name: str, data: Path, out: Path, settings: dict[str, object]) -> dict
 
 
 LLAMAGEN = {
-    **{"tokenizer.latents": 8, "pairs.count": 200, "pairs.batch": 100, "adaptation.steps": 10},
-    **{"adaptation.batch": 16, "regression.steps": 20, "regression.batch": 16},
-    "evaluation.teacher_steps": "5,9",
+    **{"tokenizer.latents": 8, "pairs.count": 200, "pairs.batch": 100, "logits.pair_steps": 20},
+    **{"logits.pair_rate": 2e-3, "logits.steps": 30, "logits.rate": 1e-3, "logits.batch": 16},
+    **{"logits.ema_decay": 0.9, "evaluation.teacher_steps": "5,9", "evaluation.jacobi": "2,6"},
 }
 
 
@@ -59,11 +59,12 @@ def test_coloured_shapes(
     assert told["held_out_nll"] < math.log(32) - 0.5
     assert rows["real"]["accuracy"] > 0.9
     assert rows["teacher"]["nll"] < rows["set_prediction"]["nll"]  # it knows what belongs together
-    steps = ("one_step", *(f"one_step_{k}" for k in ((5, 9) if own else (2, 3))))
-    told_of = [rows[one]["nll"] for one in steps]
+    after = ("jacobi_2", "jacobi_6") if own else ("2", "3")
+    told_of = [rows[one]["nll"] for one in ("one_step", *(f"one_step_{k}" for k in after))]
     assert told_of == sorted(told_of, reverse=True)
     printed = capsys.readouterr().out
-    assert f"one step + {4 if own else 1} teacher's" in printed and "set prediction" in printed
+    assert ("one step + 2 passes" if own else "one step + 1 teacher's") in printed
+    assert "set prediction" in printed
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ struct SmallGeneratorParams {
   int decoder_width;
 };
 
-constexpr unsigned kNoiseStream = 0;  // NOISE_STREAM in dd2_fast/sampling/noise.py
 constexpr int kSmallThreads = 384;    // of a block of the GPU kernel
 
 // Where one image's activations lie on a GPU, in floats. Rows of inputs are eight floats longer

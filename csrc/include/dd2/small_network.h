@@ -12,6 +12,7 @@ namespace dd2 {
 
 constexpr int kPanel = 16;
 constexpr float kNormEps = 1e-5f;  // of LayerNorms
+constexpr unsigned kNoiseStream = 0;   // NOISE_STREAM in dd2_fast/sampling/noise.py
 
 // A causal transformer over code vectors: classes, positions, input, layers.
 struct SmallTransformer {

@@ -13,12 +13,13 @@ from ...ambient import constant
 from ...condition import ClassCondition
 from ...ops import registry
 from ...ops.small_network import TeacherSizes
+from ...ops.small_student import small_student
 from ...ops.small_teacher import small_teacher
 from ..attached import Attached
 from ..checks import check_drawn, embed_tokens, start_tokens
 from ..editing import Edits
 from ..sampling import Choose, TokenByToken, step_seed
-from ..small import packed_teacher
+from ..small import Packed, packed_teacher
 from .transformer import CausalTransformer
 
 _METHODS = {"generate", "logits", "steps"}  # another of these is not what one call computes
@@ -119,6 +120,52 @@ class ARTeacher(Edits, TokenByToken, Attached):
             tokens[:, here] = choose(here, logits, uncond_logits)
         return tokens
 
+    def packed_for(self, op: str) -> Packed | None:
+        """The weights as the kernel of ``op`` reads them; None where it does not cover the
+        network, or is not there."""
+        codebook = self.codebook
+        if (
+            type(self) is not ARTeacher
+            or not _METHODS.isdisjoint(self.__dict__)
+            or codebook.dtype != torch.float32
+            or not registry.has_kernel(op, codebook.device, codebook.dtype)
+        ):
+            return None
+        return packed_teacher(self)
+
+    @constant
+    def pass_at_once(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        passes: int,
+        flow_steps: int,
+        scale: float,
+        top_k: int,
+        top_p: float,
+    ) -> Tensor | None:
+        """What :func:`dd2_fast.sampling.jacobi.jacobi` returns for ``tokens [B, n]`` and the noise
+        ``[B, n, C]`` that they came from, by one call of ``small_student``; None where it does not
+        cover the network."""
+        packed = self.packed_for("small_student")
+        if packed is None:
+            return None
+        self.condition.check(labels, len(tokens), self.codebook.device)
+        return small_student(
+            noise,
+            labels,
+            self.codebook,
+            tokens=tokens.clamp(min=0),
+            teacher=packed.weights,
+            teacher_sizes=packed.sizes,
+            passes=passes,
+            guidance_scale=scale,
+            top_k=top_k,
+            top_p=top_p,
+            flow_steps=flow_steps,
+        )[0]
+
     @constant
     def draw_at_once(
         self,
@@ -132,14 +179,7 @@ class ARTeacher(Edits, TokenByToken, Attached):
     ) -> Tensor | None:
         """What :func:`.sampling.draw_tokens` returns, by one call of ``small_teacher``; None where
         it does not cover the network."""
-        if type(self) is not ARTeacher or not _METHODS.isdisjoint(self.__dict__):
-            return None
-        codebook = self.codebook
-        if codebook.dtype != torch.float32 or not registry.has_kernel(
-            "small_teacher", codebook.device, codebook.dtype
-        ):
-            return None
-        packed = packed_teacher(self)
+        codebook, packed = self.codebook, self.packed_for("small_teacher")
         if packed is None:
             return None
         self.condition.check(labels, device=codebook.device)

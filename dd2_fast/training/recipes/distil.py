@@ -35,7 +35,8 @@ from ..config import (
 from ..lockstep import Difference, compare, shorten
 from ..loop import Stage
 from ..parallel import Parallel
-from ..stages import AdaptationStage, GroundTruthScoreStage, RegressionStage
+from ..samples.draws import Source
+from ..stages import AdaptationStage, GroundTruthScoreStage, PairsStage, RegressionStage
 from .keeping import (
     STAGE1,
     TEACHER,
@@ -164,6 +165,7 @@ def _run(config: DistilConfig, out: Path, device: torch.device, progress: bool) 
             networks.ema,
             keep=keep,
             done=("adaptation", "stage1") if config.start else (),
+            teacher=networks.source,
         )
 
     inputs = [config.source.teacher, config.source.tokenizer]
@@ -230,7 +232,7 @@ def choose_device(name: str) -> torch.device:
 def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
     """The stages in order; each starts from what the ones before left in ``networks``."""
     if config.method == "logits":
-        return logit_stages(config, networks, parallel)
+        return _logit_stages(config, networks, parallel)
     teacher = networks.teacher
     samples = TeacherScore(networks.source, **dataclasses.asdict(config.samples))
     score = TeacherScore(teacher, **dataclasses.asdict(config.score))
@@ -282,6 +284,21 @@ def build_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -
             start,
         )
     return stages
+
+
+def _logit_stages(config: DistilConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
+    settings = config.logits
+    score = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
+    stages: list[Stage] = []
+    pool: Source | None = networks.pool
+    if networks.pool is not None:
+        stages.append(PairsStage(networks.pool, score, settings.pair_batch, config.ode_steps))
+    elif settings.pair_steps:
+        samples = TeacherScore(networks.teacher, **dataclasses.asdict(config.samples))
+        options: dict[str, Any] = dict(ode_steps=config.ode_steps, device=parallel.device)
+        pool = open_samples(config.source.data, samples, pairs=True, **options)
+    student, ema, prepare = networks.generator, networks.ema, networks.freeze
+    return [*stages, *logit_stages(settings, student, ema, score, pool, prepare, parallel)]
 
 
 def _write(out: Path, networks: Networks, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def judge(
         generators=generators if teacher is not None else {},
         samples=config.samples,
         teacher_steps=config.teacher_steps,
+        jacobi=config.jacobi,
         neighbours=config.neighbours,
         batch=config.batch,
         seed=seed,
@@ -214,6 +215,9 @@ def pictures(
             if 1 < steps <= len(teacher.steps) + 1:
                 sampler = Sampler(generator, teacher_steps=steps, **sampling)
                 yield f"{name}_{steps}", sampler(wanted, seed=seed)
+        for passes in config.jacobi:
+            sampler = Sampler(generator, jacobi=passes, **sampling)
+            yield f"{name}_jacobi_{passes}", sampler(wanted, seed=seed)
 
 
 def _columns(num_classes: int) -> int:

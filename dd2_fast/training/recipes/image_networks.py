@@ -12,10 +12,10 @@ from torch import nn
 from ...checkpoints.loader import tokenizer_of
 from ...condition import condition_of
 from ...metrics.image_classifier import ImageClassifier
-from ...models import DD2Generator, DD2Guidance
-from ...models.dd2 import DD2Network
+from ...models import DD2Generator, DD2Guidance, LogitStudent
 from ...models.families import FAMILIES, backbone_of, family_of
 from ...models.family import FromImages, as_module
+from ...models.network import BackboneNetwork
 from ..parallel import Parallel
 from ..samples.pool import PairPool
 from ..settings import parse_config
@@ -31,9 +31,11 @@ class Networks:
 
     ``teacher`` has ``tokenizer`` attached; ``average`` is the teacher's running average, ``ema``
     the generator's; ``stage1`` the generator as stage 1 leaves it. ``reader`` is what is distilled,
-    the teacher or, of one that reads codes only, the copy of stage 0 that reads any vector.
+    the teacher or, of one that reads codes only, the copy of stage 0 that reads any vector. A logit
+    student has the teacher itself, and no guidance network and ``stage1``.
     """
 
+    generator: Any
     ema: Any = None
     discriminator: nn.Module | None = None
     adapting = False
@@ -60,9 +62,12 @@ class Networks:
                 self.teacher = self._teacher(loaded, num_classes)
                 self.average = type(self.teacher)(**self.teacher.config)
             if config.last == "generator":
-                self.adapting = not backbone_of(self.teacher)[1].adapted
-                self.reader = self.family.adapt(self.teacher, config.seed)
-                self._one_step()
+                if config.method == "logits":
+                    self._logit_students()
+                else:
+                    self.adapting = not backbone_of(self.teacher)[1].adapted
+                    self.reader = self.family.adapt(self.teacher, config.seed)
+                    self._one_step()
                 count, teacher = config.pairs.count, self.teacher
                 dimension = teacher.codebook.shape[1]
                 self.pool = PairPool(count, teacher.num_tokens, dimension, condition_of(teacher))
@@ -70,7 +75,7 @@ class Networks:
             network.to(device)
         if config.last == "generator":
             for network in self.modules().values():
-                if isinstance(network, DD2Network):
+                if isinstance(network, BackboneNetwork):
                     network.teacher = self.reader
                     parallel.prepare(network)
 
@@ -80,7 +85,8 @@ class Networks:
         if self.config.last != "tokenizer":
             names += ["teacher", "average"]
         if self.config.last == "generator":
-            names += ["guidance", "generator", "ema", "stage1"]
+            names += ["generator", "ema"]
+            names += ["guidance", "stage1"] if self.config.method == "dd2" else []
             names += ["reader"] if self.adapting else []
             names += ["pool"] if self.config.pairs.count else []
             names += ["dd1", "dd1_ema"] if self.config.dd1.steps else []
@@ -103,6 +109,12 @@ class Networks:
     def start_generator(self) -> None:
         """The generator and its average start from stage 1's network."""
         copy_weights(self.guidance, self.generator, self.ema, self.stage1)
+
+    def start_student(self) -> None:
+        """The logit student and its average start from the trained teacher."""
+        student = self._logit_student(self.family.adapt(self.teacher, self.config.seed))
+        for network in (self.generator, self.ema):
+            self.parallel.load_model(network, student.state_dict())
 
     def start_dd1(self) -> None:
         """The baseline starts from stage 1's network too."""
@@ -154,6 +166,21 @@ class Networks:
             teacher.load_state_dict(state)
         teacher.tokenizer = self.tokenizer
         return teacher
+
+    def _logit_students(self) -> None:
+        self.reader = self.teacher
+        reads_noise = self.family.adapt(self.teacher, self.config.seed)
+        self.generator, self.ema = (self._logit_student(reads_noise) for _ in range(2))
+        self.ema.requires_grad_(False)
+
+    def _logit_student(self, reads_noise: Any) -> LogitStudent:
+        config = self.config
+        return LogitStudent.from_teacher(
+            reads_noise,
+            flow_steps=config.logits.flow_steps,
+            temperature=config.logits.temperature,
+            exact=config.network.exact,
+        )
 
     def _one_step(self) -> None:
         network = dataclasses.asdict(self.config.network)

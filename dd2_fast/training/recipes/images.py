@@ -1,4 +1,5 @@
-"""From a user's images to a one-step generator: tokenizer, teacher, stages 0 to 2."""
+"""From a user's images to a one-step generator: tokenizer, teacher, and stages 0 to 2 or those of a
+logit student."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from ..config import (
     Count,
     CsdConfig,
     ExecutionConfig,
+    LogitsConfig,
     NetworkConfig,
     RegressionConfig,
     ScoreConfig,
@@ -57,12 +59,14 @@ from .image_evaluation import evaluate_run
 from .image_networks import Networks
 from .image_start import DONE, PAIRS, Keeper, load_start, stage1_settings
 from .keeping import check_start, write_network
+from .logits import logit_stages
 from .running import Made, carry_out
 from .stage2 import distillation_stages
 from .watching import WatchConfig
 
 SURVEY = "survey.json"
 LAST = ("tokenizer", "teacher", "generator")
+METHODS = ("dd2", "logits")
 PARTS = ("tokenizer", "classifier", "teacher", "reader", "guidance", "stage1", "generator", "dd1")
 FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.images is not None)
 _MODULES = {  # what is written, by the name of the last stage
@@ -95,6 +99,9 @@ class ImagesConfig(Checked):
     Args:
         family: of the networks, ``"var"`` or ``"llamagen"``.
         last: the stage to stop after, ``"tokenizer"``, ``"teacher"`` or ``"generator"``.
+        method: what follows the teacher: ``"dd2"``; ``"logits"`` for a
+            :class:`dd2_fast.models.LogitStudent`, which takes ``logits`` and ``network.exact`` in
+            the place of the settings of stages 0 to 2.
         device: ``"auto"`` is CUDA where there is one.
         samples: the distribution that stage 1 is trained on. score: the one that is distilled.
         adaptation: stage 0 of a teacher that reads codes only, LlamaGen's; 0 steps: as the MLP of
@@ -108,6 +115,7 @@ class ImagesConfig(Checked):
 
     family: str = "var"
     last: str = "generator"
+    method: str = "dd2"
     seed: Count = 0
     device: str = "auto"
     source: ImageSourceConfig = field(default_factory=ImageSourceConfig)
@@ -124,6 +132,7 @@ class ImagesConfig(Checked):
     regression: RegressionConfig = RegressionConfig(steps=0)
     dd1: RegressionConfig = RegressionConfig(steps=0)
     distill: CsdConfig = field(default_factory=CsdConfig)
+    logits: LogitsConfig = field(default_factory=LogitsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
@@ -138,6 +147,23 @@ class ImagesConfig(Checked):
         check_start(self.start)
         if self.start and self.last != "generator":
             raise ValueError(f"start: expected nothing where {self.last} is last")
+        one_of("method", self.method, METHODS)
+        if self.method == "logits":
+            if self.start:
+                raise ValueError(
+                    f"start: expected nothing for method logits, got {self.start!r}; give "
+                    "source.teacher and source.tokenizer, with teacher.steps = 0"
+                )
+            if self.dd1.steps:
+                raise ValueError(
+                    f"dd1.steps: expected 0 for method logits, got {self.dd1.steps}: it starts "
+                    "from stage 1"
+                )
+            if self.logits.pairs:
+                raise ValueError(
+                    f"logits.pairs: expected 0 in this recipe, got {self.logits.pairs}; give "
+                    "pairs.count"
+                )
         if not self.teacher.steps and not self.source.teacher and self.last != "tokenizer":
             raise ValueError("teacher.steps: expected at least 1 without source.teacher, got 0")
 
@@ -195,7 +221,8 @@ def _run(
         networks = Networks(config, data.num_classes, parallel)
         networks.discriminator = None if discriminator is None else discriminator.to(device)
         settings = stage1_settings(config, data.images.classes)
-        kept = config.execution.keep_state and config.last == "generator"
+        dd2 = config.last == "generator" and config.method == "dd2"
+        kept = config.execution.keep_state and dd2
         metadata = {"recipe": "images", "seed": config.seed}
 
         keep = Keeper(out, networks, metadata, settings) if kept else None
@@ -246,6 +273,8 @@ def last_steps(config: ImagesConfig) -> str:
         return "classifier.steps" if config.classifier.steps else "tokenizer.steps"
     if config.last == "teacher":
         return "teacher.steps"
+    if config.method == "logits":
+        return "logits.steps"
     return "distill.aligned_steps" if config.distill.align_steps else "distill.steps"
 
 
@@ -294,7 +323,8 @@ def build_stages(
                 parallel,
             )
         )
-    if config.last != "tokenizer" and config.teacher.steps:
+    trains_teacher = config.last != "tokenizer" and config.teacher.steps > 0
+    if trains_teacher:
         stages.append(
             ImageTeacherStage(
                 networks.teacher,
@@ -304,10 +334,25 @@ def build_stages(
                 parallel=parallel,
             )
         )
-        networks.teacher.requires_grad_("teacher" not in done)
+    if config.last != "tokenizer":
+        networks.teacher.requires_grad_(trains_teacher and "teacher" not in done)
     if config.last == "generator":
-        stages += _one_step_stages(config, networks, parallel, done, after_stage1)
+        if config.method == "logits":
+            stages += _logit_stages(config, networks, parallel)
+        else:
+            stages += _one_step_stages(config, networks, parallel, done, after_stage1)
     return stages
+
+
+def _logit_stages(config: ImagesConfig, networks: Networks, parallel: Parallel) -> list[Stage]:
+    score = TeacherScore(networks.teacher, **dataclasses.asdict(config.score))
+    stages: list[Stage] = []
+    pool: Source = LivePairs(score, ode_steps=config.ode_steps)
+    if config.pairs.count:
+        stages.append(PairsStage(networks.pool, score, config.pairs.batch, config.ode_steps))
+        pool = networks.pool
+    student, ema, start = networks.generator, networks.ema, networks.start_student
+    return [*stages, *logit_stages(config.logits, student, ema, score, pool, start, parallel)]
 
 
 def _one_step_stages(
@@ -391,8 +436,9 @@ def _write(
     """
     parallel = networks.parallel
     averages = {"generator": "ema", "dd1": "dd1_ema"}
+    made = networks.modules()
     for name in _MODULES[config.last]:
-        if (name == "dd1" and not config.dd1.steps) or (name == "reader" and not networks.adapting):
+        if name not in made:
             continue
         network: Any = getattr(networks, averages.get(name, name))
         path = out / f"{name}.safetensors"

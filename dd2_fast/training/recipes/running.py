@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class Made:
             None: the one attached to ``ema``.
         keep: called on every process with a stage, the number of its steps at the call before and
             now. done: stages that are behind the run from its start.
+        teacher: whose draws the generator's images stand for; None: the one among ``modules``.
     """
 
     modules: Mapping[str, nn.Module]
@@ -44,6 +47,52 @@ class Made:
     tokenizer: Tokenizer | None = None
     keep: Callable[[Stage, int, int], None] | None = None
     done: Collection[str] = ()
+    teacher: Any = None
+
+
+@dataclass
+class Guide:
+    """How a program runs a part of a recipe: no network and no report is written.
+
+    Attributes:
+        look: called in the place of ``Made.keep``, with what the recipe made and its stages first.
+        until: names of stages before the first of which to stop. The state there becomes the file
+            ``fork``.
+        begin: such a file, from which a run goes on whose settings are its own but for
+            ``differing``. Stages draw from their own generators, so that it ends as a run of its
+            settings from the start does.
+    """
+
+    look: Callable[[Made, Sequence[Stage], Stage, int, int], None] | None = None
+    until: Collection[str] = ()
+    fork: Path | None = None
+    begin: Path | None = None
+    differing: Collection[str] = ()
+
+    def stages(self, stages: list[Stage]) -> list[Stage]:
+        """Those to run."""
+        late = [i for i, stage in enumerate(stages) if stage.name in self.until]
+        return stages[: late[0]] if late else stages
+
+    def keep(self, made: Made, stages: Sequence[Stage]) -> Callable[[Stage, int, int], None] | None:
+        """``look``, as a run calls it."""
+        look = self.look
+        if look is None:
+            return None
+        return lambda stage, before, step: look(made, stages, stage, before, step)
+
+
+_guide: ContextVar[Guide | None] = ContextVar("guide", default=None)
+
+
+@contextmanager
+def guided(guide: Guide) -> Iterator[None]:
+    """Every recipe that runs in the block follows ``guide``."""
+    token = _guide.set(guide)
+    try:
+        yield
+    finally:
+        _guide.reset(token)
 
 
 def carry_out(
@@ -89,11 +138,20 @@ def carry_out(
         parallel=parallel,
         extends=extends,
     )
+    guide, told_of = _guide.get(), made.keep
     if not state.resume(replace=config.overwrite):
         state.done = list(made.done)
+        if guide is not None and guide.begin is not None:
+            state.begin_from(guide.begin, guide.differing)
     stages = made.stages(state.done)
-    with RunWatch(out, config.watch, made.ema, parallel, state, made.tokenizer, made.keep) as watch:
+    if guide is not None:
+        stages, told_of = guide.stages(stages), guide.keep(made, stages)
+    with RunWatch(out, config.watch, made.ema, parallel, state, made.tokenizer, told_of) as watch:
         run_stages(stages, state, progress=progress, parallel=parallel, watch=watch)
+    if guide is not None:
+        if guide.fork is not None:
+            state.fork(guide.fork)
+        return {}
     told = made.write()
     if keep:
         state.keep()

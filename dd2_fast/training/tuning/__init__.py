@@ -1,0 +1,1 @@
+"""Search for settings by short trainings: ``dd2-fast tune``."""
