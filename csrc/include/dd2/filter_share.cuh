@@ -59,16 +59,25 @@ class ShareFilter {
   static constexpr int kOwnBins = Selection<kBlock>::kOwn, kFillerBins = 8;
   using Bins = QuickBins<Selection<kBlock>::kBins>;
 
-  DD2_DEVICE ShareFilter(const RowShare<kBlock>& own, const Bins& quick, float most,
+  // masses: whether find<true>() will be asked for.
+  DD2_DEVICE ShareFilter(const RowShare<kBlock>& own, const Bins& quick, float most, bool masses,
                          Selection<kBlock>& selection)
       : share(own), s(selection), bins(quick), largest(most) {
-    const SharedAddress sums = shared_address(s.low);
-    for_each_logits<kBlock>(share, 0, [&](const auto& logits) {
-      for (const float logit : logits.value) {
-        tally_in_shared<4 * Selection<kBlock>::kBins>(sums, bins.place(logit),
-                                                      mass_of(logit - largest));
-      }
-    });
+    const SharedAddress low = shared_address(s.low), high = shared_address(s.high);
+    if (masses) {
+      for_each_logits<kBlock>(share, 0, [&](const auto& logits) {
+        for (const float logit : logits.value) {
+          tally_in_shared<4 * Selection<kBlock>::kBins>(low, bins.place(logit),
+                                                        mass_of(logit - largest));
+        }
+      });
+    } else {
+      for_each_logits<kBlock>(share, 0, [&](const auto& logits) {
+        for (const float logit : logits.value) {
+          add_in_shared<Tally::kOne>(high, bins.place(logit));
+        }
+      });
+    }
     __syncthreads();
     const int first = first_bin();
     Sum sum = 0;
@@ -202,7 +211,7 @@ DD2_DEVICE bool filter_share(RowShare<kBlock>& share, int k, float top_p, const 
   const QuickBins<Selection<kBlock>::kBins> bins(largest, floor);
   if (!bins.fits) return false;
   share.keep_from(floor, bins.filler);
-  ShareFilter<kBlock> filters(share, bins, largest, selection);
+  ShareFilter<kBlock> filters(share, bins, largest, top_p < 1.0f, selection);
   if (static_cast<int>(Tally::count(filters.total)) < k) return false;
   Tally::Sum mass = Tally::mass(filters.total);
   if (k > 0 && !filters.template find<false>(k, filter.threshold, mass)) return false;

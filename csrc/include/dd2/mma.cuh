@@ -21,6 +21,7 @@ namespace dd2 {
 #ifdef DD2_LAUNCHERS_ONLY
 
 using SharedAddress = unsigned char*;
+using no_device::add_in_shared;
 using no_device::add_where;
 using no_device::copy_to_shared;
 using no_device::copy_to_shared_or_zero;
@@ -90,6 +91,19 @@ DD2_DEVICE void weigh_in_shared(SharedAddress words, unsigned index, unsigned we
       "setp.lt.u32 adds, sum, %2;\n\t"
       "@adds red.shared.add.u32 [word+%5], 1;\n\t"
       "}" ::"r"(words), "r"(index), "r"(weight), "f"(value), "f"(floor), "n"(kHigh) : "memory");
+#endif
+}
+
+// Adds to word `index` from `words` on, in shared memory.
+template <unsigned kAmount>
+DD2_DEVICE void add_in_shared(SharedAddress words, unsigned index) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .u32 word;\n\t"
+      "mad.lo.u32 word, %1, 4, %0;\n\t"
+      "red.shared.add.u32 [word], %2;\n\t"
+      "}" ::"r"(words), "r"(index), "n"(kAmount) : "memory");
 #endif
 }
 
