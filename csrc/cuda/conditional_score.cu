@@ -26,7 +26,9 @@ void launch_conditional_score(const ConditionalScoreParams& p, void* stream) {
     return run<LogitTypes, Dims, Flags, Off>(DD2_KERNEL(conditional_score_fwd_kernel), l, p, stream) ||
            run<AnyType, Dims, Flags, Flags>(DD2_KERNEL(conditional_score_fwd_kernel), l, p, stream) ||
            run<Values<16, 32, 64>>(DD2_KERNEL(split_codebook_kernel), l, p, stream) ||
-           run<Flags>(DD2_KERNEL(row_filter_kernel), l, p, stream) ||
+           run<Values<kFewThreads, kThreads>, Values<true>>(DD2_KERNEL(row_filter_kernel), l, p,
+                                                            stream) ||
+           run<Values<kThreads>, Values<false>>(DD2_KERNEL(row_filter_kernel), l, p, stream) ||
            run<Dims, Flags>(DD2_KERNEL(direct_score_fwd_kernel), l, p, stream) ||
            run_dense(l, p, stream);
   });

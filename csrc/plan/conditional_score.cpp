@@ -56,8 +56,8 @@ std::vector<Launch> dense_launches(const ConditionalScoreParams& p, const Device
                       {tiles < kSplitBlocks ? tiles : kSplitBlocks, 1}, kThreads, 0});
   if (filtered) {
     launches.push_back(
-        {"row_filter_kernel", {staged}, {teacher.rows, 1}, row_filter_threads(staged),
-         staged ? row : 0});
+        {"row_filter_kernel", {teacher.filter_threads(staged), staged}, {teacher.rows, 1},
+         teacher.filter_threads(staged), staged ? row : 0});
   }
   launches.push_back({"dense_score_fwd_kernel", {type, width, jacobian, filtered}, {blocks, 1},
                       kDenseThreads, dense_shared_bytes(width, jacobian)});

@@ -14,7 +14,7 @@ Plan plan_logit_distillation_loss(const LogitDistillationLossParams& p, const De
   if (p.loss == nullptr) return {{{"logit_distillation_gradient_kernel", {}, {rows, 1}, kThreads, 0}}};
   const long long row = row_bytes(p.teacher);
   const bool staged = device.holds(row);
-  const int threads = staged && p.teacher.vocabulary <= kFewThreadsRow ? kFewThreads : kThreads;
+  const int threads = p.teacher.filter_threads(staged);
   return {{{"logit_distillation_loss_fwd_kernel", {threads, staged}, {rows, 1}, threads,
             staged ? row : 0}}};
 }

@@ -13,7 +13,7 @@ Plan plan_sample_code(const SampleCodeParams& p, const Device& device) {
   if (p.teacher.rows <= 0) return {};
   const long long row = row_bytes(p.teacher);
   const bool staged = device.holds(row);
-  const int threads = staged && p.teacher.vocabulary <= kFewThreadsRow ? kFewThreads : kThreads;
+  const int threads = p.teacher.filter_threads(staged);
   const LogitType type = staged ? LogitType::kAny : p.teacher.logit_type;
   return {{{"sample_code_fwd_kernel", {type, threads, staged}, {p.teacher.rows, 1}, threads,
             staged ? row : 0}}};

@@ -152,9 +152,9 @@ FAULTS = {
         DENSE, "race", "wrong result",
     ),
     "barrier_by_some": Planted(
-        "row_threshold.cuh",
-        "s.answer = value;\n  }\n  __syncthreads();",
-        "s.answer = value;\n    __syncthreads();\n  }",
+        "filter_share.cuh",
+        "(kept_too);\n      }\n    }\n    __syncthreads();",
+        "(kept_too);\n      }\n      __syncthreads();\n    }",
         draws(300, 60), "deadlock", "deadlock",
     ),
     "read_past_the_tail": Planted(

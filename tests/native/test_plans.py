@@ -108,7 +108,7 @@ def test_rows_to_draw_from_are_staged_where_they_fit(logit_type: int, fits: bool
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("vocabulary", "threads"), [(1, 128), (8192, 128), (8193, 256)])
+@pytest.mark.parametrize(("vocabulary", "threads"), [(1, 64), (4096, 64), (4097, 256)])
 def test_short_rows_to_draw_from_take_fewer_threads(vocabulary: int, threads: int) -> None:
     launch = the_launch("sample_code", SampleCodeParams(teacher=teacher(vocabulary=vocabulary)))
     assert launch.threads == threads
@@ -117,7 +117,7 @@ def test_short_rows_to_draw_from_take_fewer_threads(vocabulary: int, threads: in
 
 @pytest.mark.parametrize(
     ("vocabulary", "threads", "staged"),
-    [(1, 128, True), (8192, 128, True), (8193, 256, True), (10**6, 256, False)],
+    [(1, 64, True), (4096, 64, True), (4097, 256, True), (10**6, 256, False)],
 )
 def test_launches_of_a_students_loss(vocabulary: int, threads: int, staged: bool) -> None:
     """One kernel for logits of all types; its gradient takes no shared memory."""
@@ -278,7 +278,7 @@ def test_launches_by_tensor_cores(dim: int, width: int, jacobian: bool, top_k: i
     narrow, flag = 8 if dim == 8 else 32, str(jacobian).lower()
     # Two tiles; of every one of 64 tokens one vector of sums, or two, eight floats apart.
     shared = 2 * 256 * (width + 1) + (2 if jacobian else 1) * 4 * 64 * (width + 8)
-    filters = [Launch("row_filter_kernel<true>", (700, 1), 128, 16_000)]
+    filters = [Launch("row_filter_kernel<64, true>", (700, 1), 64, 16_000)]
     _, launches = plan("conditional_score", params)
     assert launches == [
         Launch(f"split_codebook_kernel<{width}>", (63, 1), 256, 0),

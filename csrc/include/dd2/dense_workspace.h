@@ -27,9 +27,6 @@ DD2_HD constexpr int dense_shared_bytes(int width, bool jacobian) {
   return 2 * dense_tile_bytes(width) + (jacobian ? 8 : 4) * kDenseTokens * dense_stride(width);
 }
 
-// Of a block of row_filter_kernel.
-DD2_HD constexpr int row_filter_threads(bool staged) { return staged ? kFewThreads : kThreads; }
-
 // What row_filter_kernel finds in a row; a threshold of NaN keeps no code: the row is invalid.
 struct KeptRange {
   float threshold;

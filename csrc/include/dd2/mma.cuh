@@ -21,18 +21,22 @@ namespace dd2 {
 #ifdef DD2_LAUNCHERS_ONLY
 
 using SharedAddress = unsigned char*;
+using no_device::add_in_shared;
 using no_device::add_where;
 using no_device::copy_to_shared;
 using no_device::copy_to_shared_or_zero;
 using no_device::count_in_shared;
 using no_device::exp2_flushed;
 using no_device::half_to_float;
+using no_device::keep_in_shared;
+using no_device::load_four_of_shared;
 using no_device::load_matrices;
 using no_device::load_matrices_transposed;
 using no_device::multiply_add;
 using no_device::multiply_add_bfloat16;
 using no_device::pack_halves;
 using no_device::shared_address;
+using no_device::tally_in_shared;
 using no_device::wait_for_copies;
 using no_device::weigh_in_shared;
 
@@ -87,6 +91,59 @@ DD2_DEVICE void weigh_in_shared(SharedAddress words, unsigned index, unsigned we
       "setp.lt.u32 adds, sum, %2;\n\t"
       "@adds red.shared.add.u32 [word+%5], 1;\n\t"
       "}" ::"r"(words), "r"(index), "r"(weight), "f"(value), "f"(floor), "n"(kHigh) : "memory");
+#endif
+}
+
+// Adds to word `index` from `words` on, in shared memory.
+template <unsigned kAmount>
+DD2_DEVICE void add_in_shared(SharedAddress words, unsigned index) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .u32 word;\n\t"
+      "mad.lo.u32 word, %1, 4, %0;\n\t"
+      "red.shared.add.u32 [word], %2;\n\t"
+      "}" ::"r"(words), "r"(index), "n"(kAmount) : "memory");
+#endif
+}
+
+// Adds a mass to word `index` from `words` on, in shared memory, and 2^16 and its carry to the word
+// kHigh bytes on.
+template <int kHigh>
+DD2_DEVICE void tally_in_shared(SharedAddress words, unsigned index, unsigned mass) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .u32 word, sum, one;\n\t"
+      "mad.lo.u32 word, %1, 4, %0;\n\t"
+      "atom.shared.add.u32 sum, [word], %2;\n\t"
+      "add.cc.u32 sum, sum, %2;\n\t"
+      "addc.u32 one, 65536, 0;\n\t"
+      "red.shared.add.u32 [word+%3], one;\n\t"
+      "}" ::"r"(words), "r"(index), "r"(mass), "n"(kHigh) : "memory");
+#endif
+}
+
+// Four neighbours of shared memory, aligned.
+DD2_DEVICE float4 load_four_of_shared(SharedAddress four) {
+  float4 v{};
+#ifdef __CUDA_ARCH__
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(four) : "memory");
+#endif
+  return v;
+}
+
+// Stores a value >= floor where `next` points to, which then points behind it.
+DD2_DEVICE void keep_in_shared(SharedAddress& next, float value, float floor) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n\t"
+      ".reg .pred keeps;\n\t"
+      "setp.ge.f32 keeps, %1, %2;\n\t"
+      "@keeps st.shared.f32 [%0], %1;\n\t"
+      "@keeps add.u32 %0, %0, 4;\n\t"
+      "}" : "+r"(next) : "f"(value), "f"(floor) : "memory");
 #endif
 }
 

@@ -10,14 +10,24 @@ struct PhiloxWords {
   unsigned word[4];
 };
 
+// The upper half of a product.
+DD2_HD unsigned multiply_high(unsigned a, unsigned b) {
+#ifdef __CUDA_ARCH__
+  return __umulhi(a, b);
+#else
+  return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32);
+#endif
+}
+
 DD2_HD PhiloxWords philox(PhiloxWords counter, unsigned key0, unsigned key1) {
   unsigned* c = counter.word;
   for (int round = 0; round < 10; ++round) {
-    const unsigned long long p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];
-    c[0] = static_cast<unsigned>(p1 >> 32) ^ c[1] ^ key0;
-    c[2] = static_cast<unsigned>(p0 >> 32) ^ c[3] ^ key1;
-    c[1] = static_cast<unsigned>(p1);
-    c[3] = static_cast<unsigned>(p0);
+    const unsigned a = 0xD2511F53u, b = 0xCD9E8D57u, low0 = a * c[0], low1 = b * c[2];
+    const unsigned high0 = multiply_high(a, c[0]), high1 = multiply_high(b, c[2]);
+    c[0] = high1 ^ c[1] ^ key0;
+    c[2] = high0 ^ c[3] ^ key1;
+    c[1] = low1;
+    c[3] = low0;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }

@@ -31,25 +31,34 @@ DD2_DEVICE unsigned mass_of(float below_largest) {
 // From which on logits have mass; a finite number.
 DD2_DEVICE float lowest_with_mass(float largest) { return Max()(largest - kNoMass, -kFloatMax); }
 
+// A logit that may be the answer, and its weight.
+struct alignas(8) Candidate {
+  float value;
+  unsigned weight;
+};
+
 // What a selection shares; the bins are zero between selections.
 template <int kBlock>
 struct alignas(16) Selection {
-  static constexpr int kBins = 4 * kBlock;
+  static constexpr int kOwn = kBlock < 128 ? 8 : 4;  // bins of a thread
+  static constexpr int kBins = kOwn * kBlock;
 
   unsigned low[kBins];   // of the bins' weights
   unsigned high[kBins];  // likewise, of masses
-  float value[kCandidates];
-  unsigned weight[kCandidates];
+  Candidate candidates[kCandidates];
   int size;  // of the bin that was found; kCandidates of them are kept
   int least, greatest;  // likewise, their keys
   unsigned place;
   unsigned long long above;  // weight of the bins above
+  unsigned long long inside, kept;  // of the bin, and of the answer and those above
   float answer;
 
   // Before a barrier and the first selection.
   DD2_DEVICE void clear() {
-    reinterpret_cast<uint4*>(low)[threadIdx.x] = make_uint4(0, 0, 0, 0);
-    reinterpret_cast<uint4*>(high)[threadIdx.x] = make_uint4(0, 0, 0, 0);
+    for (int n = 0; n < kOwn / 4; ++n) {
+      reinterpret_cast<uint4*>(low)[n * kBlock + threadIdx.x] = make_uint4(0, 0, 0, 0);
+      reinterpret_cast<uint4*>(high)[n * kBlock + threadIdx.x] = make_uint4(0, 0, 0, 0);
+    }
   }
 };
 
@@ -167,14 +176,14 @@ template <typename Weight, int kBlock>
 DD2_DEVICE float rank_candidates(typename Weight::Sum wanted, int size, Selection<kBlock>& s) {
   if (static_cast<int>(threadIdx.x) < size) {
     const int mine = static_cast<int>(threadIdx.x);
-    const float value = s.value[mine];
+    const Candidate own = s.candidates[mine];
     typename Weight::Sum ahead = 0;
     DD2_NO_UNROLL
     for (int n = 0; n < size; ++n) {
-      const float other = s.value[n];
-      if (other > value || (other == value && n < mine)) ahead += s.weight[n];
+      const Candidate other = s.candidates[n];
+      if (other.value > own.value || (other.value == own.value && n < mine)) ahead += other.weight;
     }
-    if (ahead < wanted && wanted - ahead <= s.weight[mine]) s.answer = value;
+    if (ahead < wanted && wanted - ahead <= own.weight) s.answer = own.value;
   }
   __syncthreads();
   return s.answer;
@@ -194,19 +203,24 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
     }
   });
   __syncthreads();
-  // From the top: a thread has four neighbouring bins, and leaves them empty.
-  const int mine = kBlock - 1 - static_cast<int>(threadIdx.x);
-  uint4& low = reinterpret_cast<uint4*>(s.low)[mine];
-  const unsigned lows[4] = {low.w, low.z, low.y, low.x};
-  low = make_uint4(0, 0, 0, 0);
-  Sum weights[4] = {lows[0], lows[1], lows[2], lows[3]};
-  if constexpr (sizeof(Sum) == 8) {
-    uint4& high = reinterpret_cast<uint4*>(s.high)[mine];
-    const unsigned highs[4] = {high.w, high.z, high.y, high.x};
-    high = make_uint4(0, 0, 0, 0);
-    for (int n = 0; n < 4; ++n) weights[n] |= static_cast<Sum>(highs[n]) << 32;
+  // From the top: a thread has neighbouring bins, and leaves them empty.
+  constexpr int kOwn = Selection<kBlock>::kOwn;
+  const int mine = kOwn * (kBlock - 1 - static_cast<int>(threadIdx.x));
+  Sum weights[kOwn], own = 0;
+  for (int n = 0; n < kOwn; n += 4) {
+    const int first = mine + kOwn - 4 - n;
+    uint4& low = *reinterpret_cast<uint4*>(s.low + first);
+    const unsigned lows[4] = {low.w, low.z, low.y, low.x};
+    low = make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < 4; ++i) weights[n + i] = lows[i];
+    if constexpr (sizeof(Sum) == 8) {
+      uint4& high = *reinterpret_cast<uint4*>(s.high + first);
+      const unsigned highs[4] = {high.w, high.z, high.y, high.x};
+      high = make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < 4; ++i) weights[n + i] |= static_cast<Sum>(highs[i]) << 32;
+    }
+    for (int i = 0; i < 4; ++i) own += weights[n + i];
   }
-  const Sum own = weights[0] + weights[1] + weights[2] + weights[3];
   const Scan<Sum> scan = block_scan<kBlock>(own);
   if (first) search.wanted = weight.wanted(scan.total);
   if (scan.total < search.wanted) {
@@ -217,8 +231,8 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
   if (scan.before < search.wanted && search.wanted - scan.before <= own) {
     Sum above = scan.before;
     int n = 0;
-    for (; n < 3 && search.wanted - above > weights[n]; ++n) above += weights[n];
-    s.place = Bins::kFirst + static_cast<unsigned>(4 * mine + 3 - n);
+    for (; n < kOwn - 1 && search.wanted - above > weights[n]; ++n) above += weights[n];
+    s.place = Bins::kFirst + static_cast<unsigned>(mine + kOwn - 1 - n);
     s.above = above;
     s.size = 0;
     s.least = 0x7fffffff;
@@ -237,8 +251,7 @@ DD2_DEVICE void search_bins(const Row& row, int vocabulary, const Bins& bins, co
       least = Min()(least, key);
       greatest = Max()(greatest, key);
       if (n >= kCandidates) continue;
-      s.value[n] = logit;
-      s.weight[n] = weight(logit);
+      s.candidates[n] = {logit, weight(logit)};
     }
   });
   if (least <= greatest) {
@@ -288,11 +301,9 @@ DD2_DEVICE float normal_quantile(float upper_tail) {
   return upper_tail < 0.5f ? z : -z;
 }
 
-// The k-th largest of the row's logits, 1 <= k < finite. Were they normal, a few more than k would
-// be counted.
-template <int kBlock, typename Row>
-DD2_DEVICE float row_kth_largest(const Row& row, int vocabulary, int k, const RowSummary& summary,
-                                 Selection<kBlock>& s) {
+// Below the k-th largest of the row's logits, 1 <= k < finite, if they are normal: a few more than k
+// are at least this.
+DD2_DEVICE float guess_kth_largest(int k, const RowSummary& summary) {
   const float count = static_cast<float>(k);
   const float tail = __fdividef(count - 0.5f, static_cast<float>(summary.finite));
   const float margin = fused_multiply_add(0.5f, rsqrtf(count), 0.25f);
@@ -300,7 +311,14 @@ DD2_DEVICE float row_kth_largest(const Row& row, int vocabulary, int k, const Ro
       fused_multiply_add(summary.deviation, normal_quantile(tail) - margin, summary.mean);
   // From which the largest logit is not infinitely far.
   const float least = Max()(summary.largest - kFloatMax, -kFloatMax);
-  const float floor = guess > least ? guess : least;
+  return guess > least ? guess : least;
+}
+
+// The k-th largest of the row's logits, 1 <= k < finite.
+template <int kBlock, typename Row>
+DD2_DEVICE float row_kth_largest(const Row& row, int vocabulary, int k, const RowSummary& summary,
+                                 Selection<kBlock>& s) {
+  const float floor = guess_kth_largest(k, summary);
   return select_logit(row, vocabulary,
                       Counting{summary.largest, floor, static_cast<unsigned>(k)}, s);
 }

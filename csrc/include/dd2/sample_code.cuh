@@ -6,7 +6,7 @@
 // A row that does not fit is shared among warps, and the target's share again, until it is short.
 #pragma once
 
-#include "dd2/filter_row.cuh"
+#include "dd2/filter_share.cuh"
 #include "dd2/philox.cuh"
 #include "dd2/sample_code.h"
 
@@ -33,6 +33,11 @@ struct TemperedRow {
     return logits;
   }
 };
+
+template <LogitType kType>
+DD2_DEVICE TemperedRow<kType> tempered(const GuidedRow<kType>& row, float inverse_temperature) {
+  return {row, inverse_temperature};
+}
 
 using MassSum = unsigned long long;
 
@@ -83,33 +88,25 @@ DD2_DEVICE int find_code(const Row& row, int begin, int vocabulary, const KeptMa
 }
 
 // The first code whose running mass exceeds uniform * total mass, for the thread that finds it; -1
-// for the others. `uniform` is in shared memory.
-template <int kBlock>
-DD2_DEVICE int draw_code(const StagedRow& row, int vocabulary, const RowFilter& filter,
-                         const double& uniform) {
+// for the others. `uniform` is in shared memory; shares have all codes that are kept.
+template <int kBlock, typename Row>
+DD2_DEVICE int draw_code(const Row& row, const RowShare<kBlock>& share, int vocabulary,
+                         const RowFilter& filter, const double& uniform) {
   constexpr int kWarps = kBlock / kWarp;
   __shared__ MassSum parts[kWarps];
   const KeptMasses masses(filter);
-  // An odd number of fours a thread: no two of eight lanes read the same banks.
-  const int fours = (vocabulary + 4 * kBlock - 1) / (4 * kBlock) | 1;
-  const int first = fours * static_cast<int>(threadIdx.x);
-  const int left = (vocabulary + 3) / 4 - first, count = left < fours ? left : fours;
-  const float4* mine = reinterpret_cast<const float4*>(row.guided) + first;
   MassSum sum = 0;
-  DD2_UNROLL(kLoadsAhead)
-  for (int i = 0; i < count; ++i) {
-    const float4 v = mine[i];
-    sum += masses.of(Logits<4>{{v.x, v.y, v.z, v.w}});
-  }
+  for_each_logits<kBlock>(share, 0, [&](const auto& logits) { sum += masses.of(logits); });
   const MassSum up_to = warp_scan(sum, kWarp);
   if (lane_index() == kWarp - 1) parts[warp_index()] = up_to;
   __syncthreads();
-  const MassSum part = parts[lane_index() % kWarps], parts_up_to = warp_scan(part, kWarps);
+  const MassSum part = parts[threadIdx.x % kWarps], parts_up_to = warp_scan(part, kWarps);
   const MassSum total = __shfl_sync(kAllLanes, parts_up_to, kWarps - 1);
   MassSum target = target_of(uniform, total);
   if (find_lane(part, parts_up_to, kWarps, target) != warp_index()) return -1;
   const int lane = find_lane(sum, up_to, kWarp, target);
-  return find_code(row, 4 * fours * (warp_index() * kWarp + lane), vocabulary, masses, target);
+  const int first = 4 * share.most(vocabulary) * (warp_index() * kWarp + lane);
+  return find_code(row, first, vocabulary, masses, target);
 }
 
 // Likewise of a row in memory, which warps read side by side.
@@ -131,7 +128,7 @@ DD2_DEVICE int draw_code(const Row& row, int vocabulary, const RowFilter& filter
     __syncthreads();
     if (lane_index() == 0) parts[warp_index()] = sum;
     __syncthreads();
-    const MassSum part = parts[lane_index() % kWarps], up_to = warp_scan(part, kWarps);
+    const MassSum part = parts[threadIdx.x % kWarps], up_to = warp_scan(part, kWarps);
     if (end - begin == vocabulary) {
       target = target_of(uniform, __shfl_sync(kAllLanes, up_to, kWarps - 1));
     }
@@ -157,25 +154,28 @@ __global__ void __launch_bounds__(kBlock, 1024 / kBlock)
   }
   selection.clear();
   int code = -1;
-  const auto draw = [&](const auto& row, const RowSummary& summary) {
-    const RowFilter filter = filter_summarized(row, p.teacher, summary, selection);
-    if (filter.invalid) return threadIdx.x == 0;
-    code = draw_code<kBlock>(row, vocabulary, filter, uniform);
-    return code >= 0;
-  };
-  bool writes;
+  RowFilter filter;
   if constexpr (kStaged) {
-    const RowSummary summary = with_logit_type(p.teacher.logit_type, [&](auto type) {
-      const TemperedRow<type.value> row{GuidedRow<type.value>(p.teacher, row_index),
-                                        p.inverse_temperature};
-      return summarize<kBlock, true>(row, vocabulary, staged);
-    });
-    writes = draw(StagedRow{staged}, summary);
+    const GuidedRow<LogitType::kAny> row(p.teacher, row_index);
+    const auto with_row = [&](const auto& use) {
+      return row.with_type([&](const auto& typed) {
+        return use(tempered(typed, p.inverse_temperature));
+      });
+    };
+    RowShare<kBlock> share(staged, vocabulary);
+    filter = filter_staged(with_row, p.teacher, staged, share, selection);
+    if (!filter.invalid) {
+      code = with_row([&](const auto& row) {
+        return draw_code<kBlock>(row, share, vocabulary, filter, uniform);
+      });
+    }
   } else {
     const TemperedRow<kType> row{GuidedRow<kType>(p.teacher, row_index), p.inverse_temperature};
-    writes = draw(row, summarize<kBlock, false>(row, vocabulary, nullptr));
+    filter = filter_summarized(row, p.teacher, summarize<kBlock, false>(row, vocabulary, nullptr),
+                               selection);
+    if (!filter.invalid) code = draw_code<kBlock>(row, vocabulary, filter, uniform);
   }
-  if (writes) p.out[row_index] = code;
+  if (code >= 0 || (filter.invalid && threadIdx.x == 0)) p.out[row_index] = code;
 }
 
 }  // namespace dd2

@@ -11,8 +11,8 @@ enum class LogitType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kAny = 3
 
 // Threads of a block that filters a short row in shared memory, of so many logits at most: what does
 // not depend on the row's length costs each thread the same.
-constexpr int kFewThreads = 128;
-constexpr long long kFewThreadsRow = 8192;
+constexpr int kFewThreads = 64;
+constexpr long long kFewThreadsRow = 4096;
 
 struct TeacherRows {
   const void* logits;  // [rows, vocabulary], rows logits_stride elements apart
@@ -27,6 +27,11 @@ struct TeacherRows {
   LogitType logit_type;
 
   DD2_HD bool filtered() const { return (top_k > 0 && top_k < vocabulary) || top_p < 1.0f; }
+
+  // Threads of a block that filters a row.
+  DD2_HD int filter_threads(bool staged) const {
+    return staged && vocabulary <= kFewThreadsRow ? kFewThreads : kThreads;
+  }
 
   // What a row takes in shared memory: whole fours.
   DD2_HD long long staged_floats() const { return (vocabulary + 3) / 4 * 4; }

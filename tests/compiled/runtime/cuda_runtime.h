@@ -67,6 +67,12 @@ namespace no_device {
 inline void add_where(unsigned&, unsigned, float, float) {}
 inline unsigned char* shared_address(const void*) { return {}; }
 inline void count_in_shared(unsigned char*, unsigned, float, float) {}
+template <unsigned>
+void add_in_shared(unsigned char*, unsigned) {}
+inline void keep_in_shared(unsigned char*&, float, float) {}
+template <int>
+void tally_in_shared(unsigned char*, unsigned, unsigned) {}
+inline float4 load_four_of_shared(unsigned char*) { return {}; }
 template <int>
 void weigh_in_shared(unsigned char*, unsigned, unsigned, float, float) {}
 inline void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned) {}
