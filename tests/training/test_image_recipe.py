@@ -290,4 +290,6 @@ def test_a_configuration_of_an_unknown_recipe(tmp_path: Path, capsys) -> None:
     path = tmp_path / "own.toml"
     path.write_text('recipe = "sounds"\n')
     assert main(["train", str(path)]) == 2
-    assert "expected a recipe of distil, images, got 'sounds'" in capsys.readouterr().err
+    assert (
+        "expected a recipe of distil, images, digits, toy, got 'sounds'" in capsys.readouterr().err
+    )
