@@ -81,7 +81,9 @@ def shrink_bundle(folder: str | Path, out: str | Path, dtype: torch.dtype = torc
     folder, out = Path(folder), Path(out)
     bundle = load_bundle(folder)
     check_writable(out)
-    for name in filter(lambda name: _is_there(folder, name), PARTS):
+    for name in PARTS:
+        if not _is_there(folder, name):
+            continue
         header = read_header(folder / f"{name}.safetensors")
         save(out / f"{name}.safetensors", getattr(bundle, name).to(dtype), header["metadata"])
     settings = {**bundle.settings, STORED: str(dtype).removeprefix("torch.")}

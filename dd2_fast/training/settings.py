@@ -94,9 +94,10 @@ def as_field(name: str, value: Any, kind: Any, *, text: bool = False) -> Any:
         (kind,) = (one for one in inner if one is not types.NoneType)
         return as_field(name, value, kind, text=text)
     if origin is tuple:
-        values = value.strip("()").split(",") if text else value
-        if values == [""]:
-            values = []
+        values = value
+        if text:
+            inside = value.strip("()")
+            values = inside.split(",") if inside else []
         several = isinstance(values, list | tuple)
         kinds = inner[:1] * len(values) if several and inner[-1] is ... else inner
         if not several or len(values) != len(kinds):

@@ -115,6 +115,8 @@ def test_a_file_and_a_command_line_give_the_same(name: str, text: str, value: An
         ("inner.rate", "inf", float("inf"), "a finite number"),
         ("inner.betas", "0.1", [0.1], "2 values"),
         ("inner.betas", "0.1,x", [0.1, "x"], "a number"),
+        ("inner.betas", "", [], "2 values"),
+        ("inner.sizes", ",", [""], "an integer"),
         ("kind", "kl", "kl", "one of sid, dmd"),
     ],
 )

@@ -146,7 +146,8 @@ def test_stage_1_of_another_run(
     other = Path(shutil.copytree(expected, tmp_path / "other"))
     for stage in (ImageTokenizerStage, ImageTeacherStage, PairsStage, GroundTruthScoreStage):
         monkeypatch.setattr(stage, "step", lambda *_: pytest.fail("it was made again"))
-    settings = config(data, start=f"{other}:stage1", evaluation={"samples": 0})
+    later = {"evaluation": {"samples": 0}, "logits": {"steps": 7}}  # as nothing of it is of stage 1
+    settings = config(data, start=f"{other}:stage1", **later)
     own = CsdStage.step
 
     def stops(self, index, rng):

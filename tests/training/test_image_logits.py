@@ -21,7 +21,11 @@ from training.test_image_recipe import (
 
 import dd2_fast
 from dd2_fast import Sampler, checkpoints
+from dd2_fast.cli import main
+from dd2_fast.losses import TeacherScore, flow_pairs
 from dd2_fast.models import LogitStudent
+from dd2_fast.sampling.noise import image_noise
+from dd2_fast.training.config import LogitsConfig
 from dd2_fast.training.recipes import images
 from dd2_fast.training.recipes.images import ImagesConfig
 from dd2_fast.training.settings import configure
@@ -66,9 +70,11 @@ def test_writes_a_student_and_its_report(whole: tuple[Path, Path, str]) -> None:
     bundle = checkpoints.load_bundle(out)
     assert isinstance(bundle.generator, LogitStudent) and bundle.generator.flow_steps == 4
     assert dd2_fast.sample(out, [0, 1, 2], seed=4).shape == (3, 3, 8, 8)
-    steps = len(bundle.teacher.steps)
-    passed = [Sampler(out, jacobi=k)([0, 1, 2], seed=4, output="tokens") for k in (1, steps)]
-    assert passed[0].shape == passed[1].shape == (3, bundle.teacher.num_tokens)
+    # As many passes as the teacher has steps are DD1's map of the same noise.
+    teacher, labels = bundle.teacher, torch.arange(3)
+    exact = Sampler(out, jacobi=len(teacher.steps))(labels, seed=4, output="tokens")
+    noise = image_noise(4, torch.arange(3), (teacher.num_tokens, teacher.codebook.shape[1]))
+    assert torch.equal(exact, flow_pairs(noise, labels, TeacherScore(teacher), 4))
 
 
 def test_starts_from_the_trained_teacher(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -125,6 +131,16 @@ def test_two_processes_give_what_one_gives(whole: tuple[Path, Path, str], tmp_pa
     run_together(run_here, data, folder=tmp_path)
     names = ("teacher.word_embed.weight", "generator.head.weight")
     check_two_processes(tmp_path / "run", expected, names)
+
+
+@pytest.mark.parametrize("name", ["images_var", "images_llamagen", "fashion", "fashion_llamagen"])
+def test_every_configuration_of_images_has_settings_of_a_student(name: str, capsys) -> None:
+    """Of its own size, whichever method it has by itself."""
+    assert main(["train", name, "--list", "--set", "method=logits"]) == 0
+    lines = set(capsys.readouterr().out.splitlines())
+    assert "method=logits" in lines
+    usual = LogitsConfig()
+    assert not {f"logits.batch={usual.batch}", f"logits.steps={usual.steps}"} & lines
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 DONE = ("tokenizer", "classifier", "teacher", "pairs", "adaptation", "stage1")
 PAIRS = "pairs.safetensors"
-_LATER = ("regression.", "dd1.", "distill.", "evaluation.", "execution.", "watch.")
-_FREE = ("seed", "device", "last", "start", "overwrite", "source.data", "data.workers")
+_LATER = ("regression.", "dd1.", "distill.", "logits.", "evaluation.", "execution.", "watch.")
+_FREE = ("seed", "device", "last", "method", "start", "overwrite", "source.data", "data.workers")
 
 
 def stage1_settings(config: ImagesConfig, classes: Iterable[str]) -> dict[str, Any]:
