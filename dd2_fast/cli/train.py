@@ -180,17 +180,24 @@ def configuration(arguments: argparse.Namespace) -> tuple[ModuleType, Any]:
             raise ValueError(f"--{next(iter(given))}: the recipe {recipe} makes its own")
     else:
         # All at once: whether settings fit each other may depend on what the options give.
-        source, more = table.get("source", {}), {"start": arguments.start, "last": last}
+        source = table.get("source", {})
         if isinstance(source, dict):
             table["source"] = {**source, **given}
-        table |= {key: value for key, value in more.items() if value}
+        if last:
+            table["last"] = last
     try:
         config = configure(getattr(module, known[recipe])(), table)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     config = apply_settings(config, arguments.set)
-    if arguments.seed is not None:
-        config = dataclasses.replace(config, seed=arguments.seed)
+    # A start comes last: whether one fits may depend on what --set has changed.
+    own = {} if arguments.seed is None else {"seed": arguments.seed}
+    if arguments.start:
+        own["start"] = arguments.start
+    try:
+        config = dataclasses.replace(config, **own)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return module, config
 
 

@@ -143,6 +143,16 @@ def test_every_configuration_of_images_has_settings_of_a_student(name: str, caps
     assert not {f"logits.batch={usual.batch}", f"logits.steps={usual.steps}"} & lines
 
 
+@pytest.mark.parametrize("name", ["images_llamagen", "fashion_llamagen"])
+def test_a_start_fits_the_method_that_is_set(name: str, capsys) -> None:
+    """Not the one that the file has."""
+    argv = ["train", name, "--list", "--from", "run:stage1"]
+    assert main([*argv, "--set", "method=dd2"]) == 0
+    assert "start=run:stage1" in capsys.readouterr().out.splitlines()
+    assert main(argv) == 2
+    assert f"{name}: start: expected nothing for method logits" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
