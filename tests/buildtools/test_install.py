@@ -117,8 +117,9 @@ def test_a_source_distribution_is_the_checkout(tmp_path: Path) -> None:
 def test_installs_from_a_folder_of_any_name_twice_the_same(tmp_path: Path) -> None:
     source = unpacked_sdist(tmp_path)
     copy = shutil.copytree(source, tmp_path / "plain")
-    # Not optimized, for the time that it takes.
-    fast = script(tmp_path / "my tools" / "g++", f'exec "{real_gxx()}" "$@" -O0')
+    # Not optimized and for one instruction set alone, for the time that it takes.
+    old = 'case "$*" in *-v3*|*-mavx2*) exit 1;; esac; '
+    fast = script(tmp_path / "my tools" / "g++", f'{old}exec "{real_gxx()}" "$@" -O0')
     (tmp_path / "it's $TMP").mkdir()
     log = tmp_path / "log"
     launcher = script(tmp_path / "ccache", f'echo >>"{log}"; exec "$@"')
@@ -126,7 +127,7 @@ def test_installs_from_a_folder_of_any_name_twice_the_same(tmp_path: Path) -> No
     first = build("wheel", source, tmp_path / "1", CXX=named, TMPDIR=str(tmp_path / "it's $TMP"))
     second = build("wheel", copy, tmp_path / "2", CXX=named, MAX_JOBS="1")
     assert first.read_bytes() == second.read_bytes()
-    assert len(log.read_text().splitlines()) > 30
+    assert len(log.read_text().splitlines()) > 2 * len(list((source / "csrc" / "cpu").glob("*.cpp")))
     names = zipfile.ZipFile(first).namelist()
     made = {name for name in names if ".dist-info/" not in name and not name.endswith(".so")}
     assert made == packaged(copy) | {"dd2_fast/build.json"}
@@ -140,7 +141,7 @@ def test_installs_from_a_folder_of_any_name_twice_the_same(tmp_path: Path) -> No
     )
     out = run_installed(site, code, tmp_path)
     assert re.search(r"^extension +compiled for the CPU only \(DD2_FAST_CUDA=0\)$", out, re.M)
-    assert re.search(r"^  built_with +\S", out, re.M) and re.search(r"^  built_for +\S", out, re.M)
+    assert re.search(r"^  built_with +\S", out, re.M) and re.search(r"^  built_for +(v2|generic)$", out, re.M)
 
 
 @pytest.mark.slow
