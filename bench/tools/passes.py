@@ -6,9 +6,10 @@
     python bench/tools/quality.py --passes bench/results/passes        the tables
 
 ``RUN`` are folders of ``dd2-fast train`` over that teacher, which is a bundled one or that of a run
-over images (``train teacher``); guidance and filters are theirs, temperatures of logit students
-alone. The columns are those of ``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of
-one image by ``Sampler``, its least of some, on one thread.
+over images (``train teacher``), with DD1's network where they have one; guidance and filters are
+theirs, temperatures of logit students alone. The columns are those of
+``dd2_fast.metrics.evaluate_images``; ``ms`` are CPU milliseconds of one image by ``Sampler``, its
+least of some, on one thread.
 """
 
 from __future__ import annotations
@@ -131,19 +132,23 @@ def main() -> int:
     generators: dict[str, Any] = {} if bundle.generator is None else {"dd2": bundle.generator}
     runs: dict[str, Any] = {}
     for run in options.runs:
-        generator = checkpoints.load(run / "generator.safetensors")
-        generator.tokenizer, generator.teacher = bundle.tokenizer, bundle.teacher
         own = json.loads((run / "run.json").read_text())["settings"]
-        section = {"dd1": "regression", "dd2": "distill", "logits": "logits"}[own["method"]]
-        runs[run.name] = {"method": own["method"], "seed": own["seed"], **own[section]}
         if bundle.generator is None:
             score_of = own["score"]
-        if own["method"] != "logits":
-            generators[run.name] = generator
-            continue
-        for temperature in options.temperatures:
-            at = f"{run.name}, temperature {temperature:g}"
-            generators[run.name if temperature == 1 else at] = generator.at_temperature(temperature)
+        section = {"dd1": "regression", "dd2": "distill", "logits": "logits"}[own["method"]]
+        found = [(run.name, "generator", own["method"], section)]
+        if (run / "dd1.safetensors").exists():  # the baseline beside it
+            found.append((f"{run.name}/dd1", "dd1", "dd1", "dd1"))
+        for name, file, method, section in found:
+            generator = checkpoints.load(run / f"{file}.safetensors")
+            generator.tokenizer, generator.teacher = bundle.tokenizer, bundle.teacher
+            runs[name] = {"method": method, "seed": own["seed"], **own[section]}
+            if method != "logits":
+                generators[name] = generator
+                continue
+            for temperature in options.temperatures:
+                at = name if temperature == 1 else f"{name}, temperature {temperature:g}"
+                generators[at] = generator.at_temperature(temperature)
     sampling = {k: score_of[k] for k in ("cfg", "top_k", "top_p")}
     score = TeacherScore(bundle.teacher, **sampling)
     ways: dict[str, Any] = {}
