@@ -77,6 +77,12 @@ def add_parser(commands: Any) -> None:
         help="passes of the teacher over all tokens at once, with the same noise (default 0)",
     )
     parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of a logit student's codes: below 1 likelier images, above 1 more variety (default: "
+        "its own, 1 unless trained otherwise)",
+    )
+    parser.add_argument(
         "--teacher",
         help="the teacher of a model that comes without: a bundled name, a bundle or a checkpoint",
     )
@@ -125,6 +131,8 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
 
     try:
         model = one_step_model(arguments.model, arguments.tokenizer, arguments.config)
+        if arguments.temperature is not None:
+            model = _at_temperature(model, arguments.temperature)
         if arguments.teacher is not None:
             _attach_teacher(model, arguments.teacher)
         sampler = Sampler(
@@ -164,6 +172,14 @@ def _draw(arguments: argparse.Namespace, suffix: str, device: Any) -> int:
     run_job(sampler, labels, sink, **where, settings=settings, progress=not arguments.quiet)
     _write_grid(arguments, sampler, labels)
     return len(labels)
+
+
+def _at_temperature(model: Any, temperature: float) -> Any:
+    """A logit student at another temperature."""
+    if not hasattr(model, "at_temperature"):
+        kind = type(getattr(model, "generator", model)).__name__
+        raise ValueError(f"--temperature: expected with a logit student, got a {kind}")
+    return model.at_temperature(temperature)
 
 
 def _attach_teacher(model: Any, source: str) -> None:

@@ -4,6 +4,7 @@ to the exact flow map."""
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -123,6 +124,6 @@ class LogitStudent(BackboneNetwork):
 
 
 def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive, finite number, got {temperature}")
     return temperature

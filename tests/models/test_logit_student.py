@@ -70,8 +70,9 @@ def test_a_temperature_is_of_the_codes_alone(student: LogitStudent, tmp_path: Pa
     assert torch.equal(prepare(cold)(noise, LABELS), cold(noise, LABELS))
     save(tmp_path / "cold.safetensors", cold)
     assert load(tmp_path / "cold.safetensors").temperature == 0.5
-    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
-        student.at_temperature(0)
+    for bad in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"temperature: expected a positive, .* got {bad}"):
+            student.at_temperature(bad)
 
 
 def test_a_teacher_that_reads_nothing_is_matched(teacher: Any) -> None:

@@ -157,6 +157,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--teacher: expected a model without one" in capsys.readouterr().err
 
 
+def test_the_command_draws_at_another_temperature(tmp_path: Path, capsys: Any) -> None:
+    digits: Any = Sampler("digits")
+    student = LogitStudent.from_teacher(digits.teacher)
+    save(tmp_path / "student.safetensors", student, tokenizer=digits.tokenizer)
+    argv = ["sample", "--labels", "3,1", "--quiet", "--out", str(tmp_path / "out")]
+    of_it = [*argv, "--model", str(tmp_path / "student.safetensors")]
+    assert main([*of_it, "--temperature", "0.2"]) == 0
+    student.tokenizer = digits.tokenizer
+    expected = Sampler(student.at_temperature(0.2))([3, 1], output="np")
+    assert not np.array_equal(expected, Sampler(student)([3, 1], output="np"))
+    found = np.asarray(Image.open(tmp_path / "out" / "000000_3.png")).astype(int)
+    assert np.abs(found - expected[0]).max() <= 1
+    assert main([*of_it, "--temperature", "0.3"]) == 2  # the folder holds images of another
+    assert "holds another job" in capsys.readouterr().err
+    for value in ("0", "-1", "inf", "nan"):
+        assert main([*of_it, "--temperature", value]) == 2
+        assert "temperature: expected a positive, finite number" in capsys.readouterr().err
+    assert main([*argv, "--temperature", "0.9"]) == 2
+    expected_error = "--temperature: expected with a logit student, got a DD2Generator"
+    assert expected_error in capsys.readouterr().err
+
+
 def test_a_teacher_is_given_to_what_comes_without(tmp_path: Path, capsys: Any) -> None:
     digits: Any = Sampler("digits")
     student = LogitStudent.from_teacher(digits.teacher)
