@@ -77,45 +77,48 @@ class Variant:
     temperatures: tuple[float, ...] = (1.0,)  # that it is judged at
 
 
-_ADVERSARIAL: dict[str, Any] = {"step": 0.079, "added": "adversarial"}
-_DRIFT: dict[str, Any] = {"step": 0.063, "added": "drift", "share": 0.3}
-_LONG: dict[str, Any] = {"seconds": 3 * SECONDS, "temperatures": (1.0, 0.9)}
-_RATIO: dict[str, Any] = {"step": 0.2, "network": "dd2", "real": "draws"}
-_ALONE: dict[str, Any] = {
-    "step": 0.076,
-    "network": "dd2",
-    "own": "",
-    "added": "drift",
-    "share": 1.0,
-}
+def _adversarial(text: str, share: float = 0.3, real: str = "digits", **rest: Any) -> Variant:
+    text = f"{text}, {real}" + (f", share {share:g}" if share != 0.3 else "")
+    return Variant(text, 0.079, added="adversarial", real=real, share=share, **rest)
+
+
+def _drift(real: str) -> Variant:
+    return Variant(f"drift, {real}", 0.063, added="drift", real=real, share=0.3)
+
+
+def _drift_alone(real: str) -> Variant:
+    text = f"drift alone, {real}"
+    return Variant(text, 0.076, "dd2", own="", added="drift", real=real, share=1.0)
+
+
+def _csd_ratio(text: str, weight: str) -> Variant:
+    return Variant(text, 0.2, "dd2", real="draws", weight=weight)
+
+
+_LONG, _COOLER = 3 * SECONDS, (1.0, 0.9)
 VARIANTS = {
     "plain": Variant("its own loss, KL(teacher, student)", 0.046),
     "reverse": Variant("KL(student, teacher)", 0.046, own="reverse"),
     "symmetric": Variant("Jensen-Shannon", 0.046, own="symmetric"),
     "ratio": Variant("KL weighted by r", 0.065, real="draws", weight="forward"),
-    "adversarial": Variant("adversarial, draws", real="draws", share=0.3, **_ADVERSARIAL),
-    "adversarial_real": Variant("adversarial, digits", real="digits", share=0.3, **_ADVERSARIAL),
-    "adversarial_more": Variant(
-        "adversarial, digits, share 1", real="digits", share=1.0, **_ADVERSARIAL
-    ),
-    "adversarial_whole": Variant(
-        "adversarial, digits, share 1, of whole images",
-        real="digits",
-        share=1.0,
-        whole=True,
-        **_ADVERSARIAL,
-    ),
-    "drift": Variant("drift, draws", real="draws", **_DRIFT),
-    "drift_real": Variant("drift, digits", real="digits", **_DRIFT),
-    "plain_long": Variant("its own loss, thrice the time", 0.046, **_LONG),
-    "adversarial_long": Variant(
-        "adversarial, digits, thrice the time", real="digits", share=0.3, **_ADVERSARIAL, **_LONG
+    "adversarial": _adversarial("adversarial", real="draws"),
+    "adversarial_real": _adversarial("adversarial"),
+    "adversarial_more": _adversarial("adversarial", 1.0),
+    "adversarial_whole": _adversarial("adversarial of whole images", 1.0, whole=True),
+    "adversarial_symmetric": _adversarial("Jensen-Shannon, adversarial", own="symmetric"),
+    "drift": _drift("draws"),
+    "drift_real": _drift("digits"),
+    "plain_long": Variant("its own loss, long", 0.046, seconds=_LONG, temperatures=_COOLER),
+    "symmetric_long": Variant("Jensen-Shannon, long", 0.046, own="symmetric", seconds=_LONG),
+    "adversarial_long": _adversarial("adversarial, long", seconds=_LONG, temperatures=_COOLER),
+    "adversarial_symmetric_long": _adversarial(
+        "Jensen-Shannon, adversarial, long", own="symmetric", seconds=_LONG
     ),
     "csd": Variant("its own loss, CSD", 0.16, "dd2"),
-    "csd_ratio": Variant("CSD weighted by r", weight="forward", **_RATIO),
-    "csd_ratio_symmetric": Variant("CSD weighted by r / (1 + r)", weight="symmetric", **_RATIO),
-    "dd2_drift": Variant("drift alone, draws", real="draws", **_ALONE),
-    "dd2_drift_real": Variant("drift alone, digits", real="digits", **_ALONE),
+    "csd_ratio": _csd_ratio("CSD weighted by r", "forward"),
+    "csd_ratio_symmetric": _csd_ratio("CSD weighted by r / (1 + r)", "symmetric"),
+    "dd2_drift": _drift_alone("draws"),
+    "dd2_drift_real": _drift_alone("digits"),
 }
 
 
