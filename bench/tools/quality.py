@@ -215,6 +215,8 @@ def refinements(folder: Path) -> str:
     for of in (of for of in reports if len(of) > 1):
         every = [by_key(report) for report in of.values()]
         for key in every[0]:
+            if key.startswith("start, dd2"):
+                continue  # one network
             several.append(line([*text(key), str(len(every))], [rows[key] for rows in every]))
     if several:
         parts.append(table(["", "passes", "seeds", *columns], several))
