@@ -1,12 +1,13 @@
 """Prints the sections of bench/QUALITY.md.
 
     python bench/tools/quality.py [RUN...] [--ablations DIR] [--claims DIR] [--passes DIR]
-        [--tuning DIR]
+        [--tuning DIR] [--refinements DIR]
 
 Of runs of ``dd2-fast train digits`` and ``train toy`` their tables; of what ``ablations.py`` wrote
 the comparison of methods, of ``claims.py`` a table a claim; of what ``passes.py`` wrote generators
 with Jacobi passes after them; of the ``trials.json`` of ``dd2-fast tune``, as ``NAME.json``, the
-best trials, and of further ones of a single trial, as ``NAME-TEXT.json``, their distances.
+best trials, and of further ones of a single trial, as ``NAME-TEXT.json``, their distances; of what
+``refinements.py`` wrote a table of one seed and one of those of several.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from ablations import VARIANTS
 from cells import spread, table
 from claim_tables import CLAIMS
+from refinements import VARIANTS as REFINEMENTS
 
 ROWS = {
     "reconstruction": "real digits, tokenized",
@@ -165,6 +167,62 @@ def passes(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+REFINED = {name: column for name, column in PASSES.items() if name != "ms"} | {"fd": ("FD", 3)}
+
+
+def refinements(folder: Path) -> str:
+    """Every variant at the first seed, then those of several; rows are means of evaluations."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        found.setdefault(path.stem.rpartition("-")[0], {})[report["seed"]] = report
+    reports = [of for name in ("start", *REFINEMENTS) if (of := found.get(name))]
+    first = min(seed for of in reports for seed in of)
+
+    def means(rows: list[dict[str, float]]) -> dict[str, float]:
+        return {c: sum(r[c] for r in rows) / len(rows) for c in REFINED if c in rows[0]}
+
+    def by_key(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+        every = list(report["rows"].values())
+        return {key: means([of[key] for of in every if key in of]) for key in every[0]}
+
+    def line(told: list[str], rows: list[dict[str, float]]) -> list[str]:
+        columns = ((c, d) for c, (_, d) in REFINED.items())
+        return told + [spread([r[c] for r in rows], d) if c in rows[0] else "" for c, d in columns]
+
+    def text(key: str) -> tuple[str, str]:
+        name, _, passes = key.rpartition("+")
+        if name == "start, dd2":
+            return "DD2: as it was", passes
+        variant, comma, rest = name.partition(",")
+        if variant == "start":
+            return f"student: as it was{comma}{rest}", passes
+        network = {"student": "student", "dd2": "DD2"}[REFINEMENTS[variant].network]
+        return f"{network}: {REFINEMENTS[variant].text}{comma}{rest}", passes
+
+    one = [of[first] for of in reports if first in of]
+    rows = [line(["teacher", "16 steps", "", ""], [means(list(one[0]["teacher"].values()))])]
+    apart = []
+    for report in one:
+        rest = [str(report["steps"]), f"{report['cpu_seconds']:.0f}"]
+        rows += [line([*text(key), *rest], [row]) for key, row in by_key(report).items()]
+        a, b = (report["rows"][seed] for seed in sorted(report["rows"])[:2])
+        apart += [{c: abs(a[k][c] - b[k][c]) for c in REFINED if c in a[k]} for k in b if k in a]
+    rows.append(line(["two evaluations differ by", "1", "", ""], [means(apart)]))
+    columns = [name for name, _ in REFINED.values()]
+    parts = [table(["", "passes", "steps", "CPU seconds", *columns], rows)]
+    several = []
+    for of in (of for of in reports if len(of) > 1):
+        every = [by_key(report) for report in of.values()]
+        for key in every[0]:
+            if key.startswith("start, dd2"):
+                continue  # one network
+            several.append(line([*text(key), str(len(every))], [rows[key] for rows in every]))
+    if several:
+        parts.append(table(["", "passes", "seeds", *columns], several))
+    return "\n\n".join(parts)
+
+
 _DISTANCES = {"fd": ("FD", 3), "fd_class": ("per class", 2), "fd_pixel": ("pixel", 4)}
 _SHOWN = 4  # trials
 
@@ -219,6 +277,7 @@ def main() -> int:
     parser.add_argument("--claims", type=Path, help="folder that bench/tools/claims.py wrote")
     parser.add_argument("--passes", type=Path, help="folder that bench/tools/passes.py wrote")
     parser.add_argument("--tuning", type=Path, help="folder of trials.json of dd2-fast tune")
+    parser.add_argument("--refinements", type=Path, help="folder that refinements.py wrote")
     options = parser.parse_args()
     runs = [json.loads((folder / "run.json").read_text()) for folder in options.runs]
     found = {name: [run for run in runs if run["recipe"] == name] for name in ("digits", "toy")}
@@ -232,6 +291,8 @@ def main() -> int:
         parts += [f"### {title}\n\n{text}" for title, text in made.items() if text]
     if options.passes:
         parts.append(f"## Jacobi passes\n\n{passes(options.passes)}")
+    if options.refinements:
+        parts.append(f"## Refinements\n\n{refinements(options.refinements)}")
     if options.tuning:
         parts.append(f"## Tuning\n\n{tuning(options.tuning)}")
     if found["toy"]:

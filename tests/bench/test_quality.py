@@ -53,3 +53,14 @@ def test_the_committed_tuning_is_made_from_the_committed_files(tmp_path: Path) -
     quality = (BENCH / "QUALITY.md").read_text()
     assert len(tables) == 2 * len(studies) >= 2
     assert all(table in quality for table in tables)
+
+
+def test_the_committed_refinements_are_made_from_the_committed_files(tmp_path: Path) -> None:
+    folder = BENCH / "results" / "refinements"
+    printed = run_python(
+        str(BENCH / "tools" / "quality.py"), "--refinements", str(folder), folder=tmp_path
+    ).strip()
+    tables = [part for part in printed.split("\n\n") if part.startswith("|")]
+    quality = (BENCH / "QUALITY.md").read_text()
+    assert len(tables) == 2 and tables[0].count("\n") > len(list(folder.glob("*-0.json")))
+    assert all(table in quality for table in tables)
