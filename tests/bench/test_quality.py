@@ -37,4 +37,5 @@ def test_the_committed_tables_are_made_from_the_committed_files(name: str, tmp_p
     }
     quality = (BENCH / "QUALITY.md").read_text()
     assert len(tables) >= len(least[name]) >= 1
+    assert sum(table.count("\n|") for table in tables) > len(files)  # rows
     assert all(table in quality for table in tables)
